@@ -1,0 +1,5 @@
+"""Models registered in the scope ``mmvisiongru``."""
+
+from .backbones import VisionGRU
+
+__all__ = ['VisionGRU']

@@ -1,0 +1,5 @@
+"""Backbones."""
+
+from .visiongru import VisionGRU
+
+__all__ = ['VisionGRU']

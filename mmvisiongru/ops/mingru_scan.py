@@ -1,0 +1,233 @@
+"""The minGRU scan: validation, choice of backend, and registration with the framework.
+
+Two public functions share the backends. ``mingru_scan`` scans a sequence with separate pre-activations;
+``mingru_scan_2d`` scans a projected map along several paths at once, which is what the mixer calls: the
+backends address the paths inside the one tensor, so nothing is flipped, split or concatenated.
+
+A backend is a module of this package that exports ``unsupported(device, dtype)``, ``forward`` and
+``backward`` with the signatures of ``reference.py``. A new one is a file and a line in ``BACKENDS``.
+"""
+
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from .paths import PATHS
+
+# In the order in which 'auto' prefers them; the reference is never chosen for the user.
+BACKENDS = {'torch': 'torch_scan', 'reference': 'reference'}
+CANDIDATES = ('g', 'linear')
+FLOPS_PER_ELEMENT = 4  # (1 - z) h + z c: two multiply-adds
+
+
+def _backend(name: str) -> ModuleType:
+    return import_module(f'.{BACKENDS[name]}', __package__)
+
+
+def runnable_backends(device='cpu', dtype: torch.dtype = torch.float32) -> list[str]:
+    """Names of the backends that can run on ``device``, the one that 'auto' takes first."""
+    device = torch.device(device)
+    return [name for name in BACKENDS if not _backend(name).unsupported(device, dtype)]
+
+
+def _resolve(name: str, x: Tensor) -> ModuleType:
+    """'auto' takes the first backend that can run; a named one runs or raises with every reason."""
+    if name == 'auto':
+        return _backend(runnable_backends(x.device, x.dtype)[0])
+    if reasons := _backend(name).unsupported(x.device, x.dtype):
+        raise RuntimeError(f"scan backend '{name}' cannot run on {x.device}, {x.dtype}: {'; '.join(reasons)}")
+    return _backend(name)
+
+
+def _check(x: Tensor, candidate: str, backend: str) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f'the scan takes floating-point tensors, got {x.dtype}')
+    if candidate not in CANDIDATES:
+        raise ValueError(f'candidate must be one of {CANDIDATES}, got {candidate!r}')
+    if backend != 'auto' and backend not in BACKENDS:
+        raise ValueError(f"scan backend must be 'auto' or one of {tuple(BACKENDS)}, got {backend!r}")
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    """Backends read rows of D contiguous elements; anything between the rows is addressed by stride."""
+    return x if x.stride(-1) == 1 or x.size(-1) == 1 else x.contiguous()
+
+
+@torch.library.custom_op('mmvisiongru::mingru_scan', mutates_args=())
+def _scan_op(gate: Tensor, hidden: Tensor, reverse: bool, candidate: str, backend: str) -> Tensor:
+    out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    gate, hidden, out_5d = (_unit_stride(x)[:, None, :, None] for x in (gate, hidden, out))
+    _resolve(backend, gate).forward(gate, hidden, out_5d, 'row_reverse' if reverse else 'row', candidate)
+    return out
+
+
+@torch.library.custom_op('mmvisiongru::mingru_scan_backward', mutates_args=())
+def _scan_backward_op(
+    grad: Tensor,
+    gate: Tensor,
+    hidden: Tensor,
+    h: Tensor,
+    reverse: bool,
+    candidate: str,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    grads = tuple(torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) for _ in range(2))
+    args = (_unit_stride(x)[:, None, :, None] for x in (grad, gate, hidden, h, *grads))
+    _resolve(backend, gate).backward(*args, 'row_reverse' if reverse else 'row', candidate)
+    return grads
+
+
+@torch.library.custom_op('mmvisiongru::mingru_scan_2d', mutates_args=())
+def _scan_2d_op(projected: Tensor, paths: str, candidate: str, backend: str) -> Tensor:
+    x = _split_paths(projected, paths)
+    out = torch.empty((*x.shape[:4], x.size(5)), dtype=x.dtype, device=x.device)
+    _resolve(backend, x).forward(x[..., 1, :], x[..., 0, :], out, paths, candidate)
+    return out.flatten(3)
+
+
+@torch.library.custom_op('mmvisiongru::mingru_scan_2d_backward', mutates_args=())
+def _scan_2d_backward_op(
+    grad: Tensor, projected: Tensor, h: Tensor, paths: str, candidate: str, backend: str
+) -> Tensor:
+    x = _split_paths(projected, paths)
+    grad, h = (t.contiguous().unflatten(3, (x.size(3), x.size(5))) for t in (grad, h))
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _resolve(backend, x).backward(
+        grad, x[..., 1, :], x[..., 0, :], h, out[..., 1, :], out[..., 0, :], paths, candidate
+    )
+    return out.flatten(3)
+
+
+def _split_paths(projected: Tensor, paths: str) -> Tensor:
+    """View (B, H, W, P 2D) as (B, H, W, P, 2, D): path, then hidden and gate."""
+    number = paths.count(',') + 1
+    return projected.contiguous().unflatten(3, (number, 2, projected.size(3) // (2 * number)))
+
+
+@_scan_op.register_fake
+def _(gate, hidden, reverse, candidate, backend):
+    return gate.new_empty(gate.shape)
+
+
+@_scan_backward_op.register_fake
+def _(grad, gate, hidden, h, reverse, candidate, backend):
+    return gate.new_empty(gate.shape), gate.new_empty(gate.shape)
+
+
+@_scan_2d_op.register_fake
+def _(projected, paths, candidate, backend):
+    return projected.new_empty((*projected.shape[:3], projected.size(3) // 2))
+
+
+@_scan_2d_backward_op.register_fake
+def _(grad, projected, h, paths, candidate, backend):
+    return projected.new_empty(projected.shape)
+
+
+def _scan_setup(ctx, inputs, output):
+    gate, hidden, *ctx.options = inputs
+    ctx.save_for_backward(gate, hidden, output)
+
+
+def _scan_autograd(ctx, grad):
+    return (*_scan_backward_op(grad, *ctx.saved_tensors, *ctx.options), None, None, None)
+
+
+def _scan_2d_setup(ctx, inputs, output):
+    projected, *ctx.options = inputs
+    ctx.save_for_backward(projected, output)
+
+
+def _scan_2d_autograd(ctx, grad):
+    return _scan_2d_backward_op(grad, *ctx.saved_tensors, *ctx.options), None, None, None
+
+
+_scan_op.register_autograd(_scan_autograd, setup_context=_scan_setup)
+_scan_2d_op.register_autograd(_scan_2d_autograd, setup_context=_scan_2d_setup)
+
+
+@register_flop_formula([torch.ops.mmvisiongru.mingru_scan, torch.ops.mmvisiongru.mingru_scan_2d])
+def _scan_flops(*args, out_shape=None, **kwargs) -> int:
+    return FLOPS_PER_ELEMENT * torch.Size(out_shape).numel()
+
+
+@register_flop_formula(torch.ops.mmvisiongru.mingru_scan_backward)
+def _scan_backward_flops(grad_shape, *args, **kwargs) -> int:
+    return 2 * FLOPS_PER_ELEMENT * torch.Size(grad_shape).numel()
+
+
+@register_flop_formula(torch.ops.mmvisiongru.mingru_scan_2d_backward)
+def _scan_2d_backward_flops(grad_shape, *args, **kwargs) -> int:
+    return 2 * FLOPS_PER_ELEMENT * torch.Size(grad_shape).numel()
+
+
+def mingru_scan(
+    gate: Tensor,
+    hidden: Tensor,
+    *,
+    reverse: bool = False,
+    candidate: str = 'g',
+    backend: str = 'auto',
+) -> Tensor:
+    r"""Scan a sequence with minGRU (arXiv:2410.01201, appendix B.3.1).
+
+    h_t = (1 - z_t) h_{t-1} + z_t c_t,   z_t = sigmoid(gate_t),   c_t = g(hidden_t),   h_0 = 0.
+
+    Args:
+        gate, hidden (Tensor): Pre-activations, (B, L, D), same dtype and device; any strides.
+        reverse (bool): Read the tokens from the last to the first; h_t stays at position t.
+        candidate (str): 'g': g(x) = x + 0.5 for x >= 0, sigmoid(x) elsewhere (the released model);
+            'linear': c_t = hidden_t (arXiv:2412.18178, eq. 8).
+        backend (str): 'auto' takes the first of :func:`runnable_backends`.
+
+    Returns:
+        Tensor: h, (B, L, D), in gate.dtype; the state is accumulated in at least float32.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices differ, or an option is unknown.
+        RuntimeError: The named backend cannot run here; the message says why.
+    """
+    if gate.dim() != 3 or gate.shape != hidden.shape:
+        raise ValueError(
+            f'gate and hidden must both be (B, L, D), got {tuple(gate.shape)} and {tuple(hidden.shape)}'
+        )
+    if (gate.dtype, gate.device) != (hidden.dtype, hidden.device):
+        raise ValueError(f'gate is {gate.dtype} on {gate.device}, hidden {hidden.dtype} on {hidden.device}')
+    _check(gate, candidate, backend)
+    return _scan_op(gate, hidden, reverse, candidate, backend)
+
+
+def mingru_scan_2d(
+    projected: Tensor,
+    *,
+    paths: Sequence[str] = ('row', 'row_reverse'),
+    candidate: str = 'g',
+    backend: str = 'auto',
+) -> Tensor:
+    """Scan a projected map along several paths at once (arXiv:2412.18178, Algorithm 1).
+
+    Args:
+        projected (Tensor): (B, H, W, P * 2D); for each of the P paths D channels of hidden, then D of gate.
+        paths (Sequence[str]): Reading order of each path: 'row' is the row-major raster order,
+            'column' the column-major one, '*_reverse' the same order from the end.
+        candidate, backend: As in :func:`mingru_scan`.
+
+    Returns:
+        Tensor: (B, H, W, P * D), the states of each path at the token they belong to.
+
+    Raises:
+        ValueError: The channels do not divide into P * 2 parts, or an option is unknown.
+        RuntimeError: The named backend cannot run here; the message says why.
+    """
+    if unknown := [p for p in paths if p not in PATHS]:
+        raise ValueError(f'scan path must be one of {PATHS}, got {unknown[0]!r}')
+    if projected.dim() != 4 or not paths or projected.size(3) % (2 * len(paths)):
+        raise ValueError(
+            f'projected must be (B, H, W, P * 2D) with P = {len(paths)} paths, got {tuple(projected.shape)}'
+        )
+    _check(projected, candidate, backend)
+    return _scan_2d_op(projected, ','.join(paths), candidate, backend)
