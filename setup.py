@@ -1,19 +1,82 @@
 """Build definition of mmvisiongru."""
 
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
-ROOT = Path(__file__).parent
-VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'mmvisiongru/version.py').read_text())[1]
+ROOT = Path(__file__).resolve().parent
+# What OpenMMLab tools look for in `<package>/.mim`.
+MIM = ('configs', 'tools', 'model-index.yml')
+# A build folder in the tree would carry files of an older build into the next wheel.
+BUILD = tempfile.TemporaryDirectory()
+
+
+def copy_mim(package):
+    """Copy configs, tools and the model index to ``package/.mim``."""
+    for name in MIM:
+        source, target = ROOT / name, package / '.mim' / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__', '*.pyc'))
+        else:
+            shutil.copyfile(source, target)
+
+
+def link_mim(package):
+    """Link them instead, so that an editable install shows every edit."""
+    shutil.rmtree(package / '.mim', ignore_errors=True)
+    (package / '.mim').mkdir()
+    for name in MIM:
+        (package / '.mim' / name).symlink_to(Path('..', '..', name))
+
+
+class BuildPyWithMim(build_py):
+    """``build_py`` that adds ``.mim``; all wheels, editable ones too, pass through here."""
+
+    def run(self):
+        """Build the modules, then ``.mim`` beside them."""
+        super().run()
+        if self.editable_mode:
+            link_mim(ROOT / 'mmvisiongru')
+        else:
+            copy_mim(Path(self.build_lib, 'mmvisiongru'))
+
+
+class SdistWithMim(sdist):
+    """``sdist`` whose package folder holds ``.mim``, as an installed one does."""
+
+    def make_release_tree(self, base_dir, files):
+        """Lay out the release, then ``.mim`` in it."""
+        super().make_release_tree(base_dir, files)
+        copy_mim(Path(base_dir, 'mmvisiongru'))
+
+
+def requirements(name):
+    """Lines of ``requirements/<name>.txt`` without comments."""
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+    return [line for line in lines if line and not line.startswith('#')]
+
 
 setup(
     name='mmvisiongru',
-    version=VERSION,
-    description='VisionGRU backbone for mmsegmentation and mmpretrain',
+    version=re.search(r"__version__ = '(.+)'", (ROOT / 'mmvisiongru/version.py').read_text())[1],
+    description='VisionGRU, an image backbone of linear cost, for mmsegmentation and mmpretrain',
     license='Apache-2.0',
+    license_files=['LICENSE'],
     packages=find_packages(include=['mmvisiongru', 'mmvisiongru.*']),
     python_requires='>=3.10',
+    # Two families of distributions provide mmengine, mmcv, mmseg and mmpretrain in the same
+    # folders, and torch comes in builds for each accelerator: requiring either here would let pip
+    # overwrite a working set. `mmvisiongru/__init__.py` checks what is there and says what to do;
+    # the extra `mim` asks for the default.
     install_requires=['packaging'],
+    extras_require={'mim': requirements('mminstall'), 'tests': requirements('tests')},
+    cmdclass={'build_py': BuildPyWithMim, 'sdist': SdistWithMim},
+    options={'build': {'build_base': BUILD.name}, 'egg_info': {'egg_base': BUILD.name}},
+    zip_safe=False,
 )
