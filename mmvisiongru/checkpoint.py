@@ -1,6 +1,7 @@
 """Reading checkpoints without running what is in them."""
 
 import pickle
+import re
 from logging import WARNING
 
 import numpy as np
@@ -8,32 +9,57 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 from torch import nn
 
+from mmvisiongru.errors import InputError
+
+
+def _statistic(owner, name: str):
+    """Look up a statistic of HistoryBuffer, which pickle stores as a call of ``getattr``.
+
+    The real ``getattr`` must not be on the list: from it and ``HistoryBuffer.__setstate__`` a file can put
+    together a call of any function.
+    """
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+        raise pickle.UnpicklingError(f'GLOBAL getattr({owner!r}, {name!r})')
+    return getattr(owner, name)
+
+
+_statistic.__module__, _statistic.__name__, _statistic.__qualname__ = 'builtins', 'getattr', 'getattr'
+
 
 def _safe_globals() -> list:
     """What a checkpoint of mmengine holds besides tensors: its log buffers and their numpy arrays."""
     dtypes = {type(np.dtype(t)) for t in (np.float32, np.float64, np.int32, np.int64, np.uint32, np.bool_)}
     reconstruct = np.empty(0).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
-    return [HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, *dtypes]
+    return [HistoryBuffer, _statistic, np.ndarray, np.dtype, reconstruct, scalar, *dtypes]
 
 
-def load_checkpoint_file(path: str) -> dict:
-    """Read a checkpoint onto the CPU as data only; nothing in it is executed.
+def load_checkpoint_file(path: str, map_location='cpu') -> dict:
+    """Read a checkpoint as data only; nothing in it is executed.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is no checkpoint, is damaged, or holds more than weights and plain data.
+        InputError: There is no such file, it is no checkpoint, is damaged, or holds more than weights and
+            plain data.
     """
     try:
         with torch.serialization.safe_globals(_safe_globals()):
             if '://' in str(path):
-                return torch.hub.load_state_dict_from_url(str(path), map_location='cpu', weights_only=True)
-            return torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split('\n')[0]
-        raise ValueError(f'{path}: not loaded, the file is damaged or asks to run code ({reason})') from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f'{path}: not a readable checkpoint ({str(error).splitlines()[0]})') from error
+                return torch.hub.load_state_dict_from_url(
+                    str(path), map_location=map_location, weights_only=True
+                )
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f'checkpoint {path} does not exist') from None
+    # A damaged file fails in many ways: besides unpickling and zip errors, as KeyError, EOFError, OSError.
+    except Exception as error:
+        code = re.search(r'GLOBAL (.*?)(?: was not an| whose module|$)', str(error), re.MULTILINE)
+        if isinstance(error, pickle.UnpicklingError) and code:
+            reason = f'asks for {code[1]}, which is no data and could run code; it was not loaded'
+        else:
+            lines = [line.strip() for line in str(error).split('WeightsUnpickler error:')[-1].splitlines()]
+            detail = ': '.join([type(error).__name__, *filter(None, lines)][:2])
+            reason = f'is not a readable checkpoint ({detail})'
+        raise InputError(f'checkpoint {path} {reason}') from error
 
 
 def state_dict_of(checkpoint: dict, prefix: str | None = None) -> dict:
@@ -61,7 +87,7 @@ def check_pretrained(module: nn.Module) -> None:
     """Check the checkpoint that a module's ``init_cfg=dict(type='Pretrained')`` names before it is loaded.
 
     Raises:
-        ValueError: No parameter of the module is in the file. A partial match is logged, key by key.
+        InputError: No parameter of the module is in the file. A partial match is logged, key by key.
     """
     cfgs = module.init_cfg if isinstance(module.init_cfg, (list, tuple)) else [module.init_cfg or {}]
     for cfg in cfgs:
@@ -72,7 +98,7 @@ def check_pretrained(module: nn.Module) -> None:
         unfit, own = unfit_keys(module, state), module.state_dict()
         fitting = sum(k in state and state[k].shape == v.shape for k, v in own.items())
         if not fitting:
-            raise ValueError(
+            raise InputError(
                 f'{path}: none of the {len(own)} parameters of {type(module).__name__} is in the '
                 f'{len(state)} keys under prefix {prefix!r}; {"; ".join(unfit[:3])}'
             )

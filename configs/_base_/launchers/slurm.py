@@ -1,4 +1,4 @@
-"""The tasks that srun starts: `tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR`."""
+"""The tasks that srun starts: `tools/slurm_train.sh PARTITION JOB_NAME CONFIG`."""
 
 launcher = 'slurm'
 env_cfg = dict(
