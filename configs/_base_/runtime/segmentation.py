@@ -1,0 +1,28 @@
+"""Hooks, logging and seed of a segmentation run. `env_cfg` comes with the launcher, in ../launchers."""
+
+default_scope = 'mmseg'
+
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(
+        type='CheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=3, save_best='mIoU'
+    ),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    visualization=dict(type='SegVisualizationHook', draw=False),
+)
+
+vis_backends = [dict(type='LocalVisBackend')]
+visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')
+log_processor = dict(by_epoch=False)
+
+# Merges the predictions of `tta_pipeline` under `tools/test.py --tta`.
+tta_model = dict(type='SegTTAModel')
+
+# Without a seed a resumed run does not see the data in the order it would have.
+randomness = dict(seed=0, deterministic=False)
+
+log_level = 'INFO'
+load_from = None
+resume = False

@@ -1,0 +1,18 @@
+"""160k iterations at global batch 16 with AdamW, in the practice of Swin's UperNet."""
+
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
+    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys=dict(pos_embed=dict(decay_mult=0.0))),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
+    # Until the last iteration, which `train_cfg.max_iters` sets.
+    dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=1500),
+]
+
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+
+auto_scale_lr = dict(base_batch_size=16, enable=False)

@@ -1,0 +1,32 @@
+"""300 epochs at global batch 1024 in the practice of DeiT and Swin; scale lr with the global batch."""
+
+optim_wrapper = dict(
+    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
+    paramwise_cfg=dict(
+        norm_decay_mult=0.0,
+        bias_decay_mult=0.0,
+        custom_keys=dict(pos_embed=dict(decay_mult=0.0)),
+    ),
+    clip_grad=dict(max_norm=5.0),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=20, convert_to_iter_based=True),
+    # One step an epoch until the last, which `train_cfg.max_epochs` sets.
+    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=20),
+]
+# Decay 0.9999, reached by way of (1 + n) / (10 + n): a short run gets useful averaged weights too.
+custom_hooks = [
+    dict(
+        type='EMAHook',
+        ema_type='MomentumAnnealingEMA',
+        momentum=1e-4,
+        gamma=9,
+        priority='ABOVE_NORMAL',
+    )
+]
+
+train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
+
+auto_scale_lr = dict(base_batch_size=1024, enable=False)

@@ -1,0 +1,9 @@
+"""UperNet with VisionGRU-tiny on ADE20K under slurm: `srun ... python tools/train.py` of this file."""
+
+_base_ = [
+    '../_base_/models/upernet_visiongru.py',
+    '../_base_/datasets/ade20k_512x512.py',
+    '../_base_/schedules/ade20k_bs16_adamw_160k.py',
+    '../_base_/runtime/segmentation.py',
+    '../_base_/launchers/slurm.py',
+]
