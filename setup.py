@@ -69,6 +69,7 @@ setup(
     license='Apache-2.0',
     license_files=['LICENSE'],
     packages=find_packages(include=['mmvisiongru', 'mmvisiongru.*']),
+    package_data={'mmvisiongru': ['ops/csrc/*']},
     python_requires='>=3.10',
     # Two families of distributions provide mmengine, mmcv, mmseg and mmpretrain in the same
     # folders, and torch comes in builds for each accelerator: requiring either here would let pip

@@ -1,0 +1,241 @@
+"""Convert released VisionGRU weights to this package's names, and back.
+
+    python tools/model_converters/official_to_mmvisiongru.py released.pth visiongru-tiny.pth
+    python tools/model_converters/official_to_mmvisiongru.py --reverse visiongru-tiny.pth released.pth
+
+The result serves mmpretrain as `load_from` and mmseg as
+`init_cfg=dict(type='Pretrained', checkpoint='visiongru-tiny.pth', prefix='backbone.')`.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mmvisiongru.checkpoint import load_checkpoint_file, unfit_keys
+from mmvisiongru.engine.cli import one_line_errors
+from mmvisiongru.errors import InputError
+from mmvisiongru.models import VisionGRU
+
+# Where training scripts put the weights in a checkpoint; without any of these the file is the weights.
+CONTAINERS = ('model', 'state_dict', 'model_ema')
+SEG_HEADS = ('decode_head.', 'auxiliary_head.')
+
+
+def name_table(depths, names):
+    """Pair every name of ours with the released names of its parts.
+
+    Args:
+        depths (Sequence[int]): Blocks of each stage.
+        names (Iterable[str]): Of either format; they say which heads there are.
+    Returns:
+        list[tuple[str, tuple[str, ...], int]]: Our name, the released names of its parts, and the
+        dimension along which the parts are joined.
+    """
+    modules = [(f'backbone.stem.{m}', f'tokenizer.{m}') for m in ('conv1', 'norm1', 'conv2', 'norm2')]
+    table = []
+    for i, depth in enumerate(depths):
+        if i:
+            here = f'backbone.stages.{i}.downsample'
+            modules += [(f'{here}.{m}', f'snake_gru.{m}{i}') for m in ('conv', 'norm')]
+        for j in range(depth):
+            here, there = f'backbone.stages.{i}.blocks.{j}', f'snake_gru.layers.{i}.{j}'
+            modules += [
+                (f'{here}.norm1', f'{there}.norm'),
+                (f'{here}.mixer.dwconv', f'{there}.dw_conv'),
+                (f'{here}.norm2', f'{there}.norm2'),
+                (f'{here}.mlp.fc1', f'{there}.projection1'),
+                (f'{here}.mlp.fc2', f'{there}.projection2'),
+            ]
+            # Path 0, 'row', is min_gru_1 and path 1, 'row_reverse', is min_gru_2. Rows of the input
+            # projection are outputs, columns of the output projection are inputs of a path.
+            for ours, theirs, dim in (('in_proj', 'to_hidden_and_gate', 0), ('out_proj', 'to_out', 1)):
+                parts = tuple(f'{there}.min_gru_{p}.{theirs}.weight' for p in (1, 2))
+                table.append((f'{here}.mixer.{ours}.weight', parts, dim))
+    if any(name.startswith(('fc.', 'head.fc.')) for name in names):
+        modules.append(('head.fc', 'fc'))
+    table += [(f'{ours}.{p}', (f'{theirs}.{p}',), 0) for ours, theirs in modules for p in ('weight', 'bias')]
+    return table + [(name, (name,), 0) for name in names if name.startswith(SEG_HEADS)]
+
+
+def count_blocks(names, prefix):
+    """Blocks of each stage, counted in names that go on as ``<prefix><stage>.<block>.`` or with 'blocks.'."""
+    blocks = {m.groups() for m in (re.match(rf'{prefix}(\d+)\.(?:blocks\.)?(\d+)\.', n) for n in names) if m}
+    count = Counter(int(stage) for stage, _ in blocks)
+    if not count:
+        raise InputError(f'no VisionGRU weights ({prefix}*) among {len(names)} keys, first {list(names)[:3]}')
+    return [count[stage] for stage in range(max(count) + 1)]
+
+
+def require_names(expected, found):
+    """Raise unless both hold the same names; the message has the number and the first ones."""
+    missing, unmapped = (
+        [n for n in expected if n not in found],
+        [n for n in found if n not in set(expected)],
+    )
+    parts = [
+        f'{len(names)} {kind} keys, first {", ".join(names[:3])}'
+        for kind, names in (('missing', missing), ('unmapped', unmapped))
+        if names
+    ]
+    if parts:
+        raise InputError('; '.join(parts))
+
+
+def require_model(state):
+    """Raise unless our names and shapes are those of the model; tell its embed_dims and depths."""
+    depths = count_blocks(state, r'backbone\.stages\.')
+    embed_dims = [len(state[f'backbone.stages.{i}.blocks.0.norm1.weight']) for i in range(len(depths))]
+    with torch.device('meta'):
+        in_channels = state['backbone.stem.conv1.weight'].shape[1]
+        model = nn.ModuleDict(
+            {'backbone': VisionGRU(dict(embed_dims=embed_dims, depths=depths), in_channels)}
+        )
+        if 'head.fc.weight' in state:
+            fc = nn.Linear(embed_dims[-1], len(state['head.fc.weight']))
+            model['head'] = nn.ModuleDict({'fc': fc})
+    unfit = unfit_keys(model, {k: v for k, v in state.items() if not k.startswith(SEG_HEADS)})
+    if unfit:
+        raise InputError(f'{len(unfit)} keys do not fit the model, first {"; ".join(unfit[:3])}')
+    return embed_dims, depths
+
+
+def to_mmvisiongru(state):
+    """Rename and fuse a released state dict, whatever wrappers it came through.
+
+    Raises:
+        InputError: A key is missing, unmapped or of another shape.
+    """
+    released = {}
+    for name, value in state.items():
+        plain = name.replace('_orig_mod.', '').removeprefix('module.')
+        plain = re.sub(r'^(backbone\.)?vig\.', '', plain)
+        if plain in released:
+            raise InputError(f'{plain} is there twice, under different prefixes')
+        released[plain] = value
+    # The step counter of torch.optim.swa_utils.AveragedModel is no weight.
+    released.pop('n_averaged', None)
+
+    table = name_table(count_blocks(released, r'snake_gru\.layers\.'), released)
+    require_names([name for _, parts, _ in table for name in parts], released)
+    ours = {}
+    for name, parts, dim in table:
+        values = [released[part] for part in parts]
+        if len({v.shape for v in values}) > 1:
+            raise InputError(f'{" and ".join(parts)} differ in shape: {[tuple(v.shape) for v in values]}')
+        ours[name] = torch.cat(values, dim) if len(values) > 1 else values[0]
+    require_model(ours)
+    return ours
+
+
+def to_released(state):
+    """Undo :func:`to_mmvisiongru`: a classifier gets plain names, a backbone ``vig.``, a segmentor both.
+
+    Raises:
+        InputError: The model has what the released one has not, such as a positional embedding.
+    """
+    table = name_table(count_blocks(state, r'backbone\.stages\.'), state)
+    require_names([name for name, _, _ in table], state)
+    require_model(state)
+    prefix = '' if 'head.fc.weight' in state else 'vig.'
+    if any(name.startswith(SEG_HEADS) for name in state):
+        prefix = 'backbone.vig.'
+    released = {}
+    for name, parts, dim in table:
+        for part, value in zip(parts, state[name].chunk(len(parts), dim), strict=True):
+            # A copy, as a slice would be saved with all of the tensor it is cut from.
+            released[part if part.startswith(SEG_HEADS) else prefix + part] = value.clone()
+    return released
+
+
+def read_weights(path, key=None):
+    """The state dict in a checkpoint file.
+
+    Raises:
+        InputError: There is none, or there are several and ``key`` does not say which.
+    """
+    # The options of the training script, which checkpoints often keep, are plain data.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        checkpoint = load_checkpoint_file(path)
+    if not isinstance(checkpoint, dict):
+        raise InputError(f'holds a {type(checkpoint).__name__}, not a state dict')
+    found = [c for c in CONTAINERS if isinstance(checkpoint.get(c), dict)]
+    if len(found) > 1 and not key:
+        raise InputError(f'holds weights under {" and ".join(found)}; choose with --key')
+    if key and key not in found:
+        raise InputError(f'holds no weights under {key}; there is {" and ".join(found) or "no such part"}')
+    state = checkpoint[key or found[0]] if found else checkpoint
+    odd = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    if odd:
+        raise InputError(f'{len(odd)} entries are not tensors, first {", ".join(map(str, odd[:3]))}')
+    return state
+
+
+def describe(state, source):
+    """What a converted checkpoint says of itself: architecture and origin."""
+    embed_dims, depths = require_model(state)
+    arch = dict(embed_dims=embed_dims, depths=depths)
+    named = [name for name, setting in VisionGRU.arch_settings.items() if setting == arch]
+    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    return dict(arch=named[0] if named else arch, **arch, source=Path(source).name, sha256=digest)
+
+
+def save_atomically(checkpoint, path):
+    """Write all of the file or nothing."""
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        torch.save(checkpoint, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def convert_file(src, dst, *, reverse=False, key=None, force=False):
+    """Read ``src``, write ``dst``; see the options of the same names.
+
+    Returns:
+        int: Number of tensors read.
+    Raises:
+        InputError: ``src`` is not what it should be, or ``dst`` cannot be written.
+    """
+    if dst.exists() and not force:
+        raise InputError(f'{dst} exists already; --force overwrites it')
+    if not dst.parent.is_dir():
+        raise InputError(f'{dst.parent} is not a directory')
+    try:
+        state = read_weights(src, key)
+        converted = to_released(state) if reverse else to_mmvisiongru(state)
+        if not reverse:
+            converted = dict(state_dict=converted, meta=describe(converted, src))
+    except InputError as error:
+        raise InputError(f'{src}: {error}') from error
+    save_atomically(converted, dst)
+    return len(state)
+
+
+def parse_args():
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument('src', type=Path, help='released checkpoint (one of ours with --reverse)')
+    parser.add_argument('dst', type=Path, help='file to write')
+    parser.add_argument('--reverse', action='store_true', help='from our names to the released ones')
+    parser.add_argument('--key', help='part of SRC with the weights if it has several, e.g. model_ema')
+    parser.add_argument('--force', action='store_true', help='overwrite DST')
+    return parser.parse_args()
+
+
+def main():
+    """Convert one file."""
+    args = parse_args()
+    with one_line_errors():
+        count = convert_file(args.src, args.dst, reverse=args.reverse, key=args.key, force=args.force)
+    print(f'{args.dst}: {count} tensors of {args.src} converted')
+
+
+if __name__ == '__main__':
+    main()
