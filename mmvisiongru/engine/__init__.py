@@ -1,0 +1,1 @@
+"""What the training and test scripts do around mmengine's Runner."""

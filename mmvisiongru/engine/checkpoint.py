@@ -1,0 +1,87 @@
+"""Checkpoints in front of a Runner: safe to read, whole, and fitting the model."""
+
+import os
+import re
+
+import torch
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from mmvisiongru.checkpoint import load_checkpoint_file, state_dict_of, unfit_keys
+from mmvisiongru.errors import InputError
+
+# A message stays one line on a screen or two, also when every key differs.
+SHOWN_KEYS = 4
+
+
+def refuse_pickled_code() -> None:
+    """Let no checkpoint in this process run code, by whatever way it is loaded.
+
+    mmengine retries a file that ``weights_only=True`` refuses without it, and allows ``getattr``, from which
+    a file can call any function. Files and http go through our loader from here on; the variable covers
+    the schemes that are left.
+    """
+    CheckpointLoader.register_scheme(
+        ('', 'http://', 'https://'), loader=lambda path, map_location: _load(path, map_location), force=True
+    )
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+
+
+def _load(path: str, map_location='cpu') -> dict:
+    return load_checkpoint_file(os.path.expanduser(path), map_location or 'cpu')
+
+
+def read_weights(path: str, resume: bool = False) -> dict[str, Tensor]:
+    """Names and shapes (as tensors without storage) of the weights in a checkpoint.
+
+    Args:
+        path (str): A file or an address that mmengine can load.
+        resume (bool): Demand the state of a training run as well.
+
+    Raises:
+        InputError: The file is missing, damaged, would run code, or does not hold what is needed.
+    """
+    checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
+    state = state_dict_of(checkpoint) if isinstance(checkpoint, dict) else {}
+    weights = {re.sub(r'^module\.', '', k): v.to('meta') for k, v in state.items() if torch.is_tensor(v)}
+    if not weights:
+        raise InputError(f'checkpoint {path} holds no weights')
+    if resume and not {'meta', 'message_hub'} <= set(checkpoint):
+        raise InputError(
+            f'checkpoint {path} holds weights but no training state to resume; '
+            f'to start from its weights: --cfg-options load_from={path}'
+        )
+    return weights
+
+
+def check_weights(model: nn.Module, weights: dict[str, Tensor], path: str, partly: bool = False) -> None:
+    """Compare the weights of a checkpoint with a model's.
+
+    Args:
+        model (nn.Module): The model, as a Runner holds it.
+        weights (dict): What :func:`read_weights` gave.
+        path (str): The checkpoint, for the message.
+        partly (bool): Some of the weights are enough.
+
+    Raises:
+        InputError: No key fits, or not all of them do and ``partly`` is not set.
+    """
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    # As in mmengine: older files lack the counter of batch norm.
+    own = [k for k in model.state_dict() if not k.endswith('num_batches_tracked')]
+    unfit = [line for line in unfit_keys(model, weights) if not line.endswith('num_batches_tracked')]
+    if not set(own) & set(weights):
+        raise InputError(
+            f'checkpoint {path} matches no key of the model: it holds {_some(weights)}, the model wants '
+            f'{_some(own)}; a released VisionGRU file needs tools/model_converters/official_to_mmvisiongru.py'
+        )
+    if unfit and not partly:
+        raise InputError(f'checkpoint {path} does not fit the model: {_some(unfit)}')
+
+
+def _some(items) -> str:
+    items = list(items)
+    more = f' and {len(items) - SHOWN_KEYS} more' if len(items) > SHOWN_KEYS else ''
+    return ', '.join(items[:SHOWN_KEYS]) + more

@@ -1,0 +1,76 @@
+"""What the command lines of the scripts share."""
+
+import os
+import os.path as osp
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from contextlib import contextmanager
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmvisiongru.errors import InputError
+
+
+def add_common_options(parser: ArgumentParser) -> None:
+    """Add the options that training and testing share."""
+    parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/CONFIG)')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision; needs a GPU')
+    parser.add_argument(
+        '--no-pin-memory', action='store_true', help='turn pin_memory off in every dataloader'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings over those of the config, KEY=VALUE; a list is KEY=a,b or KEY="[a,b]", nested ones as '
+        'KEY="[(a,b),(c,d)]"',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        help="how the processes are started (default: the config's `launcher`, else none)",
+    )
+    # torch.distributed.launch passes it; torchrun sets the variable.
+    parser.add_argument('--local_rank', '--local-rank', type=int, help='set by the launcher')
+
+
+def merge_common_options(cfg: Config, args: Namespace) -> None:
+    """Merge what :func:`add_common_options` added into the config; the command line wins."""
+    if args.work_dir or not cfg.get('work_dir'):
+        stem = osp.splitext(osp.basename(args.config))[0]
+        cfg.work_dir = args.work_dir or osp.join('./work_dirs', stem)
+    if args.launcher:
+        cfg.launcher = args.launcher
+    if args.local_rank is not None:
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name) or {}
+        if args.no_pin_memory and loader:
+            loader['pin_memory'] = False
+        # Torch refuses to keep workers when there are none.
+        if loader.get('num_workers') == 0:
+            loader['persistent_workers'] = False
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the Runner, or the one that ``runner_type`` names."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+@contextmanager
+def one_line_errors():
+    """End the program with exit code 2 and one line on stderr when the input cannot be used.
+
+    All processes of a distributed run meet the same error. The first of each node prints it and the launcher
+    then ends the others, so those wait; if nothing ends them the error was theirs alone, and they print it.
+    """
+    try:
+        yield
+    except InputError as error:
+        if (os.environ.get('LOCAL_RANK') or os.environ.get('SLURM_LOCALID') or '0') != '0':
+            time.sleep(20)
+        print('error:', ' '.join(str(error).split()), file=sys.stderr)
+        sys.exit(2)

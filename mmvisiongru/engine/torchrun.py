@@ -1,0 +1,53 @@
+"""torchrun as dist_train.sh and dist_test.sh call it: nodes from the environment, errors without noise.
+
+python -m mmvisiongru.engine.torchrun PROCESSES SCRIPT [ARGS]
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+
+def rendezvous_args(env: Mapping[str, str]) -> list[str]:
+    """Where the processes meet: NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT (or PORT) as torchrun options.
+
+    One node takes a free port by itself unless a port is given. Nodes of several must agree on one: 29500.
+    """
+    nodes, port = int(env.get('NNODES', 1)), env.get('MASTER_PORT') or env.get('PORT')
+    if nodes == 1 and not port:
+        return ['--standalone']
+    if nodes > 1 and not ('NODE_RANK' in env and 'MASTER_ADDR' in env):
+        sys.exit(f'error: NNODES={nodes} needs NODE_RANK and MASTER_ADDR, the address of node 0')
+    return [
+        f'--nnodes={nodes}',
+        f'--node_rank={env.get("NODE_RANK", 0)}',
+        f'--master_addr={env.get("MASTER_ADDR", "127.0.0.1")}',
+        f'--master_port={port or 29500}',
+    ]
+
+
+def main(processes: str, *command: str) -> None:
+    """Run the script in its processes; exit as the first one that failed.
+
+    A script that ends with code 2 has said in one line what is wrong with its input. Any other failure is
+    reported as torchrun does, process by process.
+    """
+    # The table of ChildFailedError says the same in full.
+    logging.getLogger('torch.distributed.elastic.multiprocessing.api').setLevel(logging.CRITICAL)
+    # torchrun's own default, taken without its banner.
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    try:
+        run.main([*rendezvous_args(os.environ), f'--nproc_per_node={processes}', *command])
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        if code != 2:
+            print(error, file=sys.stderr)
+        sys.exit(code if code > 0 else 128 - code)
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])
