@@ -63,46 +63,55 @@ def name_table(depths, names):
     return table + [(name, (name,), 0) for name in names if name.startswith(SEG_HEADS)]
 
 
+def first(names):
+    """The first few of a list, for a message of one line."""
+    return ', '.join(map(str, list(names)[:3]))
+
+
 def count_blocks(names, prefix):
     """Blocks of each stage, counted in names that go on as ``<prefix><stage>.<block>.`` or with 'blocks.'."""
-    blocks = {m.groups() for m in (re.match(rf'{prefix}(\d+)\.(?:blocks\.)?(\d+)\.', n) for n in names) if m}
+    pattern = re.compile(re.escape(prefix) + r'(\d+)\.(?:blocks\.)?(\d+)\.')
+    blocks = {m.groups() for m in map(pattern.match, names) if m}
     count = Counter(int(stage) for stage, _ in blocks)
     if not count:
-        raise InputError(f'no VisionGRU weights ({prefix}*) among {len(names)} keys, first {list(names)[:3]}')
+        raise InputError(f'none of {prefix}* among {len(names)} keys, first {first(names)}')
+    missing = [f'{prefix}{stage}.*' for stage in range(max(count)) if not count[stage]]
+    if missing:
+        raise InputError(f'missing {first(missing)}, though there are later stages')
     return [count[stage] for stage in range(max(count) + 1)]
 
 
 def require_names(expected, found):
     """Raise unless both hold the same names; the message has the number and the first ones."""
-    missing, unmapped = (
-        [n for n in expected if n not in found],
-        [n for n in found if n not in set(expected)],
-    )
-    parts = [
-        f'{len(names)} {kind} keys, first {", ".join(names[:3])}'
-        for kind, names in (('missing', missing), ('unmapped', unmapped))
-        if names
-    ]
-    if parts:
-        raise InputError('; '.join(parts))
+    known = set(expected)
+    lists = {
+        'missing': [n for n in expected if n not in found],
+        'unmapped': [n for n in found if n not in known],
+    }
+    wrong = [f'{len(names)} {kind} keys, first {first(names)}' for kind, names in lists.items() if names]
+    if wrong:
+        raise InputError('; '.join(wrong))
+
+
+def arch_of(state):
+    """The ``arch`` argument of a model, from the shapes of its weights under our names."""
+    depths = count_blocks(state, 'backbone.stages.')
+    widths = [len(state[f'backbone.stages.{i}.blocks.0.norm1.weight']) for i in range(len(depths))]
+    return dict(embed_dims=widths, depths=depths)
 
 
 def require_model(state):
-    """Raise unless our names and shapes are those of the model; tell its embed_dims and depths."""
-    depths = count_blocks(state, r'backbone\.stages\.')
-    embed_dims = [len(state[f'backbone.stages.{i}.blocks.0.norm1.weight']) for i in range(len(depths))]
+    """Raise unless our names and shapes are those of the model that ``arch_of`` says this is."""
+    arch = arch_of(state)
     with torch.device('meta'):
-        in_channels = state['backbone.stem.conv1.weight'].shape[1]
-        model = nn.ModuleDict(
-            {'backbone': VisionGRU(dict(embed_dims=embed_dims, depths=depths), in_channels)}
-        )
+        backbone = VisionGRU(arch, in_channels=state['backbone.stem.conv1.weight'].shape[1])
+        model = nn.ModuleDict({'backbone': backbone})
         if 'head.fc.weight' in state:
-            fc = nn.Linear(embed_dims[-1], len(state['head.fc.weight']))
+            fc = nn.Linear(arch['embed_dims'][-1], len(state['head.fc.weight']))
             model['head'] = nn.ModuleDict({'fc': fc})
     unfit = unfit_keys(model, {k: v for k, v in state.items() if not k.startswith(SEG_HEADS)})
     if unfit:
-        raise InputError(f'{len(unfit)} keys do not fit the model, first {"; ".join(unfit[:3])}')
-    return embed_dims, depths
+        raise InputError(f'{len(unfit)} keys do not fit the model, first {first(unfit)}')
 
 
 def to_mmvisiongru(state):
@@ -121,7 +130,7 @@ def to_mmvisiongru(state):
     # The step counter of torch.optim.swa_utils.AveragedModel is no weight.
     released.pop('n_averaged', None)
 
-    table = name_table(count_blocks(released, r'snake_gru\.layers\.'), released)
+    table = name_table(count_blocks(released, 'snake_gru.layers.'), released)
     require_names([name for _, parts, _ in table for name in parts], released)
     ours = {}
     for name, parts, dim in table:
@@ -139,7 +148,7 @@ def to_released(state):
     Raises:
         InputError: The model has what the released one has not, such as a positional embedding.
     """
-    table = name_table(count_blocks(state, r'backbone\.stages\.'), state)
+    table = name_table(count_blocks(state, 'backbone.stages.'), state)
     require_names([name for name, _, _ in table], state)
     require_model(state)
     prefix = '' if 'head.fc.weight' in state else 'vig.'
@@ -163,23 +172,22 @@ def read_weights(path, key=None):
     with torch.serialization.safe_globals([argparse.Namespace]):
         checkpoint = load_checkpoint_file(path)
     if not isinstance(checkpoint, dict):
-        raise InputError(f'holds a {type(checkpoint).__name__}, not a state dict')
+        raise InputError(f'{path} holds a {type(checkpoint).__name__}, not a state dict')
     found = [c for c in CONTAINERS if isinstance(checkpoint.get(c), dict)]
     if len(found) > 1 and not key:
-        raise InputError(f'holds weights under {" and ".join(found)}; choose with --key')
+        raise InputError(f'{path} holds weights under {" and ".join(found)}; choose with --key')
     if key and key not in found:
-        raise InputError(f'holds no weights under {key}; there is {" and ".join(found) or "no such part"}')
+        raise InputError(f'{path} holds no weights under {key}, but {" and ".join(found) or "at its top"}')
     state = checkpoint[key or found[0]] if found else checkpoint
     odd = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if odd:
-        raise InputError(f'{len(odd)} entries are not tensors, first {", ".join(map(str, odd[:3]))}')
+        raise InputError(f'{path}: {len(odd)} entries are not tensors, first {first(odd)}')
     return state
 
 
 def describe(state, source):
     """What a converted checkpoint says of itself: architecture and origin."""
-    embed_dims, depths = require_model(state)
-    arch = dict(embed_dims=embed_dims, depths=depths)
+    arch = arch_of(state)
     named = [name for name, setting in VisionGRU.arch_settings.items() if setting == arch]
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
     return dict(arch=named[0] if named else arch, **arch, source=Path(source).name, sha256=digest)
@@ -207,8 +215,8 @@ def convert_file(src, dst, *, reverse=False, key=None, force=False):
         raise InputError(f'{dst} exists already; --force overwrites it')
     if not dst.parent.is_dir():
         raise InputError(f'{dst.parent} is not a directory')
+    state = read_weights(src, key)
     try:
-        state = read_weights(src, key)
         converted = to_released(state) if reverse else to_mmvisiongru(state)
         if not reverse:
             converted = dict(state_dict=converted, meta=describe(converted, src))
