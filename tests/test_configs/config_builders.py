@@ -1,0 +1,90 @@
+"""Build the parts of a config as the runner does, without data, files or memory for weights."""
+
+import ast
+import copy
+import re
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+CLASSIFIER = 'classification/visiongru-tiny_8xb128_in1k.py'
+UPERNET = 'segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py'
+LEAVES = sorted(
+    str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
+)
+
+
+def load(name):
+    """Load a config by its path below configs/."""
+    return Config.fromfile(CONFIGS / name)
+
+
+def scope(cfg):
+    """Enter the default scope of a config for the length of a `with` block."""
+    return DefaultScope.overwrite_default_scope(cfg.default_scope)
+
+
+def build_model(cfg, device='meta'):
+    """Build the model with the data preprocessor that the runner would hand it."""
+    model = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor'):
+        model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
+    with scope(cfg), torch.device(device):
+        return MODELS.build(model)
+
+
+def build_dataset(cfg, split, **overrides):
+    """Build the data set of 'train', 'val' or 'test'; `lazy_init=True` in overrides reads no file."""
+    dataset = copy.deepcopy(cfg[f'{split}_dataloader'].dataset)
+    while 'dataset' in dataset and 'pipeline' not in dataset:
+        dataset = dataset.dataset
+    dataset.update(overrides)
+    with scope(cfg):
+        return DATASETS.build(dataset)
+
+
+def build_optimizer(cfg, model):
+    """Build the optimizer with its parameter groups."""
+    with scope(cfg):
+        return build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper)).optimizer
+
+
+def flatten(node, prefix=''):
+    """One dotted key for each leaf of a nest of dicts; lists are leaves."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {
+        key: value
+        for name, child in node.items()
+        for key, value in flatten(child, f'{prefix}.{name}' if prefix else name).items()
+    }
+
+
+def difference(child, parent):
+    """Keys whose values differ or that only one of two configs has, with the value in the first."""
+    ours, theirs = flatten(load(child).to_dict()), flatten(load(parent).to_dict())
+    missing = object()
+    return {
+        key: ours.get(key)
+        for key in ours.keys() | theirs.keys()
+        if ours.get(key, missing) != theirs.get(key, missing)
+    }
+
+
+def bases(path):
+    """The files that a config file names in `_base_`."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == '_base_':
+            value = ast.literal_eval(node.value)
+            return [(path.parent / base).resolve() for base in ([value] if isinstance(value, str) else value)]
+    return []
+
+
+def batch_in_name(name):
+    """GPUs and images a GPU that a file name states, e.g. (8, 128)."""
+    gpus, images = re.search(r'_(\d+)xb(\d+)[-_.]', name).groups()
+    return int(gpus), int(images)

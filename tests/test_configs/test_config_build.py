@@ -1,0 +1,202 @@
+"""Every config builds, says in its name what it does, and reaches its bases in at most two steps."""
+
+import inspect
+import re
+
+import pytest
+import torch
+from config_builders import (
+    CLASSIFIER,
+    CONFIGS,
+    LEAVES,
+    UPERNET,
+    bases,
+    batch_in_name,
+    build_dataset,
+    build_model,
+    build_optimizer,
+    difference,
+    load,
+    scope,
+)
+from mmengine.registry import HOOKS, PARAM_SCHEDULERS, VISUALIZERS
+from mmpretrain.evaluation import Accuracy
+from mmseg.evaluation import IoUMetric
+
+from mmvisiongru.models.backbones import VisionGRU
+
+SAVE_BEST = {'IoUMetric': 'mIoU', 'Accuracy': 'accuracy/top1'}
+TRAINED = [name for name in LEAVES if load(name).get('train_cfg')]
+
+
+def no_decay(name):
+    """The hand rule for parameters of norm layers, wherever they are: LayerNorm here, BN in the heads."""
+    return 'norm' in name or '.bn.' in name
+
+
+def test_names_of_the_specification_are_there():
+    names = {CLASSIFIER, CLASSIFIER.replace('.py', '_released.py'), UPERNET}
+    assert names | {name.replace('tiny', 'base') for name in names} <= {*LEAVES}
+    assert sum(name.startswith('ablations/') for name in LEAVES) == 14
+
+
+@pytest.mark.parametrize('name', LEAVES)
+def test_inheritance_is_shallow_and_by_text(name):
+    def files(path):
+        return 1 + max((files(base) for base in bases(path)), default=0)
+
+    text = (CONFIGS / name).read_text()
+    assert files(CONFIGS / name) <= 3
+    assert '::' not in text
+    assert 'get_config' not in text
+
+
+@pytest.mark.parametrize('name', LEAVES)
+def test_model_builds_with_only_arguments_of_visiongru(name):
+    cfg = load(name)
+    model = build_model(cfg)
+    segmentor = getattr(model, 'module', model)
+    assert type(segmentor.backbone) is VisionGRU
+    backbone = cfg.model.get('module', cfg.model).backbone
+    assert backbone.type == 'mmvisiongru.VisionGRU'
+    assert set(backbone) - {'type'} <= set(inspect.signature(VisionGRU).parameters)
+
+
+@pytest.mark.parametrize('name', LEAVES)
+def test_datasets_and_every_transform_build(name):
+    cfg = load(name)
+    for split in ('train', 'val', 'test'):
+        if not cfg.get(f'{split}_dataloader'):
+            continue
+        dataset = build_dataset(cfg, split, lazy_init=True)
+        assert len(dataset.pipeline.transforms) == len(cfg[f'{split}_dataloader'].dataset.pipeline)
+        assert cfg[f'{split}_dataloader'].dataset.data_root.startswith('data/')
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_batch_in_the_name_is_the_batch_that_lr_is_for(name):
+    cfg = load(name)
+    gpus, images = batch_in_name(name)
+    assert cfg.train_dataloader.batch_size == images
+    assert cfg.auto_scale_lr.base_batch_size == gpus * images
+    assert cfg.auto_scale_lr.enable is False
+
+
+@pytest.mark.parametrize('name', [name for name in TRAINED if '_upernet_8xb' in name])
+def test_iterations_in_the_name_are_those_trained(name):
+    assert load(name).train_cfg.max_iters == 1000 * int(re.search(r'-(\d+)k_', name).group(1))
+
+
+@pytest.mark.parametrize('name', LEAVES)
+def test_run_is_seeded_logged_and_keeps_the_best(name, tmp_path):
+    cfg = load(name)
+    assert isinstance(cfg.randomness.seed, int)
+    assert cfg.vis_backends
+    assert cfg.load_from is None
+    assert cfg.resume is False
+    with scope(cfg):
+        # The visualization hook draws on the visualizer that exists.
+        VISUALIZERS.build(dict(cfg.visualizer, name=name, save_dir=str(tmp_path)))
+        hooks = {key: HOOKS.build(hook) for key, hook in cfg.default_hooks.items()}
+    assert set(hooks) == {'timer', 'logger', 'param_scheduler', 'checkpoint', 'sampler_seed', 'visualization'}
+    assert hooks['checkpoint'].save_best == [SAVE_BEST[cfg.test_evaluator.type]]
+
+
+@pytest.mark.parametrize('name', [CLASSIFIER, UPERNET])
+def test_log_every_50_iterations(name):
+    with scope(load(name)):
+        assert HOOKS.build(load(name).default_hooks.logger).interval == 50
+
+
+def test_best_checkpoint_follows_a_figure_that_the_metric_reports():
+    top1 = Accuracy(topk=(1, 5))
+    top1.results = [dict(pred_score=torch.eye(10)[i], gt_label=torch.tensor([i])) for i in range(10)]
+    assert 'accuracy/top1' in {f'{top1.prefix}/{key}' for key in top1.compute_metrics(top1.results)}
+    iou = IoUMetric(iou_metrics=['mIoU'])
+    iou.dataset_meta = dict(classes=('a', 'b'))
+    assert iou.prefix is None
+    assert 'mIoU' in iou.compute_metrics([tuple(torch.tensor([3.0, 2.0]) for _ in range(4))])
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_optimizer_and_schedulers_build(name, monkeypatch):
+    monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
+    cfg = load(name)
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    trained = sum(len(group['params']) for group in optimizer.param_groups)
+    assert trained == sum(1 for _ in model.parameters())
+    with scope(cfg):
+        for scheduler in cfg.param_scheduler:
+            PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=optimizer, epoch_length=10))
+
+
+@pytest.mark.parametrize(
+    ('name', 'number'),
+    [
+        # 33 LayerNorms (2 in the stem, 3 between stages, 2 in each of 14 blocks) have 66 parameters. Biases
+        # outside of them: 2 + 3 convolutions, 3 in a block, 1 in the head.
+        (CLASSIFIER, 66 + 5 + 3 * 14 + 1),
+        (CLASSIFIER.replace('tiny', 'base'), 94 + 5 + 3 * 21 + 1),
+        # UPerHead has 12 batch norms and the auxiliary head 1; biases decay.
+        (UPERNET, 66 + 24 + 2),
+        (UPERNET.replace('tiny', 'base'), 94 + 24 + 2),
+    ],
+)
+def test_paper_recipes_spare_norms_from_weight_decay(name, number):
+    model = build_model(load(name))
+    optimizer = build_optimizer(load(name), model)
+    names = {id(param): key for key, param in model.named_parameters()}
+    spared = {
+        names[id(param)]
+        for group in optimizer.param_groups
+        for param in group['params']
+        if group['weight_decay'] == 0
+    }
+    biases = name.startswith('classification')
+    assert spared == {key for key in names.values() if no_decay(key) or (biases and key.endswith('bias'))}
+    assert len(spared) == number
+    assert {group['weight_decay'] for group in optimizer.param_groups} == {0, 0.05 if biases else 0.01}
+
+
+@pytest.mark.parametrize('parent', ['8xb128_in1k', 'upernet_8xb2-160k_ade20k-512x512'])
+def test_positional_embedding_is_spared_from_weight_decay(parent):
+    cfg = load(f'ablations/visiongru-tiny_pos-embed_{parent}.py')
+    model = build_model(cfg)
+    groups = build_optimizer(cfg, model).param_groups
+    decay = {id(group['params'][0]): group['weight_decay'] for group in groups}
+    assert decay[id(model.backbone.pos_embed)] == 0
+
+
+@pytest.mark.parametrize('launcher', ['none', 'pytorch', 'slurm'])
+def test_launcher_parts_state_the_launcher_and_its_environment(launcher):
+    part = load(f'_base_/launchers/{launcher}.py')
+    # Any further key would clash with the other parts of a run.
+    assert set(part) == {'launcher', 'env_cfg'}
+    assert part.launcher == launcher
+    assert part.env_cfg.dist_cfg.backend == 'nccl'
+
+
+def test_slurm_variant_changes_the_launcher_alone():
+    assert difference(UPERNET.replace('.py', '_slurm.py'), UPERNET) == {'launcher': 'slurm'}
+
+
+def test_80k_variant_changes_the_length_alone():
+    assert difference(UPERNET.replace('160k', '80k'), UPERNET) == {'train_cfg.max_iters': 80000}
+
+
+def test_amp_variant_changes_the_optimizer_wrapper_alone():
+    assert difference(UPERNET.replace('160k', 'amp-160k'), UPERNET) == {
+        'optim_wrapper.type': 'AmpOptimWrapper',
+        'optim_wrapper.dtype': 'bfloat16',
+    }
+
+
+def test_tta_variant_is_the_parent_wrapped():
+    parent, tta = load(UPERNET), load(UPERNET.replace('.py', '_tta.py'))
+    assert tta.model.to_dict() == dict(type='SegTTAModel', module=parent.model.to_dict())
+    assert tta.test_dataloader.dataset.pipeline == parent.tta_pipeline
+    assert parent.tta_model.type == 'SegTTAModel'
+    # A runner refuses to train it in one line instead of failing in the first iteration.
+    assert tta.train_cfg is tta.optim_wrapper is tta.train_dataloader is None
+    assert tta.val_cfg is tta.val_dataloader is tta.val_evaluator is None

@@ -1,0 +1,253 @@
+"""The recipes as numbers: what the built optimizer, schedule, augmentation and model hold."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from config_builders import CLASSIFIER, UPERNET, build_dataset, build_model, build_optimizer, load
+from mmengine.hooks import ParamSchedulerHook
+from mmengine.model import BaseModel, MomentumAnnealingEMA
+from mmengine.registry import HOOKS, MODELS
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+RELEASED = CLASSIFIER.replace('.py', '_released.py')
+CLASSIFIERS = [name for tiny in (CLASSIFIER, RELEASED) for name in (tiny, tiny.replace('tiny', 'base'))]
+UPERNETS = [UPERNET, UPERNET.replace('tiny', 'base')]
+
+
+class OneWeight(BaseModel):
+    """The least that a runner trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        raise NotImplementedError
+
+
+def lr_curve(name, work_dir, epoch_length=10):
+    """The lr of every iteration, from the schedulers and the loop that a runner builds of the config."""
+    cfg = load(name)
+    runner = Runner(
+        OneWeight(),
+        str(work_dir),
+        train_dataloader=DataLoader(range(epoch_length)),
+        train_cfg=cfg.train_cfg,
+        optim_wrapper=dict(optimizer=cfg.optim_wrapper.optimizer),
+        default_scope=cfg.default_scope,
+        experiment_name=f'lr_{name}',
+        log_level='WARNING',
+    )
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner._train_loop = runner.build_train_loop(cfg.train_cfg)
+    runner.param_schedulers = runner.build_param_scheduler(cfg.param_scheduler)
+    hook, by_epoch = ParamSchedulerHook(), cfg.default_scope == 'mmpretrain'
+    lrs = []
+    for i in range(runner.max_iters):
+        lrs.append(runner.optim_wrapper.param_groups[0]['lr'])
+        hook.after_train_iter(runner, i)
+        if by_epoch and (i + 1) % epoch_length == 0:
+            hook.after_train_epoch(runner)
+    return np.array(lrs)
+
+
+def cosine(t, low):
+    """From 1e-3 at t = 0 to `low` at t = 1."""
+    return low + (1e-3 - low) * (1 + np.cos(math.pi * t)) / 2
+
+
+def test_lr_of_the_paper_flavour_warms_up_20_epochs_and_steps_each_epoch(tmp_path):
+    lrs = lr_curve(CLASSIFIER, tmp_path)
+    assert len(lrs) == 300 * 10
+    np.testing.assert_allclose(lrs[:200], np.linspace(1e-6, 1e-3, 200), rtol=1e-9)
+    epochs = np.repeat(np.arange(280), 10)
+    np.testing.assert_allclose(lrs[200:], cosine(epochs / 280, 1e-5), rtol=1e-9)
+    assert lrs[200] == pytest.approx(1e-3, rel=1e-9)
+    assert lrs[1600] == pytest.approx(5.05e-4, rel=1e-9)
+    assert lrs[-1] == pytest.approx(1.0031e-5, rel=1e-4)
+
+
+def test_lr_of_the_released_flavour_goes_to_zero_per_iteration(tmp_path):
+    lrs = lr_curve(RELEASED, tmp_path)
+    np.testing.assert_allclose(lrs[:200], np.linspace(1e-6, 1e-3, 200), rtol=1e-9)
+    np.testing.assert_allclose(lrs[200:], cosine(np.arange(2800) / 2800, 0), rtol=1e-6)
+    assert lrs[1600] == pytest.approx(5e-4, rel=1e-9)
+    assert lrs[1600] > lrs[1601]
+    assert 0 < lrs[-1] < 1e-9
+
+
+@pytest.mark.parametrize('iterations', [160_000, 80_000])
+def test_lr_of_ade20k_warms_up_1500_iterations_and_falls_linearly_to_zero(iterations, tmp_path):
+    lrs = lr_curve(UPERNET.replace('160k', f'{iterations // 1000}k'), tmp_path)
+    assert len(lrs) == iterations
+    np.testing.assert_allclose(lrs[:1500], 6e-5 * np.linspace(1e-6, 1, 1500), rtol=1e-9)
+    np.testing.assert_allclose(lrs[1500:], 6e-5 * np.linspace(1, 0, iterations - 1500), rtol=1e-6, atol=1e-14)
+    assert lrs[0] == pytest.approx(6e-11, rel=1e-9)
+    assert lrs[1500] == pytest.approx(6e-5, rel=1e-9)
+    assert lrs[-1] == pytest.approx(0, abs=1e-14)
+
+
+@pytest.mark.parametrize('name', CLASSIFIERS)
+def test_in1k_optimizer(name):
+    cfg = load(name)
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    assert type(optimizer) is torch.optim.AdamW
+    assert {key: optimizer.defaults[key] for key in ('lr', 'betas', 'eps', 'weight_decay')} == dict(
+        lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05
+    )
+    if name.endswith('_released.py'):
+        assert [group['weight_decay'] for group in optimizer.param_groups] == [0.05]
+        assert len(optimizer.param_groups[0]['params']) == len(list(model.parameters()))
+        assert 'clip_grad' not in cfg.optim_wrapper
+    else:
+        assert {group['weight_decay'] for group in optimizer.param_groups} == {0.0, 0.05}
+        assert cfg.optim_wrapper.clip_grad == dict(max_norm=5.0)
+    assert {group['lr'] for group in optimizer.param_groups} == {1e-3}
+    assert cfg.optim_wrapper.get('type', 'OptimWrapper') == 'OptimWrapper'
+    assert cfg.train_cfg.max_epochs == 300
+
+
+@pytest.mark.parametrize('name', CLASSIFIERS)
+def test_in1k_averages_weights_with_decay_9999_that_warms_up(name):
+    cfg = load(name)
+    (config,) = cfg.custom_hooks
+    # The runner keeps the priority: averaging comes before checkpoints and validation.
+    assert config.pop('priority') == 'ABOVE_NORMAL'
+    hook = HOOKS.build(config)
+    averaged = MODELS.build(hook.ema_cfg, default_args=dict(model=OneWeight()))
+    assert type(averaged) is MomentumAnnealingEMA
+    # The first update copies the 0; the n-th after it has decay min(0.9999, n / (9 + n)).
+    source, expected = OneWeight(), 0.0
+    averaged.update_parameters(source)
+    source.weight.data.fill_(1.0)
+    for n in range(1, 6):
+        averaged.update_parameters(source)
+        expected += (1 - expected) * (1 - n / (9 + n))
+    assert averaged.module.weight.item() == pytest.approx(expected, rel=1e-6)
+    averaged.steps.fill_(10_000_000)
+    averaged.module.weight.data.zero_()
+    averaged.update_parameters(source)
+    assert averaged.module.weight.item() == pytest.approx(1e-4, rel=1e-4)
+
+
+@pytest.mark.parametrize('name', CLASSIFIERS)
+def test_in1k_mixing_and_label_smoothing(name):
+    model = build_model(load(name), device='cpu' if 'tiny' in name else 'meta')
+    mixing = model.data_preprocessor.batch_augments
+    assert [(type(augment).__name__, augment.alpha) for augment in mixing.augments] == [
+        ('Mixup', 0.8),
+        ('CutMix', 1.0),
+    ]
+    # One of the two for every batch: mixing is never left out, and each has probability a half.
+    assert mixing.probs is None
+    assert model.head.loss_module.label_smooth_val == 0.1
+    assert model.backbone.stages[-1].blocks[-1].drop_path.drop_prob == 0.0
+
+
+@pytest.mark.parametrize('name', CLASSIFIERS)
+def test_in1k_augmentation(name):
+    released = name.endswith('_released.py')
+    kind = 'bilinear' if released else 'bicubic'
+    cfg = load(name)
+    train = build_dataset(cfg, 'train', lazy_init=True).pipeline.transforms
+    _, crop, flip, policy, erasing, _ = train
+    assert [type(transform).__name__ for transform in train] == [
+        'LoadImageFromFile',
+        'RandomResizedCrop',
+        'RandomFlip',
+        'RandAugment',
+        'RandomErasing',
+        'PackInputs',
+    ]
+    assert (crop.scale, crop.crop_ratio_range, crop.interpolation) == ((224, 224), (0.08, 1.0), kind)
+    assert flip.prob == 0.5
+    # rand-m9-mstd0.5-inc1
+    assert (policy.magnitude_level, policy.total_level, policy.magnitude_std) == (9, 10, 0.5)
+    assert policy.num_policies == 2
+    assert cfg.train_dataloader.dataset.pipeline[3].policies == 'timm_increasing'
+    geometric = [op for op in policy.transforms if hasattr(op, 'interpolation')]
+    assert len(geometric) == 5  # shear and translation along two axes, rotation
+    assert {op.interpolation for op in geometric} == {kind}
+    assert (erasing.erase_prob, erasing.min_area_ratio, erasing.max_area_ratio) == (0.25, 0.02, 1 / 3)
+    assert (erasing.mode, erasing.fill_std is None) == (('const', True) if released else ('rand', False))
+    assert tuple(erasing.fill_color) == (103.53, 116.28, 123.675)  # BGR
+
+    for split in ('val', 'test'):
+        _, resize, centre, _ = build_dataset(cfg, split, lazy_init=True).pipeline.transforms
+        assert (resize.scale, resize.edge, resize.interpolation) == (256, 'short', kind)
+        assert centre.crop_size == (224, 224)
+
+
+@pytest.mark.parametrize('name', UPERNETS)
+def test_ade20k_optimizer(name):
+    cfg = load(name)
+    optimizer = build_optimizer(cfg, build_model(cfg))
+    assert type(optimizer) is torch.optim.AdamW
+    assert {key: optimizer.defaults[key] for key in ('lr', 'betas', 'weight_decay')} == dict(
+        lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01
+    )
+    assert {group['lr'] for group in optimizer.param_groups} == {6e-5}
+    assert 'clip_grad' not in cfg.optim_wrapper
+
+
+@pytest.mark.parametrize(
+    ('name', 'dims'), [(UPERNETS[0], (72, 144, 288, 576)), (UPERNETS[1], (104, 208, 416, 832))]
+)
+def test_ade20k_heads(name, dims):
+    model = build_model(load(name))
+    head, auxiliary = model.decode_head, model.auxiliary_head
+    assert (type(head).__name__, type(auxiliary).__name__) == ('UPerHead', 'FCNHead')
+    assert tuple(head.in_channels) == dims == model.backbone.embed_dims
+    assert (head.channels, head.num_classes, head.ignore_index, head.dropout_ratio) == (512, 150, 255, 0.1)
+    assert (auxiliary.in_channels, auxiliary.in_index, auxiliary.channels) == (dims[2], 2, 256)
+    assert (auxiliary.num_classes, auxiliary.ignore_index) == (150, 255)
+    assert (head.loss_decode.loss_weight, auxiliary.loss_decode.loss_weight) == (1.0, 0.4)
+    assert isinstance(head.bottleneck.bn, torch.nn.SyncBatchNorm)
+    assert isinstance(auxiliary.convs[0].bn, torch.nn.SyncBatchNorm)
+    assert model.test_cfg.mode == 'whole'
+    assert model.data_preprocessor.size == (512, 512)
+    assert len(model.backbone.out_norms) == 0
+
+
+@pytest.mark.parametrize('name', UPERNETS)
+def test_ade20k_augmentation(name):
+    cfg = load(name)
+    dataset = build_dataset(cfg, 'train', lazy_init=True)
+    assert dataset.reduce_zero_label is True
+    assert dataset.data_root == 'data/ade/ADEChallengeData2016'
+    assert len(dataset.metainfo['classes']) == 150
+    _, _, resize, crop, flip, photometric, _ = dataset.pipeline.transforms
+    assert (resize.scale, resize.ratio_range) == ((2048, 512), (0.5, 2.0))
+    assert resize.resize_cfg['keep_ratio'] is True
+    assert (crop.crop_size, crop.cat_max_ratio) == ((512, 512), 0.75)
+    assert flip.prob == 0.5
+    assert type(photometric).__name__ == 'PhotoMetricDistortion'
+    _, resize, _, _ = build_dataset(cfg, 'val', lazy_init=True).pipeline.transforms
+    assert (resize.scale, resize.keep_ratio) == ((2048, 512), True)
+
+
+def test_classifier_serves_as_pretrained_backbone_as_the_model_file_says(tmp_path):
+    cfg = load(CLASSIFIER)
+    cfg.merge_from_dict({'model.backbone.arch': 'pico', 'model.head.in_channels': 192})
+    classifier = build_model(cfg, device='cpu')
+    torch.save(dict(state_dict=classifier.state_dict()), tmp_path / 'classifier.pth')
+    cfg = load(UPERNET)
+    cfg.merge_from_dict(
+        {
+            'model.backbone.arch': 'pico',
+            'model.decode_head.in_channels': [24, 48, 96, 192],
+            'model.decode_head.channels': 8,
+            'model.auxiliary_head.in_channels': 96,
+            'model.backbone.init_cfg.type': 'Pretrained',
+            'model.backbone.init_cfg.checkpoint': str(tmp_path / 'classifier.pth'),
+            'model.backbone.init_cfg.prefix': 'backbone.',
+        }
+    )
+    model = build_model(cfg, device='cpu')
+    model.init_weights()
+    for key, weight in classifier.backbone.state_dict().items():
+        torch.testing.assert_close(model.backbone.state_dict()[key], weight, rtol=0, atol=0)
