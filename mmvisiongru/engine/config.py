@@ -3,6 +3,7 @@
 import inspect
 import os
 import os.path as osp
+import textwrap
 import traceback
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
@@ -58,12 +59,12 @@ def load_config(path: str, options: dict | None = None, required: Iterable[str] 
     except Exception as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(path)]
         where = f'{path}:{lines[-1]}' if lines else path
-        raise InputError(f'config file {where}: {type(error).__name__}: {error}') from error
+        raise InputError(f'config file {where}: {type(error).__name__}: {_short(error)}') from error
     check_keys(cfg, options or {})
     try:
         cfg.merge_from_dict(options or {})
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise InputError(f'--cfg-options does not fit {path}: {error}') from error
+        raise InputError(f'--cfg-options does not fit {path}: {_short(error)}') from error
     if missing := [key for key in required if cfg.get(key) is None]:
         raise InputError(f'config file {path} has no {", ".join(missing)}; is it a part for `_base_`?')
     return cfg
@@ -77,8 +78,8 @@ def check_keys(cfg: Config, options: Iterable[str] = ()) -> None:
     """
     known = known_keys() | VARIABLES
 
-    def hint(key):
-        near = get_close_matches(key, known, n=1, cutoff=0.8)
+    def hint(key, names=known):
+        near = get_close_matches(key, names, n=1, cutoff=0.8)
         return f'; did you mean {near[0]!r}?' if near else ''
 
     for key in cfg:
@@ -87,7 +88,28 @@ def check_keys(cfg: Config, options: Iterable[str] = ()) -> None:
     for option in options:
         key = option.split('.')[0]
         if key not in known and key not in cfg:
-            raise InputError(f'unknown key {key!r} in --cfg-options {option}{hint(key)}')
+            raise InputError(f'unknown key {key!r} in --cfg-options {option}{hint(key, known | set(cfg))}')
+        # A variable was used when the file was read; to set it now would change nothing.
+        if key not in known_keys() and (places := list(_places(cfg, cfg[key]))):
+            raise InputError(
+                f'--cfg-options {option} would only change a variable of the config file; '
+                f'set {", ".join(places)} instead'
+            )
+
+
+def _places(cfg: Config, value) -> Iterator[str]:
+    """Dotted names of the settings that have this text or collection as their value."""
+
+    def walk(node, place):
+        if node == value:
+            yield place
+        elif isinstance(node, (dict, list, tuple)):
+            for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+                yield from walk(child, f'{place}.{key}')
+
+    if isinstance(value, (str, dict, list, tuple)):
+        for key in filter(known_keys().__contains__, cfg):
+            yield from walk(cfg[key], key)
 
 
 def check_data(cfg: Config, dataloaders: Iterable[str]) -> None:
@@ -134,6 +156,10 @@ def _check_folders(dataset: dict, key: str, hint: str | None) -> None:
             state = 'is empty' if osp.isdir(folder) else 'does not exist'
             hint = hint or f'put the data there or set {key}.data_root'
             raise InputError(f'data folder {folder} ({place}) {state}; {hint}')
+
+
+def _short(error: Exception) -> str:
+    return textwrap.shorten(str(error), 200, placeholder=' ...')
 
 
 def _near_files(path: str) -> str:

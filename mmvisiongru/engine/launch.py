@@ -91,13 +91,13 @@ def _use_gloo(cfg: Config) -> list[str]:
     )
     notes = [f'no GPU: {torch.distributed.get_world_size()} processes on the CPU, with gloo']
     # Batch norm across processes exists on GPUs only.
-    if replaced := _replace_sync_bn(cfg.model) + bool(cfg.pop('sync_bn', None)):
-        notes.append(f'no GPU: SyncBN is not available, BN takes its place in {replaced} parts of the config')
+    if _replace_sync_bn(cfg.model) + bool(cfg.pop('sync_bn', None)):
+        notes.append('no GPU: SyncBN needs one, BN takes its place in the model')
     return notes
 
 
 def _replace_sync_bn(node) -> int:
-    """Turn SyncBN into BN wherever a config part names it; returns how often."""
+    """Turn SyncBN into BN wherever a part of the config names it. Returns how often."""
     if isinstance(node, (list, tuple)):
         return sum(map(_replace_sync_bn, node))
     if not isinstance(node, dict):

@@ -11,17 +11,22 @@ from collections.abc import Mapping
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from mmvisiongru.errors import InputError
+
 
 def rendezvous_args(env: Mapping[str, str]) -> list[str]:
     """Where the processes meet: NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT (or PORT) as torchrun options.
 
     One node takes a free port by itself unless a port is given. Nodes of several must agree on one: 29500.
+
+    Raises:
+        InputError: One of several nodes is not told where the others are.
     """
     nodes, port = int(env.get('NNODES', 1)), env.get('MASTER_PORT') or env.get('PORT')
     if nodes == 1 and not port:
         return ['--standalone']
     if nodes > 1 and not ('NODE_RANK' in env and 'MASTER_ADDR' in env):
-        sys.exit(f'error: NNODES={nodes} needs NODE_RANK and MASTER_ADDR, the address of node 0')
+        raise InputError(f'NNODES={nodes} needs NODE_RANK and MASTER_ADDR, the address of node 0')
     return [
         f'--nnodes={nodes}',
         f'--node_rank={env.get("NODE_RANK", 0)}',
@@ -36,10 +41,13 @@ def main(processes: str, *command: str) -> None:
     A script that ends with code 2 has said in one line what is wrong with its input. Any other failure is
     reported as torchrun does, process by process.
     """
+    if not processes.isdigit() and processes not in ('gpu', 'cpu', 'auto'):
+        raise InputError(f'the number of GPUs comes after the config (and checkpoint), got {processes!r}')
     # The table of ChildFailedError says the same in full.
     logging.getLogger('torch.distributed.elastic.multiprocessing.api').setLevel(logging.CRITICAL)
-    # torchrun's own default, taken without its banner.
-    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    # The defaults of torchrun and mmengine, taken without their banners.
+    for variable in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
+        os.environ.setdefault(variable, '1')
     try:
         run.main([*rendezvous_args(os.environ), f'--nproc_per_node={processes}', *command])
     except ChildFailedError as error:
@@ -50,4 +58,8 @@ def main(processes: str, *command: str) -> None:
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except InputError as error:
+        print('error:', error, file=sys.stderr)
+        sys.exit(2)

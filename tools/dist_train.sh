@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Train on several GPUs, or on CPU processes where there is no GPU:
+#
+#   tools/dist_train.sh CONFIG GPUS [options of tools/train.py]
+#
+# On several nodes, the same on each, with its own NODE_RANK from 0 on:
+#
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=HOST [MASTER_PORT=29500] tools/dist_train.sh CONFIG GPUS_OF_A_NODE
+set -euo pipefail
+
+if [ $# -lt 2 ]; then
+    echo "usage: $0 CONFIG GPUS [options of tools/train.py]" >&2
+    exit 2
+fi
+CONFIG=$1
+GPUS=$2
+TOOLS=$(cd "$(dirname "$0")" && pwd)
+
+PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" -m mmvisiongru.engine.torchrun \
+    "$GPUS" "$TOOLS/train.py" "$CONFIG" --launcher pytorch "${@:3}"

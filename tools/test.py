@@ -1,0 +1,160 @@
+"""Test a classifier (mmpretrain) or a segmentor (mmseg): metrics, predictions, pictures.
+
+    python tools/test.py CONFIG CHECKPOINT --show-dir work_dirs/pictures
+    tools/dist_test.sh CONFIG CHECKPOINT GPUS [OPTIONS]
+
+The metrics go to the screen and to WORK_DIR/TIME/TIME.json.
+"""
+
+import argparse
+from copy import deepcopy
+
+import mmengine
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+
+from mmvisiongru.engine.checkpoint import check_weights, read_weights, refuse_pickled_code
+from mmvisiongru.engine.cli import (
+    add_common_options,
+    build_runner,
+    merge_common_options,
+    one_line_errors,
+)
+from mmvisiongru.engine.config import check_data, load_config
+from mmvisiongru.engine.launch import has_gpu, prepare_launch
+from mmvisiongru.errors import InputError
+
+# Metrics of mmseg that write predictions.
+WRITING_METRICS = ('IoUMetric', 'CityscapesMetric', 'DepthMetric')
+
+
+def parse_args(argv=None):
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description='Test a classifier or a segmentor.')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--out',
+        metavar='PATH',
+        help='write the predictions: to this folder, as PNG (segmentation), or to this .pkl (classification)',
+    )
+    parser.add_argument(
+        '--out-item',
+        choices=['pred', 'metrics'],
+        default='pred',
+        help='what --out writes; metrics go to a .json, .yaml or .pkl',
+    )
+    parser.add_argument('--show', action='store_true', help='show the predictions in a window')
+    parser.add_argument(
+        '--show-dir',
+        metavar='DIR',
+        help='write pictures of the predictions here (of several processes, the first does)',
+    )
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds that a window stays')
+    parser.add_argument(
+        '--interval', type=int, default=1, help='show every n-th image (classification; else all)'
+    )
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help='test-time augmentation: tta_model and tta_pipeline of the config (a classifier: else flip)',
+    )
+    add_common_options(parser)
+    return parser.parse_args(argv)
+
+
+def is_classifier(cfg: Config) -> bool:
+    """Which of the two tasks a config is for."""
+    return cfg.get('default_scope') == 'mmpretrain'
+
+
+def merge_args(cfg: Config, args) -> None:
+    """Merge the command line into the config."""
+    merge_common_options(cfg, args)
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    if args.amp:
+        if not has_gpu():
+            raise InputError('--amp needs a GPU, and none was found; test without it')
+        cfg.test_cfg.fp16 = True
+    if args.show or args.show_dir:
+        merge_show(cfg, args)
+    if args.tta:
+        merge_tta(cfg)
+    if args.out and args.out_item == 'pred':
+        merge_out(cfg, args.out)
+    elif args.out and not args.out.endswith(('.json', '.yaml', '.yml', '.pkl')):
+        raise InputError(f'--out-item metrics needs --out to end in .json, .yaml or .pkl, got {args.out}')
+    elif args.out_item == 'metrics' and not args.out:
+        raise InputError('--out-item metrics needs --out PATH')
+
+
+def merge_show(cfg: Config, args) -> None:
+    """Let the visualization hook of the task draw."""
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
+    if not hook:
+        raise InputError(f'--show and --show-dir need default_hooks.visualization, not in {args.config}')
+    hook.update(show=args.show, wait_time=args.wait_time)
+    if is_classifier(cfg):
+        hook.update(enable=True, interval=args.interval, out_dir=args.show_dir)
+    else:
+        hook.update(draw=True)
+        if args.show_dir:
+            cfg.setdefault('visualizer', dict(type='SegLocalVisualizer')).save_dir = args.show_dir
+
+
+def merge_tta(cfg: Config) -> None:
+    """Wrap the model for test-time augmentation and take the pipeline that makes the views."""
+    if is_classifier(cfg):
+        cfg.setdefault('tta_model', dict(type='mmpretrain.AverageClsScoreTTA'))
+        cfg.setdefault('tta_pipeline', flip_pipeline(cfg.test_dataloader.dataset.pipeline))
+    if missing := [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]:
+        raise InputError(f'--tta needs {" and ".join(missing)} in the config')
+    cfg.model = dict(cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
+def flip_pipeline(pipeline: list) -> list:
+    """The test pipeline with each image plain and mirrored before it is packed."""
+    *head, pack = deepcopy(pipeline)
+    flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+    return [*head, dict(type='TestTimeAug', transforms=[flips, [pack]])]
+
+
+def merge_out(cfg: Config, out: str) -> None:
+    """Let the evaluator write predictions in the form that is customary for the task."""
+    metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    if is_classifier(cfg):
+        if not out.endswith(('.pkl', '.pickle')):
+            raise InputError(f'--out of a classifier must end in .pkl, got {out}')
+        cfg.test_evaluator = [*metrics, dict(type='DumpResults', out_file_path=out)]
+        return
+    writing = [m for m in metrics if m['type'] in WRITING_METRICS]
+    if not writing:
+        raise InputError(f'--out needs one of {", ".join(WRITING_METRICS)} as test_evaluator')
+    for metric in writing:
+        metric['output_dir'] = out
+
+
+def main(argv=None):
+    """Test."""
+    args = parse_args(argv)
+    with one_line_errors():
+        refuse_pickled_code()
+        required = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
+        cfg = load_config(args.config, args.cfg_options, required)
+        merge_args(cfg, args)
+        check_data(cfg, ('test_dataloader',))
+        weights = read_weights(args.checkpoint)
+
+        notes = prepare_launch(cfg)
+        runner = build_runner(cfg)
+        for note in notes:
+            runner.logger.warning(note)
+        check_weights(runner.model, weights, args.checkpoint)
+        metrics = runner.test()
+        if args.out_item == 'metrics' and is_main_process():
+            mmengine.dump(metrics, args.out)
+
+
+if __name__ == '__main__':
+    main()
