@@ -1,0 +1,179 @@
+"""What gets installed, and the check of the stack at import."""
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from contextlib import nullcontext
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import mmvisiongru
+
+ROOT = Path(__file__).parent.parent
+MAINTAINED = {
+    'torch': '2.15.0',
+    'onedl-mmengine': '0.10.12',
+    'onedl-mmcv': '2.3.6',
+    'onedl-mmsegmentation': '1.4.2',
+    'onedl-mmpretrain': '1.3.6',
+}
+ORIGINAL = {
+    'torch': '2.5.1+cu124',
+    'mmengine': '0.10.7',
+    'mmcv': '2.1.0',
+    'mmsegmentation': '1.2.2',
+    'mmpretrain': '1.2.0',
+}
+
+
+def tracked():
+    """Files of the repository that git holds or would take."""
+    command = ['git', '-C', ROOT, 'ls-files', '--cached', '--others', '--exclude-standard']
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return {name for name in names if (ROOT / name).exists()}
+
+
+def build(kind, source, out):
+    """Call the build backend as pip does, in a process of its own; the path of what it made."""
+    code = f'from setuptools import build_meta; print(build_meta.build_{kind}({str(out)!r}))'
+    done = subprocess.run([sys.executable, '-c', code], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out / done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope='module')
+def distributions(tmp_path_factory):
+    """A copy of the repository, the wheel and sdist built in it, and the wheel built from that sdist."""
+    tmp = tmp_path_factory.mktemp('dist')
+    source = tmp / 'source'
+    for name in tracked():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    before = sorted(source.rglob('*'))
+    wheel, sdist = build('wheel', source, tmp), build('sdist', source, tmp)
+    assert sorted(source.rglob('*')) == before, 'building left files in the tree'
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp / 'unpacked', filter='data')
+    (tmp / 'again').mkdir()
+    (unpacked,) = (tmp / 'unpacked').iterdir()
+    return wheel, unpacked, build('wheel', unpacked, tmp / 'again')
+
+
+def names(wheel):
+    """Files in a wheel but for its own bookkeeping."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if '.dist-info/' not in name}
+
+
+def test_wheel_holds_the_package_and_mim_and_no_more(distributions):
+    own = {name for name in tracked() if name.startswith('mmvisiongru/')}
+    mim = {n for n in tracked() if n.startswith(('configs/', 'tools/')) or n == 'model-index.yml'}
+    assert any(name.startswith('configs/') for name in mim)
+    assert names(distributions[0]) == own | {f'mmvisiongru/.mim/{name}' for name in mim}
+
+
+def test_sdist_has_mim_and_builds_the_same_wheel(distributions):
+    wheel, unpacked, again = distributions
+    with zipfile.ZipFile(wheel) as archive:
+        for name in names(wheel):
+            assert (unpacked / name).read_bytes() == archive.read(name)
+    assert names(again) == names(wheel)
+
+
+def test_wheel_requires_nothing_that_another_family_provides(distributions):
+    with zipfile.ZipFile(distributions[0]) as archive:
+        (path,) = [n for n in archive.namelist() if n.endswith('.dist-info/METADATA')]
+        lines = archive.read(path).decode().splitlines()
+    hard = [line for line in lines if line.startswith('Requires-Dist:') and 'extra ==' not in line]
+    assert hard == ['Requires-Dist: packaging']
+    assert f'Version: {mmvisiongru.__version__}' in lines
+
+
+def test_editable_install_shows_the_tree():
+    """It is what this suite runs in: `.mim` links to the files themselves."""
+    mim = Path(mmvisiongru.__file__).parent / '.mim'
+    if not mim.exists():
+        pytest.skip('mmvisiongru is not installed in editable mode here')
+    for name in ('configs', 'tools', 'model-index.yml'):
+        assert (mim / name).resolve() == ROOT / name
+
+
+def fake_stack(monkeypatch, stack):
+    """Let the stack look as if just these distributions were installed."""
+
+    def version(name):
+        if name not in stack:
+            raise metadata.PackageNotFoundError(name)
+        return stack[name]
+
+    monkeypatch.setattr(metadata, 'version', version)
+    monkeypatch.setattr(mmvisiongru.util, 'find_spec', lambda name: None)
+
+
+@pytest.mark.parametrize(
+    'stack',
+    [
+        MAINTAINED,
+        ORIGINAL,
+        # A vendor's build of 2.5 that calls itself a pre-release; neither mmseg nor mmpretrain.
+        {'torch': '2.5.0a0+872d972e41.nv24.8', 'mmengine-lite': '0.10.4', 'mmcv-lite': '2.2.0'},
+    ],
+)
+def test_working_stacks_pass(stack, monkeypatch):
+    fake_stack(monkeypatch, stack)
+    mmvisiongru._check_stack()
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'torch': '2.4.1'}, 'torch >=2.5 (found 2.4.1)'),
+        ({'torch': None}, 'torch >=2.5 (found none)'),
+        ({'onedl-mmcv': None, 'mmcv-full': '1.7.2'}, 'mmcv >=2.0,<3 (found 1.7.2)'),
+        ({'mmcv': '1.7.2'}, 'mmcv >=2.0,<3 (found 2.3.6 and 1.7.2)'),
+        (
+            {'onedl-mmengine': '1.0.0', 'onedl-mmpretrain': '2.0.0'},
+            'mmengine >=0.10,<1 (found 1.0.0), mmpretrain >=1.0,<2 (found 2.0.0)',
+        ),
+        ({'onedl-mmsegmentation': '0.30.0'}, 'mmseg >=1.0,<2 (found 0.30.0)'),
+    ],
+)
+def test_unfit_stack_is_named_in_one_line(change, message, monkeypatch):
+    fake_stack(monkeypatch, {k: v for k, v in (MAINTAINED | change).items() if v})
+    # No ImportError, which mmengine's registry swallows.
+    with pytest.raises(RuntimeError) as error:
+        mmvisiongru._check_stack()
+    assert f'needs {message};' in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('version', 'fits'), [('0.10.7', True), ('0.9.1', False)])
+def test_sources_on_the_path_are_asked_for_their_version(version, fits, monkeypatch):
+    fake_stack(monkeypatch, {k: v for k, v in MAINTAINED.items() if k != 'onedl-mmengine'})
+    monkeypatch.setattr(mmvisiongru.util, 'find_spec', lambda name: name == 'mmengine')
+    monkeypatch.setitem(sys.modules, 'mmengine', SimpleNamespace(__version__=version))
+    with nullcontext() if fits else pytest.raises(RuntimeError, match=r'found 0\.9\.1'):
+        mmvisiongru._check_stack()
+
+
+def test_import_is_light():
+    code = 'import mmvisiongru, sys; print([m for m in sys.argv[1:] if m in sys.modules])'
+    heavy = ['torch', 'torchvision', 'mmengine', 'mmcv', 'mmseg', 'mmpretrain', 'mmvisiongru.registry']
+    done = subprocess.run([sys.executable, '-c', code, *heavy], capture_output=True, text=True, check=True)
+    assert done.stdout == '[]\n'
+
+
+@pytest.mark.parametrize('scope', ['mmseg', 'mmpretrain', 'mmengine'])
+def test_type_resolves_from_every_scope_without_custom_imports(scope):
+    code = (
+        'import sys, importlib, mmengine.registry as r\n'
+        'if sys.argv[1] != "mmengine": importlib.import_module(sys.argv[1])\n'
+        'registry = importlib.import_module(f"{sys.argv[1]}.registry").MODELS\n'
+        'print(registry.get("mmvisiongru.VisionGRU").__module__)'
+    )
+    done = subprocess.run([sys.executable, '-c', code, scope], capture_output=True, text=True)
+    assert done.stdout.endswith('mmvisiongru.models.backbones.visiongru\n'), done.stderr
