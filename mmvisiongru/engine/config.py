@@ -76,21 +76,21 @@ def check_keys(cfg: Config, options: Iterable[str] = ()) -> None:
     A config file may hold variables of any name, so only a name close to a key is an error there. A name
     from the command line must be in the config file or be a key.
     """
-    known = known_keys() | VARIABLES
+    known = known_keys()
 
     def hint(key, names=known):
         near = get_close_matches(key, names, n=1, cutoff=0.8)
         return f'; did you mean {near[0]!r}?' if near else ''
 
     for key in cfg:
-        if key not in known and hint(key):
+        if key not in known | VARIABLES and hint(key):
             raise InputError(f'unknown key {key!r} in config {cfg.filename}{hint(key)}')
     for option in options:
         key = option.split('.')[0]
         if key not in known and key not in cfg:
             raise InputError(f'unknown key {key!r} in --cfg-options {option}{hint(key, known | set(cfg))}')
         # A variable was used when the file was read; to set it now would change nothing.
-        if key not in known_keys() and (places := list(_places(cfg, cfg[key]))):
+        if key not in known and (places := list(_places(cfg, cfg[key]))):
             raise InputError(
                 f'--cfg-options {option} would only change a variable of the config file; '
                 f'set {", ".join(places)} instead'

@@ -1,0 +1,125 @@
+"""Launching without a GPU: who is which process, where they meet, what changes in the config."""
+
+import datetime
+import os
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmvisiongru.engine import launch, torchrun
+from mmvisiongru.errors import InputError
+
+SLURM = dict(
+    SLURM_PROCID='5', SLURM_NTASKS='8', SLURM_LOCALID='1', SLURM_JOB_ID='4711012', SLURM_NODELIST='n[3-4]'
+)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """A machine without a GPU on which process groups are only noted."""
+    calls = []
+    monkeypatch.setattr(os, 'environ', {'PATH': os.environ['PATH']})
+    monkeypatch.setattr(launch, 'has_gpu', lambda: False)
+    monkeypatch.setattr(torch.distributed, 'init_process_group', lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 8)
+    return calls
+
+
+def config(**keys) -> Config:
+    sync_bn = dict(type='SyncBN', requires_grad=True)
+    head = dict(type='FCNHead', norm_cfg=sync_bn)
+    model = dict(backbone=dict(norm_cfg=dict(type='LN')), neck=[dict(head)], auxiliary_head=(dict(head),))
+    return Config(dict(model=model, env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=60)), **keys))
+
+
+def test_slurm_without_gpu(started, monkeypatch, tmp_path):
+    scontrol = tmp_path / 'scontrol'
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames n[3-4]" ] && printf "n3\\nn4\\n"\n')
+    scontrol.chmod(0o755)
+    os.environ.update(SLURM, PATH=f'{tmp_path}:{os.environ["PATH"]}')
+    monkeypatch.setenv('PATH', os.environ['PATH'])
+    cfg = config(launcher='slurm', find_unused_parameters=True, sync_bn='torch')
+    notes = launch.prepare_launch(cfg)
+
+    names = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
+    assert [os.environ[name] for name in names] == ['5', '8', '1', 'n3', str(10000 + 4711012 % 20000)]
+    assert started == [(('gloo',), dict(timeout=datetime.timedelta(seconds=60)))]
+    assert cfg.model_wrapper_cfg == dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=True,
+        device_ids=None,
+    )
+    assert (
+        cfg.model.neck[0].norm_cfg
+        == cfg.model.auxiliary_head[0].norm_cfg
+        == dict(type='BN', requires_grad=True)
+    )
+    assert cfg.model.backbone.norm_cfg.type == 'LN'
+    assert 'sync_bn' not in cfg
+    assert cfg.env_cfg.dist_cfg.backend == 'gloo'
+    assert any('SyncBN' in note for note in notes)
+
+
+def test_given_port_and_wrapper_are_kept(started):
+    os.environ.update(SLURM, MASTER_ADDR='head', MASTER_PORT='1234')
+    cfg = config(launcher='slurm', model_wrapper_cfg=dict(type='MySeparateDDP', static_graph=True))
+    launch.prepare_launch(cfg)
+    assert (os.environ['MASTER_ADDR'], os.environ['MASTER_PORT']) == ('head', '1234')
+    assert cfg.model_wrapper_cfg['type'] == 'MySeparateDDP'
+    assert cfg.model_wrapper_cfg['static_graph'] is True
+    assert cfg.model_wrapper_cfg['device_ids'] is None
+
+
+def test_with_gpu_all_is_left_to_mmengine(started, monkeypatch):
+    monkeypatch.setattr(launch, 'has_gpu', lambda: True)
+    os.environ.update(RANK='0', WORLD_SIZE='2', LOCAL_RANK='0')
+    cfg = config(launcher='pytorch')
+    before = cfg.to_dict()
+    assert launch.prepare_launch(cfg) == []
+    assert cfg.to_dict() == before
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'env', 'message'),
+    [
+        ('pytorch', {}, r'launcher pytorch needs RANK .* start with tools/dist_train.sh'),
+        ('slurm', {'RANK': '0'}, r'launcher slurm needs SLURM_PROCID .* tools/slurm_train.sh'),
+        ('none', {'WORLD_SIZE': '2'}, r'add --launcher pytorch'),
+        ('torch', {}, r"launcher must be none, pytorch, slurm, mpi, got 'torch'"),
+    ],
+)
+def test_launcher_that_did_not_start_this_process(started, launcher, env, message):
+    os.environ.update(env)
+    with pytest.raises(InputError, match=message):
+        launch.prepare_launch(config(launcher=launcher))
+
+
+@pytest.mark.parametrize(
+    ('env', 'expected'),
+    [
+        ({}, ['--standalone']),
+        ({'NNODES': '1', 'MASTER_ADDR': 'a'}, ['--standalone']),
+        (
+            {'PORT': '29501'},
+            ['--nnodes=1', '--node_rank=0', '--master_addr=127.0.0.1', '--master_port=29501'],
+        ),
+        (
+            {'NNODES': '2', 'NODE_RANK': '1', 'MASTER_ADDR': 'n0'},
+            ['--nnodes=2', '--node_rank=1', '--master_addr=n0', '--master_port=29500'],
+        ),
+        (
+            {'NNODES': '2', 'NODE_RANK': '1', 'MASTER_ADDR': 'n0', 'PORT': '1', 'MASTER_PORT': '2'},
+            ['--nnodes=2', '--node_rank=1', '--master_addr=n0', '--master_port=2'],
+        ),
+    ],
+)
+def test_rendezvous(env, expected):
+    assert torchrun.rendezvous_args(env) == expected
+
+
+def test_nodes_that_cannot_meet():
+    with pytest.raises(InputError, match='NNODES=2 needs NODE_RANK and MASTER_ADDR'):
+        torchrun.rendezvous_args({'NNODES': '2', 'NODE_RANK': '1'})
