@@ -41,11 +41,12 @@ def released(name):
 def classifier(arch, num_classes):
     """The classifier as an mmpretrain config writes it."""
     cfg = dict(
-        type='mmpretrain.ImageClassifier',
+        _scope_='mmpretrain',
+        type='ImageClassifier',
         backbone=dict(type='mmvisiongru.VisionGRU', arch=arch, out_indices=(3,)),
-        neck=dict(type='mmpretrain.GlobalAveragePooling'),
+        neck=dict(type='GlobalAveragePooling'),
         head=dict(
-            type='mmpretrain.LinearClsHead',
+            type='LinearClsHead',
             num_classes=num_classes,
             in_channels=(arch if isinstance(arch, dict) else VisionGRU.arch_settings[arch])['embed_dims'][3],
         ),
@@ -56,10 +57,11 @@ def classifier(arch, num_classes):
 def segmentor(init_cfg=None):
     """UperNet as an mmseg config writes it."""
     cfg = dict(
-        type='mmseg.EncoderDecoder',
+        _scope_='mmseg',
+        type='EncoderDecoder',
         backbone=dict(type='mmvisiongru.VisionGRU', arch=DIM8, init_cfg=init_cfg),
         decode_head=dict(
-            type='mmseg.UPerHead',
+            type='UPerHead',
             in_channels=DIM8['embed_dims'],
             in_index=[0, 1, 2, 3],
             pool_scales=(1, 2),
