@@ -14,7 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -23,7 +23,8 @@ from torch import Tensor
 from .paths import parse_paths
 
 SOURCE = Path(__file__).parent / 'csrc' / 'mingru_scan.cpp'
-FLAGS = '-O3 -march=native -std=c++17 -fno-math-errno -fno-trapping-math -shared -fPIC -fopenmp'.split()
+FLAGS = ['-O3', '-march=native', '-std=c++17', '-fopenmp', '-fno-math-errno', '-fno-trapping-math']
+FLAGS += ['-shared', '-fPIC']
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 
 
@@ -67,7 +68,7 @@ def _build(compiler: str, path: Path) -> None:
         Path(partial).unlink(missing_ok=True)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _library():
     """The loaded entry point and '', or None and the reason why there is none (said once, at INFO)."""
     try:
@@ -90,11 +91,18 @@ def _library():
         return None, reason
 
 
-def _call(is_backward: bool, tensors: list[Tensor], paths: str, candidate: str) -> None:
+def _call(
+    is_backward: bool, tensors: list[Tensor], paths: str, candidate: str, state: Tensor | None = None
+) -> None:
     shape, dtype = tensors[0].shape, tensors[0].dtype
+    # Nothing to scan, and nothing to divide among the threads.
+    if not shape.numel():
+        return
     data = (ctypes.c_void_p * len(tensors))(*(x.data_ptr() for x in tensors))
     strides = (ctypes.c_int64 * (4 * len(tensors)))(*(s for x in tensors for s in x.stride()[:4]))
     column, reverse = (bytes(flags) for flags in zip(*parse_paths(paths), strict=True))
+    if state is not None:
+        state = state.to(torch.promote_types(dtype, torch.float32)).contiguous()
     _library()[0](
         int(is_backward),
         int(candidate == 'linear'),
@@ -104,13 +112,16 @@ def _call(is_backward: bool, tensors: list[Tensor], paths: str, candidate: str) 
         (ctypes.c_int64 * 5)(*shape),
         column,
         reverse,
+        None if state is None else ctypes.c_void_p(state.data_ptr()),
         torch.get_num_threads(),
     )
 
 
-def forward(gate: Tensor, hidden: Tensor, out: Tensor, paths: str, candidate: str) -> None:
-    """Scan each path p of gate, hidden (B, H, W, P, D) into ``out`` of the same shape."""
-    _call(False, [gate, hidden, out], paths, candidate)
+def forward(
+    gate: Tensor, hidden: Tensor, out: Tensor, paths: str, candidate: str, state: Tensor | None = None
+) -> None:
+    """Scan each path p of gate, hidden (B, H, W, P, D) into ``out``, from ``state`` (B, P, D) or from 0."""
+    _call(False, [gate, hidden, out], paths, candidate, state)
 
 
 def backward(

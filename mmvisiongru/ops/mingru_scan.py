@@ -37,7 +37,7 @@ def runnable_backends(device='cpu', dtype: torch.dtype = torch.float32) -> list[
 def _resolve(name: str, x: Tensor) -> ModuleType:
     """'auto' takes the first backend that can run; a named one runs or raises with every reason."""
     if name == 'auto':
-        return _backend(runnable_backends(x.device, x.dtype)[0])
+        return next(b for b in map(_backend, BACKENDS) if not b.unsupported(x.device, x.dtype))
     if reasons := _backend(name).unsupported(x.device, x.dtype):
         raise RuntimeError(f"scan backend '{name}' cannot run on {x.device}, {x.dtype}: {'; '.join(reasons)}")
     return _backend(name)
@@ -82,10 +82,12 @@ def _scan_backward_op(
 
 
 @torch.library.custom_op('mmvisiongru::mingru_scan_2d', mutates_args=())
-def _scan_2d_op(projected: Tensor, paths: str, candidate: str, backend: str) -> Tensor:
+def _scan_2d_op(
+    projected: Tensor, paths: str, candidate: str, backend: str, state: Tensor | None = None
+) -> Tensor:
     x = _split_paths(projected, paths)
     out = torch.empty((*x.shape[:4], x.size(5)), dtype=x.dtype, device=x.device)
-    _resolve(backend, x).forward(x[..., 1, :], x[..., 0, :], out, paths, candidate)
+    _resolve(backend, x).forward(x[..., 1, :], x[..., 0, :], out, paths, candidate, state)
     return out.flatten(3)
 
 
@@ -119,7 +121,7 @@ def _(grad, gate, hidden, h, reverse, candidate, backend):
 
 
 @_scan_2d_op.register_fake
-def _(projected, paths, candidate, backend):
+def _(projected, paths, candidate, backend, state=None):
     return projected.new_empty((*projected.shape[:3], projected.size(3) // 2))
 
 
@@ -138,12 +140,14 @@ def _scan_autograd(ctx, grad):
 
 
 def _scan_2d_setup(ctx, inputs, output):
-    projected, *ctx.options = inputs
+    projected, *ctx.options, state = inputs
+    if state is not None:
+        raise ValueError('a scan that starts from a state has no gradient; call it under torch.no_grad()')
     ctx.save_for_backward(projected, output)
 
 
 def _scan_2d_autograd(ctx, grad):
-    return _scan_2d_backward_op(grad, *ctx.saved_tensors, *ctx.options), None, None, None
+    return _scan_2d_backward_op(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
 
 _scan_op.register_autograd(_scan_autograd, setup_context=_scan_setup)
@@ -207,6 +211,7 @@ def mingru_scan_2d(
     paths: Sequence[str] = ('row', 'row_reverse'),
     candidate: str = 'g',
     backend: str = 'auto',
+    state: Tensor | None = None,
 ) -> Tensor:
     """Scan a projected map along several paths at once (arXiv:2412.18178, Algorithm 1).
 
@@ -215,6 +220,8 @@ def mingru_scan_2d(
         paths (Sequence[str]): Reading order of each path: 'row' is the row-major raster order,
             'column' the column-major one, '*_reverse' the same order from the end.
         candidate, backend: As in :func:`mingru_scan`.
+        state (Tensor, optional): h before the first token of each path, (B, P, D), to go on from an earlier
+            strip of the map; zero by default. Inference only: no gradient is defined.
 
     Returns:
         Tensor: (B, H, W, P * D), the states of each path at the token they belong to.
@@ -230,4 +237,7 @@ def mingru_scan_2d(
             f'projected must be (B, H, W, P * 2D) with P = {len(paths)} paths, got {tuple(projected.shape)}'
         )
     _check(projected, candidate, backend)
-    return _scan_2d_op(projected, ','.join(paths), candidate, backend)
+    expected = (projected.size(0), len(paths), projected.size(3) // (2 * len(paths)))
+    if state is not None and tuple(state.shape) != expected:
+        raise ValueError(f'state must be (B, P, D) = {expected}, got {tuple(state.shape)}')
+    return _scan_2d_op(projected, ','.join(paths), candidate, backend, state)

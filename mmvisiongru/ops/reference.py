@@ -38,17 +38,18 @@ def _steps(length: int, reverse: bool):
     return reversed(range(length)) if reverse else range(length)
 
 
-def forward(gate: Tensor, hidden: Tensor, out: Tensor, paths: str, candidate: str) -> None:
-    """Scan each path p of gate, hidden (B, H, W, P, D) into ``out`` of the same shape."""
+def forward(
+    gate: Tensor, hidden: Tensor, out: Tensor, paths: str, candidate: str, state: Tensor | None = None
+) -> None:
+    """Scan each path p of gate, hidden (B, H, W, P, D) into ``out``, from ``state`` (B, P, D) or from 0."""
     acc = accumulation_dtype(gate.dtype)
     for p, (column, reverse) in enumerate(parse_paths(paths)):
         z = torch.sigmoid(as_sequence(gate[..., p, :], column).to(acc))
         c, _ = candidate_and_slope(as_sequence(hidden[..., p, :], column).to(acc), candidate)
         h = torch.empty_like(z)
-        state = torch.zeros_like(z[:, :1])[:, 0] if z.size(1) else None
+        previous = z.new_zeros(z.size(0), z.size(2)) if state is None else state[:, p].to(acc)
         for t in _steps(z.size(1), reverse):
-            state = (1 - z[:, t]) * state + z[:, t] * c[:, t]
-            h[:, t] = state
+            previous = h[:, t] = (1 - z[:, t]) * previous + z[:, t] * c[:, t]
         write_sequence(h, column, out[..., p, :])
 
 
@@ -70,7 +71,7 @@ def backward(
         c, slope = candidate_and_slope(as_sequence(hidden[..., p, :], column).to(acc), candidate)
         length = z.size(1)
         d_gate, d_hidden = torch.empty_like(z), torch.empty_like(z)
-        carry = torch.zeros_like(z[:, :1])[:, 0] if length else None
+        carry = z.new_zeros(z.size(0), z.size(2))
         for t in _steps(length, not reverse):
             s = dh[:, t] + carry
             before = t + 1 if reverse else t - 1

@@ -58,9 +58,8 @@ def _forward_tokens(z: Tensor, c: Tensor, out: Tensor, state: Tensor, reverse: b
         out[..., t, :] = state
 
 
-def _scan(z: Tensor, c: Tensor, out: Tensor, reverse: bool) -> None:
+def _scan(z: Tensor, c: Tensor, out: Tensor, state: Tensor, reverse: bool) -> None:
     (z_chunks, z_tail), (c_chunks, c_tail), (out_chunks, out_tail) = map(_split, (z, c, out))
-    state = z.new_zeros(z.size(0), z.size(2))
     end = torch.zeros_like(z_chunks[:, :, 0])
     keep = torch.ones_like(end)
     for t in _steps(z_chunks.size(2), reverse):
@@ -73,20 +72,24 @@ def _scan(z: Tensor, c: Tensor, out: Tensor, reverse: bool) -> None:
         _forward_tokens(z_tail, c_tail, out_tail, state, reverse)
 
 
-def forward(gate: Tensor, hidden: Tensor, out: Tensor, paths: str, candidate: str) -> None:
-    """Scan each path p of gate, hidden (B, H, W, P, D) into ``out`` of the same shape."""
+def forward(
+    gate: Tensor, hidden: Tensor, out: Tensor, paths: str, candidate: str, state: Tensor | None = None
+) -> None:
+    """Scan each path p of gate, hidden (B, H, W, P, D) into ``out``, from ``state`` (B, P, D) or from 0."""
     if not gate.numel():
         return
     acc = accumulation_dtype(gate.dtype)
     for p, (column, reverse) in enumerate(parse_paths(paths)):
         z = torch.sigmoid(as_sequence(gate[..., p, :], column).to(acc))
         c = _candidate(as_sequence(hidden[..., p, :], column).to(acc), candidate)
+        # A copy: the scan leaves its last state there.
+        start = z.new_zeros(z.size(0), z.size(2)) if state is None else state[:, p].to(acc, copy=True)
         if column:
             h = torch.empty_like(z)
-            _scan(z, c, h, reverse)
+            _scan(z, c, h, start, reverse)
             write_sequence(h, column, out[..., p, :])
         else:
-            _scan(z, c, as_sequence(out[..., p, :], column), reverse)
+            _scan(z, c, as_sequence(out[..., p, :], column), start, reverse)
 
 
 def _adjoint_tokens(z: Tensor, dh: Tensor, s: Tensor, carry: Tensor, reverse: bool) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmvisiongru.checkpoint import check_pretrained
 from mmvisiongru.models.layers import ChannelsLastConv2d, MinGRU2D
+from mmvisiongru.models.layers.streaming import strip_rows, worth_streaming
 from mmvisiongru.ops.mingru_scan import BACKENDS, CANDIDATES
 from mmvisiongru.ops.paths import PATHS
 from mmvisiongru.registry import MODELS
@@ -57,7 +58,14 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(dim * ratio, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        hidden = self.fc1(x)
+        if hidden.requires_grad:
+            # GELU again in the backward pass costs little; keeping it costs as much memory as ``hidden``.
+            return cp.checkpoint(self._out, hidden, use_reentrant=False, preserve_rng_state=False)
+        return self._out(hidden)
+
+    def _out(self, hidden: Tensor) -> Tensor:
+        return self.fc2(F.gelu(hidden))
 
 
 class Block(nn.Module):
@@ -74,6 +82,10 @@ class Block(nn.Module):
 
     def _forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.mixer(self.norm1(x)))
+        if worth_streaming(x):
+            for strip in x.split(strip_rows(x), 1):
+                strip += self.mlp(self.norm2(strip))
+            return x
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,8 +206,10 @@ class VisionGRU(BaseModule):
         embed_dims, depths = tuple(arch['embed_dims']), tuple(arch['depths'])
         if len(embed_dims) != len(depths) or not depths:
             raise ValueError(
-                f'one width a stage is needed, got {len(embed_dims)} embed_dims for {len(depths)} depths'
+                f'arch needs one width a stage, got {len(embed_dims)} embed_dims for {len(depths)} depths'
             )
+        if min(embed_dims + depths) < 1:
+            raise ValueError(f'embed_dims and depths must be positive, got {embed_dims} and {depths}')
         if embed_dims[0] % 2:
             raise ValueError(f'embed_dims[0] must be even (the stem halves it), got {embed_dims[0]}')
         return embed_dims, depths

@@ -3,11 +3,14 @@
 import math
 from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvisiongru.ops import mingru_scan_2d
 
 from .conv import ChannelsLastConv2d
+from .streaming import strip_rows, worth_streaming
 
 
 class MinGRU2D(nn.Module):
@@ -50,9 +53,34 @@ class MinGRU2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        projected = self.in_proj(self.dwconv(x))
-        h = mingru_scan_2d(projected, paths=self.paths, candidate=self.candidate, backend=self.backend)
+        x = self.dwconv(x)
+        if worth_streaming(x):
+            return self._forward_strips(x)
+        h = mingru_scan_2d(self.in_proj(x), paths=self.paths, candidate=self.candidate, backend=self.backend)
         return self.out_proj(h)
+
+    def _forward_strips(self, x: Tensor) -> Tensor:
+        """Project, scan and project back strip by strip: what is wide in between stays in the cache."""
+        out = torch.zeros_like(x)
+        weights_in = self.in_proj.weight.chunk(len(self.paths), 0)
+        weights_out = self.out_proj.weight.chunk(len(self.paths), 1)
+        for path, w_in, w_out in zip(self.paths, weights_in, weights_out, strict=True):
+            reverse = path.endswith('reverse')
+            # A column path reads the transposed map by rows.
+            source, target = ((t.transpose(1, 2) if path.startswith('column') else t) for t in (x, out))
+            strips = list(zip(*(t.split(strip_rows(t), 1) for t in (source, target)), strict=True))
+            state = None
+            for strip, y in reversed(strips) if reverse else strips:
+                h = mingru_scan_2d(
+                    F.linear(strip, w_in),
+                    paths=('row_reverse' if reverse else 'row',),
+                    candidate=self.candidate,
+                    backend=self.backend,
+                    state=state,
+                )
+                state = h[:, 0, :1] if reverse else h[:, -1, -1:]
+                y += F.linear(h, w_out)
+        return out
 
     def extra_repr(self) -> str:
         return f'paths={self.paths}, candidate={self.candidate!r}, backend={self.backend!r}'

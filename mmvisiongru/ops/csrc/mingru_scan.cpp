@@ -20,6 +20,10 @@ struct bf16 {
   uint16_t bits;
 };
 
+// Type in which a scan of T accumulates.
+template <typename T>
+using State = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
 inline float load(float x) { return x; }
 inline double load(double x) { return x; }
 inline float load(bf16 x) {
@@ -129,9 +133,11 @@ struct Walk {
 };
 
 template <typename T, bool linear>
-void forward_task(const T* gate, const T* hidden, T* out, const Strides* st, const Walk& walk, int n) {
-  using A = std::conditional_t<std::is_same_v<T, double>, double, float>;
+void forward_task(const T* gate, const T* hidden, T* out, const State<T>* state, const Strides* st, const Walk& walk,
+                  int n) {
+  using A = State<T>;
   A h[LANES] = {};
+  if (state) std::memcpy(h, state, n * sizeof(A));
   walk.each(true, [&](int64_t i, int64_t j) {
     const T* g = gate + walk.offset(st[0], i, j);
     const T* x = hidden + walk.offset(st[1], i, j);
@@ -152,7 +158,7 @@ void forward_task(const T* gate, const T* hidden, T* out, const Strides* st, con
 template <typename T, bool linear>
 void backward_task(const T* grad, const T* gate, const T* hidden, const T* h, T* d_gate, T* d_hidden,
                    const Strides* st, const Walk& walk, int n) {
-  using A = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  using A = State<T>;
   static const T zeros[LANES] = {};
   A carry[LANES] = {};
   walk.each(false, [&](int64_t i, int64_t j) {
@@ -203,16 +209,17 @@ inline int64_t start(const Strides& s, int64_t b, int64_t p, int64_t d) { return
 
 template <typename T, bool linear>
 void forward(void* const* data, const Strides* st, const Shape& shape, const uint8_t* column,
-             const uint8_t* reverse, int threads) {
+             const uint8_t* reverse, const void* state, int threads) {
   for_each_task(shape, column, reverse, threads, [&](int64_t b, int64_t p, int64_t d, int lanes, const Walk& walk) {
     auto at = [&](int i) { return (T*)data[i] + start(st[i], b, p, d); };
-    forward_task<T, linear>(at(0), at(1), at(2), st, walk, lanes);
+    auto h0 = state ? (const State<T>*)state + (b * shape.P + p) * shape.D + d : nullptr;
+    forward_task<T, linear>(at(0), at(1), at(2), h0, st, walk, lanes);
   });
 }
 
 template <typename T, bool linear>
 void backward(void* const* data, const Strides* st, const Shape& shape, const uint8_t* column,
-              const uint8_t* reverse, int threads) {
+              const uint8_t* reverse, const void*, int threads) {
   for_each_task(shape, column, reverse, threads, [&](int64_t b, int64_t p, int64_t d, int lanes, const Walk& walk) {
     auto at = [&](int i) { return (T*)data[i] + start(st[i], b, p, d); };
     backward_task<T, linear>(at(0), at(1), at(2), at(3), at(4), at(5), st, walk, lanes);
@@ -221,21 +228,23 @@ void backward(void* const* data, const Strides* st, const Shape& shape, const ui
 
 template <typename T>
 void dispatch(bool is_backward, bool linear, void* const* data, const Strides* st, const Shape& shape,
-              const uint8_t* column, const uint8_t* reverse, int threads) {
+              const uint8_t* column, const uint8_t* reverse, const void* state, int threads) {
   auto f = is_backward ? (linear ? backward<T, true> : backward<T, false>)
                        : (linear ? forward<T, true> : forward<T, false>);
-  f(data, st, shape, column, reverse, threads);
+  f(data, st, shape, column, reverse, state, threads);
 }
 
 }  // namespace
 
 // data: forward gate, hidden, out; backward grad, gate, hidden, h, grad_gate, grad_hidden. strides: four element
-// strides (b, h, w, p) a tensor. dtype: 0 float32, 1 float64, 2 bfloat16.
+// strides (b, h, w, p) a tensor. state: null, or h before the first token, (B, P, D), forward only. dtype: 0
+// float32, 1 float64, 2 bfloat16.
 extern "C" void mingru_scan(int is_backward, int linear, int dtype, void* const* data, const int64_t* strides,
-                            const int64_t* shape, const uint8_t* column, const uint8_t* reverse, int threads) {
+                            const int64_t* shape, const uint8_t* column, const uint8_t* reverse, const void* state,
+                            int threads) {
   const Shape s{shape[0], shape[1], shape[2], shape[3], shape[4]};
   const auto st = reinterpret_cast<const Strides*>(strides);
-  if (dtype == 0) dispatch<float>(is_backward, linear, data, st, s, column, reverse, threads);
-  if (dtype == 1) dispatch<double>(is_backward, linear, data, st, s, column, reverse, threads);
-  if (dtype == 2) dispatch<bf16>(is_backward, linear, data, st, s, column, reverse, threads);
+  if (dtype == 0) dispatch<float>(is_backward, linear, data, st, s, column, reverse, state, threads);
+  if (dtype == 1) dispatch<double>(is_backward, linear, data, st, s, column, reverse, state, threads);
+  if (dtype == 2) dispatch<bf16>(is_backward, linear, data, st, s, column, reverse, state, threads);
 }

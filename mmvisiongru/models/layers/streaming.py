@@ -1,0 +1,26 @@
+"""Inference on large maps, strip by strip.
+
+A layer that widens its input writes and reads a multiple of the map. Without gradients nothing of that is
+kept, so on a CPU it is cheaper to take a strip of the map through the layer while it is in the cache.
+"""
+
+import torch
+from torch import Tensor
+
+# Tokens of a strip: enough rows for a GEMM to run at full speed, few enough to stay in the cache.
+STRIP_TOKENS = 2048
+
+
+def worth_streaming(x: Tensor) -> bool:
+    """Whether to take the map x (B, H, W, C) through a wide layer strip by strip."""
+    if torch.is_grad_enabled() or x.device.type != 'cpu':
+        return False
+    # A traced or compiled graph should hold the layer once, for any size.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return x.shape[1:3].numel() >= 4 * STRIP_TOKENS and x.size(2) <= STRIP_TOKENS
+
+
+def strip_rows(x: Tensor) -> int:
+    """Rows in a strip of a map (B, H, W, C)."""
+    return max(1, STRIP_TOKENS // x.size(2))
