@@ -131,6 +131,8 @@ def merge_out(cfg: Config, out: str) -> None:
     writing = [m for m in metrics if m['type'] in WRITING_METRICS]
     if not writing:
         raise InputError(f'--out needs one of {", ".join(WRITING_METRICS)} as test_evaluator')
+    # mmseg makes the folder in the first process, where a faster one would miss it.
+    mmengine.mkdir_or_exist(out)
     for metric in writing:
         metric['output_dir'] = out
 

@@ -1,0 +1,495 @@
+"""tools/train.py and test.py: both tasks end to end in two CPU processes, and input that cannot be used."""
+
+import json
+import os
+import pickle
+import re
+import runpy
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import CheckpointLoader
+from PIL import Image
+
+from mmvisiongru.checkpoint import load_checkpoint_file
+from mmvisiongru.engine.launch import has_gpu
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / 'tools'
+
+SEGMENTATION = """
+    _base_ = ['{root}/configs/_base_/runtime/segmentation.py', '{root}/configs/_base_/launchers/none.py']
+    data_hint = 'make it with make_scenes()'
+    metainfo = dict(classes=('wall', 'building', 'sky'))
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+    model = dict(
+        type='EncoderDecoder',
+        data_preprocessor=dict(type='SegDataPreProcessor', size=(32, 32), mean=[127.0] * 3, std=[60.0] * 3),
+        backbone=dict(
+            type='mmvisiongru.VisionGRU', arch=dict(embed_dims=[8, 16, 32, 64], depths=[1, 1, 1, 1])
+        ),
+        test_cfg=dict(mode='whole'),
+        decode_head=dict(
+            type='FCNHead', in_channels=64, in_index=3, channels=8, num_convs=1, num_classes=3,
+            norm_cfg=dict(type='SyncBN', requires_grad=True),
+        ),
+    )
+    train_dataloader = dict(
+        batch_size=2, num_workers=0, persistent_workers=True,
+        sampler=dict(type='InfiniteSampler', shuffle=True),
+        dataset=dict(
+            type='ADE20KDataset', data_root='{data}', pipeline=pipeline, metainfo=metainfo,
+            data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
+        ),
+    )
+    val_dataloader = dict(
+        batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dict(
+            type='ADE20KDataset', data_root='{data}', pipeline=pipeline, metainfo=metainfo,
+            data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
+        ),
+    )
+    test_dataloader = val_dataloader
+    val_evaluator = dict(type='IoUMetric')
+    test_evaluator = val_evaluator
+    optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))
+    train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2)
+    val_cfg = dict(type='ValLoop')
+    test_cfg = dict(type='TestLoop')
+    default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))
+"""
+
+CLASSIFICATION = """
+    _base_ = ['{root}/configs/_base_/runtime/classification.py', '{root}/configs/_base_/launchers/pytorch.py']
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    data_preprocessor = dict(num_classes=2, mean=[127.0] * 3, std=[60.0] * 3)
+    model = dict(
+        type='ImageClassifier',
+        backbone=dict(
+            type='mmvisiongru.VisionGRU', arch=dict(embed_dims=[8, 16], depths=[1, 1]), out_indices=(1,)
+        ),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=2, in_channels=16, topk=(1,)),
+    )
+    dataset = dict(
+        type='ImageNet', data_root='{data}', split='train', pipeline=pipeline,
+        metainfo=dict(classes=('a', 'b')),
+    )
+    train_dataloader = dict(
+        batch_size=2, num_workers=0, dataset=dataset, sampler=dict(type='DefaultSampler', shuffle=True)
+    )
+    val_dataloader = dict(
+        batch_size=2, num_workers=0, dataset=dict(dataset, split='val'),
+        sampler=dict(type='DefaultSampler', shuffle=False),
+    )
+    test_dataloader = val_dataloader
+    val_evaluator = dict(type='Accuracy', topk=(1,))
+    test_evaluator = val_evaluator
+    optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3))
+    train_cfg = dict(by_epoch=True, max_epochs=1, val_interval=1)
+    val_cfg = dict()
+    test_cfg = dict()
+    default_hooks = dict(logger=dict(interval=1))
+"""
+
+
+def make_scenes(root: Path) -> None:
+    """Random images and maps of 32 x 32 in the layout of ADE20K."""
+    rng = np.random.default_rng(0)
+    for split, number in (('training', 6), ('validation', 3)):
+        for kind in ('images', 'annotations'):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(number):
+            image, label = rng.integers(0, 256, (32, 32, 3)), rng.integers(0, 4, (32, 32))
+            Image.fromarray(image.astype('uint8')).save(root / f'images/{split}/{i}.jpg')
+            Image.fromarray(label.astype('uint8')).save(root / f'annotations/{split}/{i}.png')
+
+
+def make_folders(root: Path) -> None:
+    """Random images of 32 x 32 in the layout of ImageNet, two classes."""
+    rng = np.random.default_rng(0)
+    for split, number in (('train', 4), ('val', 3)):
+        for name in 'ab':
+            (root / split / name).mkdir(parents=True)
+            for i in range(number):
+                image = rng.integers(0, 256, (32, 32, 3)).astype('uint8')
+                Image.fromarray(image).save(root / split / name / f'{i}.png')
+
+
+def write_config(path: Path, text: str, data: Path, extra: str = '') -> Path:
+    path.write_text(textwrap.dedent(text).format(root=ROOT, data=data) + extra)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory of a test: with a space in its name, and not the repository."""
+    path = tmp_path / 'a folder'
+    path.mkdir()
+    monkeypatch.chdir(path)
+    return path
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """Calls the main function of a script in this process; gives the exit code and the lines on stderr."""
+    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
+
+    def call(name, *args):
+        code = 0
+        try:
+            runpy.run_path(str(TOOLS / f'{name}.py'))['main']([*map(str, args)])
+        except SystemExit as exit_:
+            code = exit_.code
+        return code, capsys.readouterr().err.splitlines()
+
+    return call
+
+
+def start(script: str, *args, **env) -> subprocess.Popen:
+    """Start a script of tools/ in the background, as from a shell."""
+    return subprocess.Popen(
+        [str(TOOLS / script), *map(str, args)],
+        env={**os.environ, 'PYTHON': sys.executable, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(*processes: subprocess.Popen) -> str:
+    """Wait for scripts that must succeed; the output of the first."""
+    outputs = [process.communicate(timeout=300) for process in processes]
+    for process, (out, err) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, out[-2000:] + err[-4000:]
+    return outputs[0][0]
+
+
+def read_metrics(work_dir: Path) -> dict:
+    """The metrics that a test wrote."""
+    return json.loads(next(work_dir.glob('*/*.json')).read_text())
+
+
+def test_segmentation_in_two_processes(folder, tool):
+    make_scenes(folder / 'ade')
+    config = write_config(folder / 'tiny.py', SEGMENTATION, folder / 'ade').name
+
+    log = finish(start('dist_train.sh', config, 2))
+    work = folder / 'work_dirs/tiny'
+    assert 'GPU number: 2' in log
+    assert 'with gloo' in log
+    assert 'BN takes its place' in log
+    assert 'Iter(train) [1/2]  lr: 1.0000e-03  eta: 0:00:0' in log
+    assert load_checkpoint_file(work / 'iter_2.pth')['meta']['iter'] == 2
+
+    log = finish(start('dist_train.sh', config, 2, '--resume', '--cfg-options', 'train_cfg.max_iters=4'))
+    assert 'resumed epoch: 0, iter: 2' in log
+    assert 'Iter(train) [3/4]' in log
+    assert 'Iter(train) [1/4]' not in log
+    resumed = load_checkpoint_file(work / 'iter_4.pth')
+    assert {float(state['step']) for state in resumed['optimizer']['state'].values()} == {4.0}
+
+    args = (config, work / 'iter_4.pth')
+    finish(start('dist_test.sh', *args, 2, '--work-dir', 'two', '--out', 'maps', '--show-dir', 'pictures'))
+    assert tool('test', *args, '--work-dir', 'one', '--out', 'alone') == (0, [])
+    two, one = read_metrics(folder / 'two'), read_metrics(folder / 'one')
+    assert two['aAcc'] > 0
+    assert [two[k] for k in ('aAcc', 'mIoU')] == [one[k] for k in ('aAcc', 'mIoU')]
+    maps = sorted((folder / 'maps').glob('*.png'))
+    assert [m.name for m in maps] == ['0.png', '1.png', '2.png']
+    for path in maps:
+        np.testing.assert_array_equal(Image.open(path), Image.open(folder / 'alone' / path.name))
+    assert list((folder / 'pictures').rglob('*.png'))
+
+
+def test_classification_in_two_processes_and_on_two_nodes(folder, tool):
+    make_folders(folder / 'inet')
+    config = write_config(folder / 'tiny.py', CLASSIFICATION, folder / 'inet').name
+
+    log = finish(start('dist_train.sh', config, 2, '--work-dir', 'work', PORT=str(free_port())))
+    # 8 images, 2 a process.
+    assert 'Epoch(train) [1][2/2]' in log
+    log = finish(start('dist_train.sh', config, 2, '--work-dir', 'work', '--resume', 'work/epoch_1.pth',
+                       '--cfg-options', 'train_cfg.max_epochs=2'))  # fmt: skip
+    assert 'resumed epoch: 1, iter: 2' in log
+    assert load_checkpoint_file('work/epoch_2.pth')['meta']['iter'] == 4
+
+    nodes = dict(NNODES='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
+    args = (config, 'work/epoch_2.pth')
+    two = ('--work-dir', 'two', '--out', 'two.pkl')
+    finish(*[start('dist_test.sh', *args, 1, *two, NODE_RANK=str(rank), **nodes) for rank in (0, 1)])
+    one = ('--work-dir', 'one', '--out', 'one.pkl', '--launcher', 'none')
+    assert tool('test', *args, *one) == (0, [])
+    assert read_metrics(folder / 'two')['accuracy/top1'] == read_metrics(folder / 'one')['accuracy/top1']
+    with open('two.pkl', 'rb') as two, open('one.pkl', 'rb') as one:
+        two, one = ({s['img_path']: s['pred_score'] for s in pickle.load(file)} for file in (two, one))
+    assert len(two) == 6
+    torch.testing.assert_close(two, one)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        return sock.getsockname()[1]
+
+
+@pytest.fixture
+def classifier(folder):
+    """A config with data, and a checkpoint that fits."""
+    make_folders(folder / 'inet')
+    path = write_config(folder / 'tiny.py', CLASSIFICATION, folder / 'inet', "launcher = 'none'\n")
+    init_default_scope('mmpretrain')
+    model = MODELS.build(Config.fromfile(path).model)
+    torch.save({'state_dict': model.state_dict()}, 'fits.pth')
+    return path
+
+
+def test_tta_of_a_classifier_averages_the_flipped_image(classifier, tool):
+    assert tool('test', classifier, 'fits.pth', '--out', 'plain.pkl', '--work-dir', 'a') == (0, [])
+    assert tool('test', classifier, 'fits.pth', '--out', 'tta.pkl', '--work-dir', 'b', '--tta') == (0, [])
+    for image in (Path('inet/val')).rglob('*.png'):
+        Image.open(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(image)
+    assert tool('test', classifier, 'fits.pth', '--out', 'flip.pkl', '--work-dir', 'c') == (0, [])
+    plain, tta, flip = (pickle.loads(Path(f'{name}.pkl').read_bytes()) for name in ('plain', 'tta', 'flip'))
+    for a, b, c in zip(plain, tta, flip, strict=True):
+        assert not torch.equal(a['pred_score'], c['pred_score'])
+        torch.testing.assert_close(b['pred_score'], (a['pred_score'] + c['pred_score']) / 2)
+
+
+def test_options_of_training(classifier, tool):
+    options = ('--no-validate', '--auto-scale-lr', '--no-pin-memory', '--resume', '--work-dir', 'work')
+    extra = ('--cfg-options', 'auto_scale_lr.base_batch_size=1', 'runner_type=Runner')
+    code, err = tool('train', classifier, *options, *extra)
+    assert (code, err) == (0, [])
+    log = next(Path('work').glob('*/*.log')).read_text()
+    assert 'nothing to resume: work has no last_checkpoint; training starts afresh' in log
+    assert 'Epoch(val)' not in log
+    # 1e-3 by a batch of 2 over one of 1.
+    assert 'lr: 2.0000e-03' in log
+    dumped = Config.fromfile('work/tiny.py')
+    assert dumped.train_dataloader.pin_memory is False
+
+
+NO_GPU = pytest.mark.skipif(has_gpu(), reason='says what happens where there is no GPU; this machine has one')
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['tinny.py'], 'config file tinny.py does not exist; did you mean tiny.py?'),
+        (['typo.py'], "unknown key 'optim_wraper' in config typo.py; did you mean 'optim_wrapper'?"),
+        (
+            ['part.py'],
+            'config file part.py has no model, train_dataloader, train_cfg, optim_wrapper; is it a part for '
+            '`_base_`?',
+        ),
+        (
+            ['tiny.py', '--cfg-options', 'optim_wraper.optimizer.lr=1'],
+            "unknown key 'optim_wraper' in --cfg-options "
+            "optim_wraper.optimizer.lr; did you mean 'optim_wrapper'?",
+        ),
+        (
+            ['nodata.py'],
+            'data folder {folder}/nowhere (train_dataloader.dataset.data_root) does not exist; '
+            'make it with make_scenes()',
+        ),
+        (
+            ['tiny.py', '--auto-scale-lr'],
+            '--auto-scale-lr needs auto_scale_lr.base_batch_size, not in tiny.py',
+        ),
+        (
+            ['tiny.py', '--launcher', 'pytorch'],
+            'launcher pytorch needs RANK in the environment; start with '
+            'tools/dist_train.sh or tools/dist_test.sh, or use --launcher none',
+        ),
+        (['tiny.py', '--resume', 'none.pth'], 'checkpoint none.pth does not exist'),
+        (
+            ['tiny.py', '--resume', 'fits.pth'],
+            'checkpoint fits.pth holds weights but no training state to resume; '
+            'to start from its weights: --cfg-options load_from=fits.pth',
+        ),
+        (
+            ['tiny.py', '--cfg-options', 'load_from=text.pth'],
+            'checkpoint text.pth is not a readable checkpoint ',
+        ),
+        (
+            ['tiny.py', '--cfg-options', 'load_from=code.pth'],
+            'checkpoint code.pth asks for posix.mkdir, which is '
+            'no data and could run code; it was not loaded',
+        ),
+        (
+            ['tiny.py', '--cfg-options', 'load_from=other.pth'],
+            'checkpoint other.pth matches no key of the model: it holds vig.fc, the model wants ',
+        ),
+        (
+            [
+                'tiny.py',
+                '--cfg-options',
+                'model.backbone.init_cfg.type=Pretrained',
+                'model.backbone.init_cfg.checkpoint=none.pth',
+            ],
+            'checkpoint none.pth does not exist',
+        ),
+        pytest.param(
+            ['tiny.py', '--amp'], '--amp needs a GPU, and none was found; train without it', marks=NO_GPU
+        ),
+        pytest.param(
+            ['tiny.py', '--cfg-options', 'optim_wrapper.type=AmpOptimWrapper'],
+            'AmpOptimWrapper in the config needs a GPU, and none was found; train without it',
+            marks=NO_GPU,
+        ),
+    ],
+)
+def test_training_input_that_cannot_be_used(classifier, tool, args, message):
+    bad_files(classifier)
+    code, err = tool('train', *args)
+    check_one_line(code, err, message)
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['tinny.py', 'fits.pth'], 'config file tinny.py does not exist; did you mean tiny.py?'),
+        (['tiny.py', 'none.pth'], 'checkpoint none.pth does not exist'),
+        (['tiny.py', 'text.pth'], 'checkpoint text.pth is not a readable checkpoint '),
+        (
+            ['tiny.py', 'code.pth'],
+            'checkpoint code.pth asks for posix.mkdir, which is no data and could run code; '
+            'it was not loaded',
+        ),
+        (
+            ['tiny.py', 'other.pth'],
+            'checkpoint other.pth matches no key of the model: it holds vig.fc, the model wants ',
+        ),
+        (
+            ['tiny.py', 'part.pth'],
+            'checkpoint part.pth does not fit the model: missing head.fc.weight, unexpected head.cf.weight',
+        ),
+        (['tiny.py', 'fits.pth', '--out', 'folder'], '--out of a classifier must end in .pkl, got folder'),
+        (['tiny.py', 'fits.pth', '--out-item', 'metrics'], '--out-item metrics needs --out PATH'),
+        (
+            ['tiny.py', 'fits.pth', '--show-dir', 'x', '--cfg-options', 'default_hooks.visualization=None'],
+            '--show and --show-dir need default_hooks.visualization, not in tiny.py',
+        ),
+        (
+            ['nodata.py', 'fits.pth'],
+            'data folder {folder}/nowhere (test_dataloader.dataset.data_root) does not '
+            'exist; make it with make_scenes()',
+        ),
+        (['nodata.py', 'fits.pth', '--tta'], '--tta needs tta_pipeline in the config'),
+        pytest.param(
+            ['tiny.py', 'fits.pth', '--amp'],
+            '--amp needs a GPU, and none was found; test without it',
+            marks=NO_GPU,
+        ),
+    ],
+)
+def test_test_input_that_cannot_be_used(classifier, tool, args, message):
+    bad_files(classifier)
+    code, err = tool('test', *args)
+    check_one_line(code, err, message)
+
+
+def bad_files(config: Path) -> None:
+    """Configs and checkpoints with one fault each, beside a good config and checkpoint."""
+    Path('typo.py').write_text("_base_ = 'tiny.py'\noptim_wraper = dict(type='OptimWrapper')\n")
+    Path('part.py').write_text('a = 1\n')
+    write_config(Path('nodata.py'), SEGMENTATION, config.parent / 'nowhere')
+    Path('text.pth').write_text('not a checkpoint')
+    torch.save({'state_dict': {'vig.fc': torch.zeros(1)}}, 'other.pth')
+    fits = torch.load('fits.pth')['state_dict']
+    torch.save({k.replace('head.fc.weight', 'head.cf.weight'): v for k, v in fits.items()}, 'part.pth')
+    torch.save({'state_dict': fits, 'x': MakesFolder()}, 'code.pth')
+
+
+class MakesFolder:
+    """Makes a folder when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ('made',)
+
+
+def check_one_line(code: int, err: list[str], message: str) -> None:
+    assert code == 2
+    assert len(err) == 1
+    assert err[0].startswith('error: ' + message.format(folder=Path.cwd()))
+    assert not Path('made').exists()
+
+
+def test_two_processes_say_the_error_once(folder):
+    write_config(folder / 'nodata.py', SEGMENTATION, folder / 'nowhere')
+    process = start('dist_train.sh', 'nodata.py', 2)
+    _, err = process.communicate(timeout=100)
+    check_one_line(process.returncode, err.splitlines(), 'data folder {folder}/nowhere ')
+
+
+def test_script_says_the_error_in_its_own_process(folder):
+    command = [sys.executable, TOOLS / 'test.py', 'no.py', 'no.pth']
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)}
+    )
+    check_one_line(done.returncode, done.stderr.splitlines(), 'config file no.py does not exist')
+    assert done.stdout == ''
+
+
+@pytest.mark.parametrize(
+    ('script', 'args', 'message'),
+    [
+        ('dist_train.sh', ['tiny.py'], 'usage: .*dist_train.sh CONFIG GPUS'),
+        ('dist_test.sh', ['tiny.py', 'a.pth'], 'usage: .*dist_test.sh CONFIG CHECKPOINT GPUS'),
+        ('slurm_train.sh', ['part', 'name'], 'usage: .*slurm_train.sh PARTITION JOB_NAME CONFIG'),
+        (
+            'slurm_test.sh',
+            ['part', 'name', 'tiny.py'],
+            'usage: .*slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT',
+        ),
+        (
+            'dist_train.sh',
+            ['tiny.py', '--amp'],
+            "error: the number of GPUs comes after the config .* got '--amp'",
+        ),
+    ],
+)
+def test_missing_arguments_of_a_launcher(script, args, message):
+    process = start(script, *args)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert re.fullmatch(message + '.*\n', err)
+
+
+@pytest.mark.parametrize(
+    ('script', 'args', 'command'),
+    [
+        (
+            'slurm_train.sh',
+            ['a b.py', '--cfg-options', 'x=c d'],
+            ['train.py', 'a b.py', '--launcher', 'slurm'],
+        ),
+        (
+            'slurm_test.sh',
+            ['a b.py', 'c d.pth', '--cfg-options', 'x=c d'],
+            ['test.py', 'a b.py', 'c d.pth', '--launcher', 'slurm'],
+        ),
+    ],
+)
+def test_slurm_asks_for_a_task_a_gpu(folder, script, args, command):
+    srun = folder / 'srun'
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$PYTHONPATH" "$@"\n')
+    srun.chmod(0o755)
+    env = dict(PATH=f'{folder}:{os.environ["PATH"]}', GPUS='16', PYTHONPATH='', SRUN_ARGS='--exclusive -w n1')
+    pythonpath, *got = finish(start(script, 'my part', 'my job', *args, **env)).splitlines()
+    assert Path(pythonpath).resolve() == ROOT
+    assert got == [
+        '--partition=my part', '--job-name=my job', '--gres=gpu:8', '--ntasks=16', '--ntasks-per-node=8',
+        '--cpus-per-task=5', '--kill-on-bad-exit=1', '--exclusive', '-w', 'n1',
+        sys.executable, '-u', str(TOOLS / command[0]), *command[1:], '--cfg-options', 'x=c d',
+    ]  # fmt: skip
