@@ -1,6 +1,10 @@
 """ADE20K (150 classes; label 0 is 'other' and ignored), crops of 512 x 512, 2 images a GPU."""
 
 data_root = 'data/ade/ADEChallengeData2016'
+# Ends the error message when the data is not there.
+data_hint = (
+    'unpack http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip in data/ade, or link it'
+)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),

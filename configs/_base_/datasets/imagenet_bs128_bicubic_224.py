@@ -1,5 +1,10 @@
 """ImageNet-1k at 224 with the augmentation of DeiT (arXiv:2012.12877), 128 images a GPU."""
 
+# Ends the error message when the data is not there.
+data_hint = (
+    'get ILSVRC2012 from https://image-net.org, sort it into data/imagenet/{train,val}/CLASS, or link it'
+)
+
 data_preprocessor = dict(
     num_classes=1000,
     mean=[123.675, 116.28, 103.53],

@@ -3,6 +3,11 @@
 Interpolation is bilinear throughout, also in evaluation, and erased areas are filled with the mean colour.
 """
 
+# Ends the error message when the data is not there.
+data_hint = (
+    'get ILSVRC2012 from https://image-net.org, sort it into data/imagenet/{train,val}/CLASS, or link it'
+)
+
 data_preprocessor = dict(
     num_classes=1000,
     mean=[123.675, 116.28, 103.53],
