@@ -25,6 +25,8 @@ from .paths import parse_paths
 SOURCE = Path(__file__).parent / 'csrc' / 'mingru_scan.cpp'
 FLAGS = ['-O3', '-march=native', '-std=c++17', '-fopenmp', '-fno-math-errno', '-fno-trapping-math']
 FLAGS += ['-shared', '-fPIC']
+# A thread is worth waking for about this many elements.
+GRAIN = 1 << 15
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 
 
@@ -113,7 +115,7 @@ def _call(
         column,
         reverse,
         None if state is None else ctypes.c_void_p(state.data_ptr()),
-        torch.get_num_threads(),
+        min(torch.get_num_threads(), 1 + tensors[0].numel() // GRAIN),
     )
 
 

@@ -1,0 +1,1 @@
+"""Measuring models and operators: time, memory, operations."""

@@ -1,0 +1,108 @@
+"""Time and memory of a function, on machines that others use too."""
+
+import ctypes
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def describe_machine(device: torch.device) -> dict:
+    """What a figure depends on: processor or GPU, threads, versions."""
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else _processor()
+    machine = dict(device=name, threads=torch.get_num_threads(), torch=torch.__version__)
+    return machine | dict(python=platform.python_version(), system=platform.system())
+
+
+def _processor() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        return next(line.split(':', 1)[1].strip() for line in lines if line.startswith('model name'))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def progress_bar() -> Progress:
+    """A bar with the time left, on stderr, so that stdout can be piped."""
+    from rich.console import Console
+
+    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device; a CPU never runs ahead."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def interleaved_times(
+    functions: dict[str, Callable[[], object]],
+    device: torch.device,
+    repeats: int = 10,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, list[float]]:
+    """Run the functions in turn, ``repeats`` times, after one unmeasured round.
+
+    Turns, not blocks: what disturbs a shared machine then disturbs all of them, and ratios hold.
+
+    Returns:
+        dict[str, list[float]]: Seconds of every run.
+    """
+    times = {name: [] for name in functions}
+    for repeat in range(repeats + 1):
+        for name, function in functions.items():
+            synchronize(device)
+            start = time.perf_counter()
+            function()
+            synchronize(device)
+            if repeat:
+                times[name].append(time.perf_counter() - start)
+            advance()
+    return times
+
+
+def median(values: Iterable[float]) -> float:
+    """Median, or NaN of nothing."""
+    values = list(values)
+    return statistics.median(values) if values else float('nan')
+
+
+def peak_memory(function: Callable[[], object], device: torch.device) -> float:
+    """Bytes that running ``function`` needs on top of what is held before it.
+
+    On a CPU: highest resident size of the process while it runs, from /proc, NaN where there is none.
+    """
+    function()
+    gc.collect()
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        # Memory that the allocator kept from earlier runs would hide what this one needs.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path('/proc/self/clear_refs').write_text('5')
+        before = _status('VmRSS')
+        function()
+        return _status('VmHWM') - before
+    except (OSError, AttributeError):
+        return float('nan')
+
+
+def _status(key: str) -> int:
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ':'))
+
+
+def copy_bandwidth(device: torch.device, size: int = 1 << 28) -> float:
+    """Bytes read and written a second by a copy of ``size`` bytes, the best of five."""
+    source, target = (torch.ones(size // 4, device=device) for _ in range(2))
+    times = interleaved_times({'copy': lambda: target.copy_(source)}, device, repeats=5)
+    return 2 * size / min(times['copy'])

@@ -1,0 +1,221 @@
+"""Time and memory of models side by side: inference and training steps over sizes.
+
+    python tools/analysis_tools/benchmark.py configs/classification/visiongru-tiny_8xb128_in1k.py \
+        swin-tiny_16xb64_in1k deit-small_4xb256_in1k --sizes 224 512
+
+A model is a config of this repository (of either task) or a name that mmpretrain knows. Models take turns
+and medians are reported, so that the ratios to the first one hold on a machine that is not quiet.
+"""
+
+import argparse
+import json
+import os.path as osp
+from logging import ERROR
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, DefaultScope
+from rich.console import Console
+from rich.table import Table
+
+from mmvisiongru.analysis import measure
+from mmvisiongru.engine.cli import one_line_errors
+from mmvisiongru.engine.config import load_config
+from mmvisiongru.errors import InputError
+
+DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
+
+
+def parse_args(argv=None):
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('models', nargs='+', help='config files, or model names of mmpretrain')
+    parser.add_argument('--sizes', nargs='+', type=int, default=[224], help='sides of the square image')
+    parser.add_argument('--batch-size', type=int, default=1)
+    parser.add_argument('--mode', choices=['inference', 'train', 'both'], default='inference')
+    parser.add_argument(
+        '--dtype', choices=sorted(DTYPES), default='float32', help='other than float32: autocast to it'
+    )
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--backend', default='auto', help='scan backend of VisionGRU models')
+    parser.add_argument(
+        '--repeats', type=int, default=10, help='runs of each model, after one more to warm up'
+    )
+    parser.add_argument('--json', metavar='FILE', help='write the figures there')
+    parser.add_argument('--plot', metavar='FILE', help='draw time and memory against size there')
+    return parser.parse_args(argv)
+
+
+def build_model(name: str, backend: str) -> torch.nn.Module:
+    """Build a config's model, or one that mmpretrain knows by name, with random weights."""
+    cfg = load_config(name) if name.endswith('.py') else _mmpretrain_config(name)
+    if cfg.model.backbone.type == 'mmvisiongru.VisionGRU':
+        cfg.model.backbone.scan_backend = backend
+    # Batch norm across processes would want a process group.
+    _single_process_norms(cfg.model)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+    return model
+
+
+def _mmpretrain_config(name: str) -> Config:
+    from mmpretrain.apis import get_model, list_models
+
+    if name not in list_models():
+        near = ', '.join(list_models(f'*{name.split("_")[0]}*')[:5])
+        raise InputError(f'{name!r} is neither a config file nor a model of mmpretrain; near: {near}')
+    with torch.device('meta'):
+        return get_model(name, pretrained=False)._config
+
+
+def _single_process_norms(node) -> None:
+    if isinstance(node, dict):
+        if node.get('type') == 'SyncBN':
+            node['type'] = 'BN'
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            _single_process_norms(child)
+
+
+def runnables(model, x, dtype, mode) -> dict:
+    """Functions to time: one inference pass, one training step (forward, backward, AdamW)."""
+    autocast = torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def inference():
+        model.eval()
+        with torch.inference_mode(), autocast:
+            return model(x, mode='tensor')
+
+    def train():
+        model.train()
+        with autocast:
+            out = model(x, mode='tensor')
+            loss = (out[0] if isinstance(out, (tuple, list)) else out).float().square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    both = dict(inference=inference, train=train)
+    return both if mode == 'both' else {mode: both[mode]}
+
+
+def measure_models(models: dict, args) -> list[dict]:
+    """One row a model, size and mode."""
+    device, rows = torch.device(args.device), []
+    modes = ('inference', 'train') if args.mode == 'both' else (args.mode,)
+    total = len(args.sizes) * len(modes) * len(models) * (args.repeats + 1)
+    with measure.progress_bar() as bar:
+        task = bar.add_task('', total=total)
+        for size in args.sizes:
+            x = torch.randn(args.batch_size, 3, size, size, device=device)
+            for mode in modes:
+                bar.update(task, description=f'{mode} {size} x {size}')
+                functions = {
+                    name: runnables(model, x, DTYPES[args.dtype], mode)[mode]
+                    for name, model in models.items()
+                }
+                memory = {name: measure.peak_memory(f, device) for name, f in functions.items()}
+                times = measure.interleaved_times(
+                    functions, device, args.repeats, advance=lambda: bar.advance(task)
+                )
+                rows += [
+                    _row(name, size, mode, args.batch_size, times[name], memory[name]) for name in models
+                ]
+    first = next(iter(models))
+    base = {(row['size'], row['mode']): row for row in rows if row['model'] == first}
+    for row in rows:
+        row['time_ratio'] = base[row['size'], row['mode']]['latency_ms'] / row['latency_ms']
+    return rows
+
+
+def _row(name, size, mode, batch_size, seconds, memory) -> dict:
+    median = measure.median(seconds)
+    return dict(
+        model=name,
+        size=size,
+        mode=mode,
+        batch_size=batch_size,
+        latency_ms=1e3 * median,
+        fastest_ms=1e3 * min(seconds),
+        images_per_s=batch_size / median,
+        peak_memory_mb=memory / 2**20,
+    )
+
+
+def print_table(rows: list[dict], machine: dict) -> None:
+    """Print the rows, and what the figures depend on above them."""
+    console = Console()
+    console.print(', '.join(f'{k} {v}' for k, v in machine.items()))
+    table = Table('model', 'mode', 'batch', 'size', 'ms', 'fastest ms', 'images/s', 'peak MB', 'first / this')
+    for row in rows:
+        table.add_row(
+            row['model'],
+            row['mode'],
+            str(row['batch_size']),
+            str(row['size']),
+            *(f'{row[k]:.1f}' for k in ('latency_ms', 'fastest_ms', 'images_per_s', 'peak_memory_mb')),
+            f'{row["time_ratio"]:.2f}',
+        )
+    console.print(table)
+
+
+def plot(rows: list[dict], path: str) -> None:
+    """Draw time and memory against size, one line a model, readable without colour."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    modes = list(dict.fromkeys(row['mode'] for row in rows))
+    figure, axes = plt.subplots(2, len(modes), figsize=(5 * len(modes), 7), squeeze=False)
+    for column, mode in enumerate(modes):
+        for key, label, axis in zip(
+            ('latency_ms', 'peak_memory_mb'), ('time / ms', 'peak memory / MB'), axes[:, column], strict=True
+        ):
+            for i, name in enumerate(dict.fromkeys(row['model'] for row in rows)):
+                points = [(r['size'], r[key]) for r in rows if r['model'] == name and r['mode'] == mode]
+                axis.loglog(
+                    *zip(*points, strict=True),
+                    'osd^vx'[i % 6],
+                    linestyle=('-', '--', ':', '-.')[i % 4],
+                    color='black',
+                    label=name,
+                )
+            axis.set(xlabel='side of the image / pixels', ylabel=label, title=mode)
+            axis.grid(True, which='both', alpha=0.3)
+            axis.legend(fontsize='small')
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def short_names(models: list[str]) -> list[str]:
+    """Names for the table; the file name of a config."""
+    return [osp.splitext(osp.basename(m))[0] if m.endswith('.py') else m for m in models]
+
+
+def main(argv=None):
+    """Measure, print, and write what was asked for."""
+    args = parse_args(argv)
+    MMLogger.get_instance('mmengine', log_level=ERROR)
+    with one_line_errors():
+        models = {
+            name: build_model(model, args.backend).to(args.device)
+            for name, model in zip(short_names(args.models), args.models, strict=True)
+        }
+        rows = measure_models(models, args)
+    machine = measure.describe_machine(torch.device(args.device)) | dict(
+        dtype=args.dtype, backend=args.backend, repeats=args.repeats
+    )
+    print_table(rows, machine)
+    if args.json:
+        with open(args.json, 'w') as file:
+            json.dump(dict(machine=machine, rows=rows), file, indent=1)
+    if args.plot:
+        plot(rows, args.plot)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,190 @@
+"""Precision, time and memory of the scan's backends, beside other implementations of the same recurrence.
+
+    python tools/analysis_tools/benchmark_scan.py --shapes 8x3136x144 1x97344x144
+
+First every output and gradient is compared with float64 (a backend of ours outside of its tolerance ends the
+run), then forward and forward + backward are timed in turns. Installed and able to run on the device, these
+are measured too: minGRU-pytorch (log-space scan), flash-linear-attention (hgrn), accelerated-scan.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+
+from mmvisiongru.analysis import measure
+from mmvisiongru.ops import mingru_scan, runnable_backends
+
+DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
+# Error RMS over reference RMS; float32 of a linear-space scan is far inside.
+TOLERANCE = dict(float32=2e-6, bfloat16=4e-3, float16=1e-3)
+# Each of gate, hidden and h once; backward re-reads them with dh and writes two gradients.
+TENSORS_MOVED = dict(forward=3, train=9)
+
+
+def log_space(gate, hidden):
+    """minGRU-pytorch's parallel form (Heinsen scan in log space)."""
+    from minGRU_pytorch.minGRU import heinsen_associative_scan_log, log_g
+
+    return heinsen_associative_scan_log(-F.softplus(gate), -F.softplus(-gate) + log_g(hidden))
+
+
+def candidate(hidden):
+    """g(x), as the other implementations need it outside of the scan."""
+    return torch.where(hidden >= 0, hidden + 0.5, hidden.sigmoid())
+
+
+def hgrn(gate, hidden):
+    """flash-linear-attention: h_t = exp(g_t) h_{t-1} + x_t."""
+    from fla.ops.hgrn import fused_recurrent_hgrn
+
+    return fused_recurrent_hgrn(gate.sigmoid() * candidate(hidden), F.logsigmoid(-gate))[0]
+
+
+def accelerated(gate, hidden):
+    """accelerated-scan's warp kernel: channels before tokens, lengths that are powers of two."""
+    from accelerated_scan.warp import scan
+
+    length = gate.size(1)
+    padding = (0, (1 << (length - 1).bit_length()) - length)
+    keep, new = torch.sigmoid(-gate), gate.sigmoid() * candidate(hidden)
+    keep, new = (F.pad(x.transpose(1, 2), padding).contiguous() for x in (keep, new))
+    return scan(keep, new)[..., :length].transpose(1, 2)
+
+
+def implementations(device: torch.device, dtype: torch.dtype, wanted: list[str]) -> dict:
+    """Our backends, and the others that are installed and run on the device."""
+    found = {name: partial(mingru_scan, backend=name) for name in runnable_backends(device, dtype)}
+    if importlib.util.find_spec('minGRU_pytorch'):
+        found['minGRU-pytorch'] = log_space
+    if device.type == 'cuda' and importlib.util.find_spec('fla'):
+        found['fla hgrn'] = hgrn
+    if device.type == 'cuda' and importlib.util.find_spec('accelerated_scan'):
+        found['accelerated-scan'] = accelerated
+    # One Python step a token: the definition, not a competitor.
+    found.pop('reference', None)
+    return {name: f for name, f in found.items() if not wanted or name in wanted}
+
+
+def gradients(function, gate, hidden, cotangent):
+    """Output and gradients of gate and hidden."""
+    gate, hidden = (x.detach().requires_grad_() for x in (gate, hidden))
+    out = function(gate, hidden)
+    return out.detach(), *torch.autograd.grad(out, (gate, hidden), cotangent)
+
+
+def errors(function, gate, hidden, cotangent) -> dict[str, float]:
+    """RMS error over RMS of the torch backend in float64, of the output and both gradients."""
+    double = (x.double() for x in (gate, hidden, cotangent))
+    expected = gradients(partial(mingru_scan, backend='torch'), *double)
+    got = gradients(function, gate, hidden, cotangent)
+    return {
+        name: float((g.double() - e).norm() / e.norm())
+        for name, g, e in zip(('h', 'd_gate', 'd_hidden'), got, expected, strict=True)
+    }
+
+
+def measure_shape(shape, functions, device, dtype, repeats, advance) -> list[dict]:
+    """One row an implementation."""
+    generator = torch.Generator(device).manual_seed(0)
+    gate, hidden, cotangent = (
+        torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(3)
+    )
+    forward = {n: torch.inference_mode()(partial(f, gate, hidden)) for n, f in functions.items()}
+    train = {n: partial(gradients, f, gate, hidden, cotangent) for n, f in functions.items()}
+    rows = [dict(name=n, shape=shape, **errors(f, gate, hidden, cotangent)) for n, f in functions.items()]
+    for kind, runs in (('forward', forward), ('train', train)):
+        memory = {n: measure.peak_memory(f, device) for n, f in runs.items()}
+        times = measure.interleaved_times(runs, device, repeats, advance)
+        moved = TENSORS_MOVED[kind] * gate.numel() * gate.element_size()
+        for row in rows:
+            seconds = measure.median(times[row['name']])
+            row[f'{kind}_ms'], row[f'{kind}_peak_mb'] = 1e3 * seconds, memory[row['name']] / 2**20
+            row[f'{kind}_bytes_per_s'] = moved / seconds
+    return rows
+
+
+def print_table(rows: list[dict], baseline: str, bandwidth: float) -> None:
+    """Print the rows; ratios are to ``baseline``, shares to the bandwidth of a copy."""
+    table = Table(
+        'shape',
+        'scan',
+        'error h',
+        'd_gate',
+        'd_hidden',
+        'fwd ms',
+        'x',
+        'copy',
+        'fwd+bwd ms',
+        'x',
+        'copy',
+        'peak MB',
+        'x',
+    )
+    base = {row['shape']: row for row in rows if row['name'] == baseline}
+    for row in rows:
+        b = base.get(row['shape'], row)
+        cells = [f'{row[k]:.0e}' for k in ('h', 'd_gate', 'd_hidden')]
+        for kind in ('forward', 'train'):
+            cells += [f'{row[kind + "_ms"]:.2f}', f'{b[kind + "_ms"] / row[kind + "_ms"]:.1f}']
+            cells.append(f'{row[kind + "_bytes_per_s"] / bandwidth:.0%}')
+        cells += [f'{row["train_peak_mb"]:.0f}', f'{row["train_peak_mb"] / b["train_peak_mb"]:.2f}']
+        table.add_row('x'.join(map(str, row['shape'])), row['name'], *cells)
+    Console(width=150).print(table)
+
+
+def parse_args(argv=None):
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--shapes', nargs='+', default=['8x3136x144', '1x24336x288', '1x97344x144'], help='BxLxD'
+    )
+    parser.add_argument('--names', nargs='+', default=[], help='measure these only')
+    parser.add_argument('--dtype', choices=sorted(DTYPES), default='float32')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--repeats', type=int, default=7)
+    parser.add_argument('--json', metavar='FILE', help='write the figures there')
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> int:
+    """Compare, time, print; 1 if a backend of ours is outside of its tolerance."""
+    args = parse_args(argv)
+    device, dtype = torch.device(args.device), DTYPES[args.dtype]
+    functions = implementations(device, dtype, args.names)
+    shapes = [tuple(map(int, shape.split('x'))) for shape in args.shapes]
+    rows = []
+    with measure.progress_bar() as bar:
+        task = bar.add_task('scan', total=2 * len(shapes) * len(functions) * (args.repeats + 1))
+        for shape in shapes:
+            bar.update(task, description='x'.join(map(str, shape)))
+            rows += measure_shape(shape, functions, device, dtype, args.repeats, lambda: bar.advance(task))
+    bandwidth = measure.copy_bandwidth(device)
+    machine = measure.describe_machine(device) | dict(
+        dtype=args.dtype, copy_gb_per_s=round(bandwidth / 1e9, 1)
+    )
+    print(', '.join(f'{k} {v}' for k, v in machine.items()))
+    print_table(rows, 'minGRU-pytorch' if 'minGRU-pytorch' in functions else 'torch', bandwidth)
+    if args.json:
+        with open(args.json, 'w') as file:
+            json.dump(dict(machine=machine, rows=rows), file, indent=1)
+    limit = TOLERANCE[args.dtype]
+    wrong = [
+        f'{r["name"]} at {r["shape"]}: {key} {r[key]:.1e}'
+        for r in rows
+        for key in ('h', 'd_gate', 'd_hidden')
+        if r['name'] in runnable_backends(device, dtype) and not r[key] <= limit
+    ]
+    if wrong:
+        print(f'error: outside of the tolerance of {limit:g}:', '; '.join(wrong), file=sys.stderr)
+    return bool(wrong)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
