@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import functools
 import re
 from pathlib import Path
 
@@ -18,9 +19,14 @@ LEAVES = sorted(
 )
 
 
+@functools.cache
+def _read(name):
+    return Config.fromfile(CONFIGS / name)
+
+
 def load(name):
     """Load a config by its path below configs/."""
-    return Config.fromfile(CONFIGS / name)
+    return copy.deepcopy(_read(name))
 
 
 def scope(cfg):
