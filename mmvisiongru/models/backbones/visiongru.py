@@ -89,7 +89,8 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.with_cp and x.requires_grad:
+        # Not x.requires_grad: behind a frozen stem the first input needs no gradient, but the weights do.
+        if self.with_cp and torch.is_grad_enabled():
             return cp.checkpoint(self._forward, x, use_reentrant=False)
         return self._forward(x)
 
@@ -164,6 +165,12 @@ class VisionGRU(BaseModule):
         self.embed_dims, self.depths = self._parse_arch(arch)
         self._check_options(scan_paths, dwconv_kernel_size, candidate, pos_embed, scan_backend)
         self.out_indices = self._parse_out_indices(out_indices)
+        widths = dict(in_channels=in_channels, expand_ratio=expand_ratio, mlp_ratio=mlp_ratio)
+        for name, value in widths.items():
+            if value < 1:
+                raise ValueError(f'{name} must be positive, got {value}')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
         if not -1 <= frozen_stages <= len(self.depths):
             raise ValueError(f'frozen_stages must be in [-1, {len(self.depths)}], got {frozen_stages}')
         self.frozen_stages = frozen_stages
@@ -218,7 +225,7 @@ class VisionGRU(BaseModule):
     def _check_options(scan_paths, dwconv_kernel_size, candidate, pos_embed, scan_backend) -> None:
         if isinstance(scan_paths, str) or not scan_paths or set(scan_paths) - set(PATHS):
             raise ValueError(f'scan_paths must be a list out of {PATHS}, got {scan_paths!r}')
-        if dwconv_kernel_size and dwconv_kernel_size % 2 == 0:
+        if dwconv_kernel_size and (dwconv_kernel_size < 0 or dwconv_kernel_size % 2 == 0):
             raise ValueError(f'dwconv_kernel_size must be odd or None, got {dwconv_kernel_size}')
         for name, value, known in (
             ('candidate', candidate, CANDIDATES),
