@@ -7,7 +7,7 @@ from logging import WARNING
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
-from torch import nn
+from torch import Tensor, nn
 
 from mmvisiongru.errors import InputError
 
@@ -62,11 +62,16 @@ def load_checkpoint_file(path: str, map_location='cpu') -> dict:
         raise InputError(f'checkpoint {path} {reason}') from error
 
 
-def state_dict_of(checkpoint: dict, prefix: str | None = None) -> dict:
-    """The weights in a loaded checkpoint, those under ``prefix`` if one is given, without it."""
-    state = checkpoint.get('state_dict', checkpoint)
+def state_dict_of(checkpoint, prefix: str | None = None) -> dict[str, Tensor]:
+    """The weights in a loaded checkpoint, those under ``prefix`` if one is given, without it.
+
+    As mmengine loads them: without a prefix, the ``module.`` of a wrapped model is taken off. What holds no
+    weights gives none.
+    """
+    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else {}
+    state = {k: v for k, v in state.items() if torch.is_tensor(v)} if isinstance(state, dict) else {}
     if not prefix:
-        return state
+        return {k.removeprefix('module.'): v for k, v in state.items()}
     prefix = prefix.rstrip('.') + '.'
     return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
 
