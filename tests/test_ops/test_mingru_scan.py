@@ -221,6 +221,20 @@ def test_open_gates_pass_the_candidate_and_closed_ones_the_state(device, backend
     torch.testing.assert_close(got['d_gate'], zero, rtol=0, atol=1e-18)
 
 
+@each_backend
+def test_candidate_at_zero_and_far_from_it(device, backend, dtype):
+    # g has slope 1 from zero on (negative zero included) and 1/4 just before it.
+    values = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 100.0, -100.0, 1e4, -1e4])
+    gate, _, cotangent = normal(1, 65, 8)
+    hidden = values[torch.randint(8, gate.shape, generator=torch.Generator().manual_seed(0))]
+    ref = run(loop_scan, gate.double(), hidden.double(), cotangent=cotangent.double())
+    scan = partial(mingru_scan, backend=backend)
+    got = run(scan, gate.to(device), hidden.to(device), cotangent=cotangent.to(device))
+    assert_within(got, ref, dtype)
+    # Elementwise, as 1e4 hides the rest behind max|ref|.
+    torch.testing.assert_close(got['d_hidden'].cpu().double(), ref['d_hidden'], rtol=1e-4, atol=2e-6)
+
+
 def heinsen_log_space_scan(gate, hidden):
     """The parallel form of arXiv:2410.01201, appendix B: log h_t = A_t + logcumsumexp(log(z c) - A)_t.
 
@@ -528,6 +542,49 @@ def test_2d_noncontiguous(device, backend, dtype):
     assert error(x.grad, ref['d_projected'], 'max') <= TOLERANCE[dtype][1]
 
 
+@pytest.mark.parametrize('path', PATHS)
+@each_backend
+def test_2d_strips_that_hand_on_their_state(device, backend, dtype, path):
+    (projected,) = normal(2, 7, 5, 6, number=1)
+    whole = composed_2d(projected.double(), (path,))
+    column, flip = path.startswith('column'), path.endswith('reverse')
+    dim = 2 if column else 1
+    order = slice(None, None, -1 if flip else 1)
+    state, outs = None, []
+    for strip in projected.to(device).split([3, 1, projected.size(dim) - 4], dim)[order]:
+        h = mingru_scan_2d(strip, paths=(path,), backend=backend, state=state)
+        outs.append(h)
+        state = h[:, 0, :1] if flip else h[:, -1, -1:]
+    assert_within(dict(out=torch.cat(outs[order], dim)), dict(out=whole), dtype)
+
+
+@each_backend
+def test_2d_each_path_has_its_own_state(device, backend, dtype):
+    (projected,) = normal(2, 4, 3, 16, number=1)
+    (state,) = normal(2, 2, 4, number=1, seed=1)
+    got = mingru_scan_2d(projected.to(device), backend=backend, state=state.to(device))
+    # A state is what a token before the first one, with its gate open, would leave behind.
+    hidden, gate = projected.flatten(1, 2).unflatten(2, (2, 2, 4)).double().unbind(3)
+    z = torch.sigmoid(gate)
+    g = torch.where(hidden < 0, torch.sigmoid(hidden), hidden + 0.5)
+    ones = torch.ones_like(z[:, :1, 0])
+    first = torch.cat((state[:, :1].double(), (z * g)[:, :, 0]), 1)
+    last = torch.cat(((z * g)[:, :, 1], state[:, 1:].double()), 1)
+    forward = loop(torch.cat((ones, 1 - z[:, :, 0]), 1), first)[:, 1:]
+    reverse = loop(torch.cat((1 - z[:, :, 1], ones), 1).flip(1), last.flip(1)).flip(1)[:, :-1]
+    ref = torch.cat((forward, reverse), -1).unflatten(1, (4, 3))
+    assert_within(dict(out=got), dict(out=ref), dtype)
+
+
+@each_backend
+def test_2d_state_has_no_gradient(device, backend, dtype):
+    (projected,) = normal(2, 4, 3, 16, number=1)
+    x, state = projected.to(device), torch.ones(2, 2, 4, device=device)
+    for x, h in ((leaf(x), state), (x, leaf(state))):
+        with pytest.raises(ValueError, match='no gradient'):
+            mingru_scan_2d(x, backend=backend, state=h)
+
+
 @each_backend
 def test_2d_deterministic_and_takes_a_list_of_paths(device, backend, dtype):
     (projected,) = normal(2, 9, 7, 48, number=1)
@@ -577,6 +634,7 @@ def op_samples():
         'mingru_scan_2d': [
             (leaf(projected), names, 'g', 'auto'),
             (leaf(projected.transpose(1, 2)), 'row,row_reverse', 'linear', 'auto'),
+            (projected, names, 'g', 'auto', torch.ones(2, 4, 3)),
         ],
         'mingru_scan_2d_backward': [
             (torch.ones_like(states), projected, states, names, 'g', 'auto'),
@@ -822,6 +880,11 @@ class TestErrors:
     def test_map_that_does_not_divide(self, shape):
         with pytest.raises(ValueError, match=str(shape).replace('(', r'\(').replace(')', r'\)')):
             mingru_scan_2d(torch.zeros(shape))
+
+    @pytest.mark.parametrize('shape', [(1, 2), (1, 1, 2), (2, 2, 2), (1, 2, 4)], ids=str)
+    def test_state_of_another_shape(self, shape):
+        with pytest.raises(ValueError, match=f'state.*{shape}'.replace('(', r'\(').replace(')', r'\)')):
+            mingru_scan_2d(torch.zeros(1, 2, 2, 8), state=torch.zeros(shape))
 
     def test_options_are_keywords(self):
         with pytest.raises(TypeError):
