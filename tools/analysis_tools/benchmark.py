@@ -3,8 +3,9 @@
     python tools/analysis_tools/benchmark.py configs/classification/visiongru-tiny_8xb128_in1k.py \
         swin-tiny_16xb64_in1k deit-small_4xb256_in1k --sizes 224 512
 
-A model is a config of this repository (of either task) or a name that mmpretrain knows. Models take turns
-and medians are reported, so that the ratios to the first one hold on a machine that is not quiet.
+A model is a config file (of either task), a name that mmpretrain or mmseg knows, or a backbone such as
+mmpretrain.ConvNeXt:tiny. Models take turns and medians are reported, so that the ratios to the first one hold
+on a machine that is not quiet.
 """
 
 import argparse
@@ -13,16 +14,13 @@ import os.path as osp
 from logging import ERROR
 
 import torch
-from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, DefaultScope
 from rich.console import Console
 from rich.table import Table
 
 from mmvisiongru.analysis import measure
+from mmvisiongru.analysis.models import build_model, forward
 from mmvisiongru.engine.cli import one_line_errors
-from mmvisiongru.engine.config import load_config
-from mmvisiongru.errors import InputError
 
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 
@@ -30,7 +28,9 @@ DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.floa
 def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('models', nargs='+', help='config files, or model names of mmpretrain')
+    parser.add_argument(
+        'models', nargs='+', help='config files, model names of mmpretrain or mmseg, or backbones'
+    )
     parser.add_argument('--sizes', nargs='+', type=int, default=[224], help='sides of the square image')
     parser.add_argument('--batch-size', type=int, default=1)
     parser.add_argument('--mode', choices=['inference', 'train', 'both'], default='inference')
@@ -47,38 +47,6 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def build_model(name: str, backend: str) -> torch.nn.Module:
-    """Build a config's model, or one that mmpretrain knows by name, with random weights."""
-    cfg = load_config(name) if name.endswith('.py') else _mmpretrain_config(name)
-    if cfg.model.backbone.type == 'mmvisiongru.VisionGRU':
-        cfg.model.backbone.scan_backend = backend
-    # Batch norm across processes would want a process group.
-    _single_process_norms(cfg.model)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = MODELS.build(cfg.model)
-    return model
-
-
-def _mmpretrain_config(name: str) -> Config:
-    from mmpretrain.apis import get_model, list_models
-
-    if name not in list_models():
-        near = ', '.join(list_models(f'*{name.split("_")[0]}*')[:5])
-        raise InputError(f'{name!r} is neither a config file nor a model of mmpretrain; near: {near}')
-    with torch.device('meta'):
-        return get_model(name, pretrained=False)._config
-
-
-def _single_process_norms(node) -> None:
-    if isinstance(node, dict):
-        if node.get('type') == 'SyncBN':
-            node['type'] = 'BN'
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            _single_process_norms(child)
-
-
 def runnables(model, x, dtype, mode) -> dict:
     """Functions to time: one inference pass, one training step (forward, backward, AdamW)."""
     autocast = torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32)
@@ -87,12 +55,12 @@ def runnables(model, x, dtype, mode) -> dict:
     def inference():
         model.eval()
         with torch.inference_mode(), autocast:
-            return model(x, mode='tensor')
+            return forward(model, x)
 
     def train():
         model.train()
         with autocast:
-            out = model(x, mode='tensor')
+            out = forward(model, x)
             loss = (out[0] if isinstance(out, (tuple, list)) else out).float().square().mean()
         loss.backward()
         optimizer.step()

@@ -1,0 +1,56 @@
+r"""Parameters and multiply-accumulates of a model.
+
+The convention is the one of the VisionGRU paper and of its field: "FLOPs" are multiply-accumulates (MACs) of
+convolutions, matrix products, attention and scan, for one image. A MAC is two floating-point operations.
+Normalisation, activations, biases, additions and interpolation are not counted. The scan counts two MACs for
+each element of its state, h_t = (1 - z_t) h_{t-1} + z_t c_t.
+
+The operators are counted where torch dispatches them, so that it does not matter from which module or
+function they are called: fused attention and the scan, which counters of modules miss, are in.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+# Registers the formula of the scan.
+import mmvisiongru.ops  # noqa: F401
+from mmvisiongru.analysis.models import forward
+
+# What an operator counts as; products of batches of matrices are attention in every model here.
+KINDS = dict(convolution='convolution', mm='linear', addmm='linear', bmm='attention', baddbmm='attention')
+
+
+def _kind(operator) -> str:
+    name = str(operator).split('.')[1]
+    if name.startswith('mingru_scan'):
+        return 'scan'
+    return KINDS.get(name, 'attention' if 'attention' in name else name)
+
+
+def count(model: nn.Module, shape: Sequence[int], channels: int = 3) -> dict[str, int]:
+    """Count parameters and the MACs of one image in inference.
+
+    On the meta device (``model.to('meta')``) nothing is computed, whatever the size.
+
+    Args:
+        model (nn.Module): A classifier, a segmentor or a backbone; it is put into evaluation mode.
+        shape (Sequence[int]): Height and width of the image.
+        channels (int): Channels of the image.
+
+    Returns:
+        dict[str, int]: ``parameters``, ``macs``, and ``macs_KIND`` for each kind of operator that occurs.
+    """
+    device = next(model.parameters()).device
+    image = torch.empty(1, channels, *shape, device=device)
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        forward(model, image)
+    parts = {}
+    for operator, flops in counter.get_flop_counts()['Global'].items():
+        key = f'macs_{_kind(operator)}'
+        parts[key] = parts.get(key, 0) + flops // 2
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return dict(parameters=parameters, macs=sum(parts.values()), **parts)

@@ -1,0 +1,90 @@
+"""Models to measure, by the name of a config, of a model of mmpretrain or mmseg, or of a backbone."""
+
+from functools import cache
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+
+from mmvisiongru.engine.config import load_config
+from mmvisiongru.errors import InputError
+
+
+def build_model(name: str, scan_backend: str = 'auto') -> nn.Module:
+    """Build a model with random weights.
+
+    Args:
+        name (str): A config file of either task; the name of a model that mmpretrain knows, or of a config
+            that mmseg ships; or a backbone as ``SCOPE.TYPE:ARCH``, e.g. ``mmpretrain.ConvNeXt:tiny``.
+        scan_backend (str): Backend of the scan, if the model is VisionGRU.
+
+    Raises:
+        InputError: There is no model of that name.
+    """
+    cfg = load_config(name, required=('model',)) if name.endswith('.py') else _named_config(name)
+    # Test-time augmentation wraps the model that sees each view.
+    model = cfg.model.get('module') or cfg.model
+    backbone = model.get('backbone') or model
+    if backbone.type == 'mmvisiongru.VisionGRU':
+        backbone.scan_backend = scan_backend
+    # Batch norm across processes would want a process group.
+    _single_process_norms(model)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
+        return MODELS.build(model)
+
+
+def forward(model: nn.Module, x: Tensor):
+    """Raw output for images (B, C, H, W): of a classifier or segmentor up to its head, or of a backbone."""
+    return model(x, mode='tensor') if isinstance(model, BaseModel) else model(x)
+
+
+def _named_config(name: str) -> Config:
+    if '.' in name.split(':')[0] and name.split('.')[0] in ('mmpretrain', 'mmseg', 'mmvisiongru'):
+        return _backbone_config(*name.partition(':')[::2])
+    if config := mmpretrain_models().get(name):
+        return Config.fromfile(config.config)
+    if path := _mmseg_configs().get(name):
+        return Config.fromfile(path)
+    kin = [n for n in (*mmpretrain_models(), *_mmseg_configs()) if n.startswith(name.split('_')[0])]
+    raise InputError(
+        f'{name!r} is neither a config file (*.py), nor a model of mmpretrain or mmseg, nor a backbone '
+        f'(SCOPE.TYPE:ARCH); near: {", ".join(kin[:5]) or "none"}'
+    )
+
+
+def _backbone_config(kind: str, arch: str) -> Config:
+    scope, _, backbone = kind.partition('.')
+    with DefaultScope.overwrite_default_scope(scope):
+        found = MODELS.get(kind)
+    if found is None:
+        raise InputError(f'{scope} has no backbone {backbone!r}')
+    return Config(dict(model=dict(type=kind, **(dict(arch=arch) if arch else {})), default_scope=scope))
+
+
+@cache
+def mmpretrain_models() -> dict:
+    """Model index of mmpretrain: name to its entry, with results and the path of the config."""
+    from mmpretrain.apis.model import ModelHub
+
+    ModelHub._register_mmpretrain_models()
+    return ModelHub._models_dict
+
+
+@cache
+def _mmseg_configs() -> dict[str, Path]:
+    import mmseg
+
+    folder = Path(mmseg.__file__).parent / '.mim' / 'configs'
+    return {path.stem: path for path in sorted(folder.rglob('*.py')) if '_base_' not in path.parts}
+
+
+def _single_process_norms(node) -> None:
+    if isinstance(node, dict):
+        if node.get('type') == 'SyncBN':
+            node['type'] = 'BN'
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            _single_process_norms(child)
