@@ -579,8 +579,8 @@ def test_2d_each_path_has_its_own_state(device, backend, dtype):
 @each_backend
 def test_2d_state_has_no_gradient(device, backend, dtype):
     (projected,) = normal(2, 4, 3, 16, number=1)
-    x, state = projected.to(device), torch.ones(2, 2, 4, device=device)
-    for x, h in ((leaf(x), state), (x, leaf(state))):
+    projected, state = projected.to(device), torch.ones(2, 2, 4, device=device)
+    for x, h in ((leaf(projected), state), (projected, leaf(state))):
         with pytest.raises(ValueError, match='no gradient'):
             mingru_scan_2d(x, backend=backend, state=h)
 
