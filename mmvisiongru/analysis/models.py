@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
@@ -12,39 +13,22 @@ from mmvisiongru.engine.config import load_config
 from mmvisiongru.errors import InputError
 
 
-def build_model(name: str, scan_backend: str = 'auto') -> nn.Module:
-    """Build a model with random weights.
+def model_config(name: str) -> Config:
+    """Read the config of a model.
 
     Args:
         name (str): A config file of either task; the name of a model that mmpretrain knows, or of a config
             that mmseg ships; or a backbone as ``SCOPE.TYPE:ARCH``, e.g. ``mmpretrain.ConvNeXt:tiny``.
-        scan_backend (str): Backend of the scan, if the model is VisionGRU.
 
     Raises:
         InputError: There is no model of that name.
     """
-    cfg = load_config(name, required=('model',)) if name.endswith('.py') else _named_config(name)
-    # Test-time augmentation wraps the model that sees each view.
-    model = cfg.model.get('module') or cfg.model
-    backbone = model.get('backbone') or model
-    if backbone.type == 'mmvisiongru.VisionGRU':
-        backbone.scan_backend = scan_backend
-    # Batch norm across processes would want a process group.
-    _single_process_norms(model)
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
-        return MODELS.build(model)
-
-
-def forward(model: nn.Module, x: Tensor):
-    """Raw output for images (B, C, H, W): of a classifier or segmentor up to its head, or of a backbone."""
-    return model(x, mode='tensor') if isinstance(model, BaseModel) else model(x)
-
-
-def _named_config(name: str) -> Config:
-    if '.' in name.split(':')[0] and name.split('.')[0] in ('mmpretrain', 'mmseg', 'mmvisiongru'):
+    if name.endswith('.py'):
+        return load_config(name, required=('model',))
+    if name.startswith(('mmpretrain.', 'mmseg.', 'mmvisiongru.')):
         return _backbone_config(*name.partition(':')[::2])
-    if config := mmpretrain_models().get(name):
-        return Config.fromfile(config.config)
+    if entry := mmpretrain_models().get(name):
+        return Config.fromfile(entry.config)
     if path := _mmseg_configs().get(name):
         return Config.fromfile(path)
     kin = [n for n in (*mmpretrain_models(), *_mmseg_configs()) if n.startswith(name.split('_')[0])]
@@ -52,6 +36,45 @@ def _named_config(name: str) -> Config:
         f'{name!r} is neither a config file (*.py), nor a model of mmpretrain or mmseg, nor a backbone '
         f'(SCOPE.TYPE:ARCH); near: {", ".join(kin[:5]) or "none"}'
     )
+
+
+def build_model(name: str, scan_backend: str = 'auto', device: str = 'cpu') -> nn.Module:
+    """Build a model that :func:`model_config` finds, with random weights and the given scan backend.
+
+    Some backbones of mmpretrain cannot be built on the meta device; build them on the CPU and move them.
+    """
+    cfg = model_config(name)
+    model = _single_view(cfg.model)
+    backbone = model.get('backbone') or model
+    if backbone.type == 'mmvisiongru.VisionGRU':
+        backbone.scan_backend = scan_backend
+    # Batch norm across processes would want a process group.
+    _single_process_norms(model)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')), torch.device(device):
+        return MODELS.build(model)
+
+
+def image_size(name: str, default: int = 224) -> tuple[int, int]:
+    """Height and width that a config trains a segmentor or tests a classifier with."""
+    cfg = model_config(name)
+    if size := (_single_view(cfg.model).get('data_preprocessor') or {}).get('size'):
+        return tuple(size)
+    for loader in ('test_dataloader', 'train_dataloader'):
+        for step in reversed((cfg.get(loader) or {}).get('dataset', {}).get('pipeline', [])):
+            size = step.get('crop_size') or step.get('scale')
+            if size:
+                return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    return default, default
+
+
+def _single_view(model: dict) -> dict:
+    """The model itself, of a wrapper for test-time augmentation the model that sees each view."""
+    return model.get('module') or model
+
+
+def forward(model: nn.Module, x: Tensor):
+    """Raw output for images (B, C, H, W): of a classifier or segmentor up to its head, or of a backbone."""
+    return model(x, mode='tensor') if isinstance(model, BaseModel) else model(x)
 
 
 def _backbone_config(kind: str, arch: str) -> Config:

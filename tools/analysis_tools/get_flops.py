@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmvisiongru.analysis.flops import count
-from mmvisiongru.analysis.models import build_model
+from mmvisiongru.analysis.models import build_model, image_size
 from mmvisiongru.engine.cli import one_line_errors
 from mmvisiongru.errors import InputError
 
@@ -37,19 +37,18 @@ def parse_args(argv=None):
         type=int,
         action='append',
         metavar=('H', 'W'),
-        help='size of the image, W = H if left out; may be given again (default: 224, a segmentor 512)',
+        help='size of the image, W = H if left out; may be given again (default: that of the config)',
     )
     parser.add_argument('--json', metavar='FILE', help='write the counts there')
     return parser.parse_args(argv)
 
 
-def image_shapes(shapes: list[list[int]] | None, model) -> list[tuple[int, int]]:
+def check_shapes(shapes: list[list[int]]) -> list[tuple[int, int]]:
     """Sizes as (H, W)."""
-    for shape in shapes or []:
+    for shape in shapes:
         if len(shape) > 2 or min(shape) < 1:
             raise InputError(f'--shape takes one or two positive numbers, got {" ".join(map(str, shape))}')
-    default = [[512 if hasattr(model, 'decode_head') else 224]]
-    return [(shape[0], shape[-1]) for shape in shapes or default]
+    return [(shape[0], shape[-1]) for shape in shapes]
 
 
 def print_table(rows: list[dict]) -> None:
@@ -72,7 +71,7 @@ def main(argv=None):
     MMLogger.get_instance('mmengine', log_level=ERROR)
     with one_line_errors():
         model = build_model(args.model).to('meta')
-        shapes = image_shapes(args.shape, model)
+        shapes = check_shapes(args.shape) if args.shape else [image_size(args.model)]
     rows = [dict(model=args.model, shape=shape, **count(model, shape)) for shape in shapes]
     print_table(rows)
     if args.json:
