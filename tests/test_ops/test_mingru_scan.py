@@ -32,6 +32,7 @@ REFERENCE_MAX_LENGTH = 784
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = ('cpu', 'cuda') if torch.cuda.is_available() else ('cpu',)
 PATHS = ('row', 'row_reverse', 'column', 'column_reverse')
+TWO_PATHS = PATHS[:2]
 OPS = torch.ops.mmvisiongru
 
 
@@ -308,6 +309,26 @@ def test_deterministic(device, backend, dtype):
     )
     for name, x in first.items():
         assert torch.equal(x, second[name]), name
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('backend', runnable_backends('cpu'))
+def test_any_number_of_threads(backend, threads):
+    length = 784 if backend != 'reference' else 50
+    (gate, hidden, cotangent), ref = expected((3, length, 37), torch.float32, True, 'g')
+    (projected,) = normal(1, 28, length // 28, 2 * 2 * 5, number=1)
+    for number in (1, 2, 5):
+        threads(number)
+        scan = partial(mingru_scan, reverse=True, backend=backend)
+        assert_within(run(scan, gate, hidden, cotangent=cotangent), ref, torch.float32)
+        got = mingru_scan_2d(projected, backend=backend)
+        assert error(got, composed_2d(projected.double(), TWO_PATHS), 'max') <= TOLERANCE[torch.float32][1]
 
 
 @pytest.fixture
