@@ -77,6 +77,13 @@ def forward(model: nn.Module, x: Tensor):
     return model(x, mode='tensor') if isinstance(model, BaseModel) else model(x)
 
 
+def inference(model: nn.Module, x: Tensor):
+    """:func:`forward` as in deployment: evaluation mode, no gradients."""
+    model.eval()
+    with torch.inference_mode():
+        return forward(model, x)
+
+
 def _backbone_config(kind: str, arch: str) -> Config:
     scope, _, backbone = kind.partition('.')
     with DefaultScope.overwrite_default_scope(scope):
