@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
@@ -91,6 +92,19 @@ def _backbone_config(kind: str, arch: str) -> Config:
     if found is None:
         raise InputError(f'{scope} has no backbone {backbone!r}')
     return Config(dict(model=dict(type=kind, **(dict(arch=arch) if arch else {})), default_scope=scope))
+
+
+def reported_results(name: str) -> tuple[dict[str, float], str]:
+    """Metrics that the model index of mmpretrain or mmseg states for a model, and which of the two does."""
+    if entry := mmpretrain_models().get(name):
+        return dict(entry.results[0].metrics), 'mmpretrain'
+    found = {}
+    for metafile in _mmseg_configs()[name].parent.glob('metafile.y*ml'):
+        # Of two entries of a name the first is a shorter schedule, as the name of its weights shows.
+        for entry in yaml.safe_load(metafile.read_text())['Models']:
+            if entry['Name'] == name:
+                found = entry['Results']
+    return dict((found[0] if isinstance(found, list) else found)['Metrics']), 'mmseg'
 
 
 @cache

@@ -1,0 +1,53 @@
+"""Tables I and II: counted and measured rows, quoted rows that say so, accuracy from a named source."""
+
+import json
+
+import pytest
+from mmpretrain.apis import list_models
+
+from mmvisiongru.analysis.flops import count
+from mmvisiongru.analysis.models import build_model, model_config
+from tools.analysis_tools import compare_backbones
+
+PICO, ATTO = 'mmvisiongru.VisionGRU:pico', 'mmpretrain.ConvNeXt:atto'
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        compare_backbones,
+        'MODELS',
+        dict(classification={'first': PICO, 'second': ATTO}, segmentation={'segmentor': PICO}),
+    )
+    monkeypatch.setattr(compare_backbones, 'image_size', lambda key: (64, 64))
+    monkeypatch.setattr(compare_backbones, 'quoted_accuracy', lambda key, task: (12.34, 'nowhere'))
+    compare_backbones.main(['--out', str(tmp_path / 'page'), '--repeats', '2', '--device', 'cpu'])
+    return (tmp_path / 'page.md').read_text(), json.loads((tmp_path / 'page.json').read_text())
+
+
+def test_rows_are_counted_measured_or_quoted(page):
+    text, found = page
+    rows = {row['model']: row for row in found['rows']}
+    second = rows['second']
+    expected = count(build_model(ATTO).to('meta'), (64, 64))
+    assert (second['parameters'], second['macs']) == (expected['parameters'], expected['macs'])
+    assert second['latency_ms'] > 0
+    assert rows['first']['time_ratio'] == pytest.approx(1, abs=0.9)
+    assert '| 12.34 | nowhere |' in text
+    assert '| Vim-S | 224x224 | 26.0 |  | not carried |  |  | 80.5 | README of hustvl/Vim |' in text
+    assert set(compare_backbones.QUOTED['classification']) < set(rows)
+
+
+def test_models_exist_and_their_accuracy_is_quoted():
+    for task, models in compare_backbones.MODELS.items():
+        for key in models.values():
+            assert model_config(key).model
+            accuracy, source = compare_backbones.quoted_accuracy(key, task)
+            assert 30 < accuracy < 90
+            assert source in ('model index of mmpretrain', 'model index of mmseg', 'arXiv:2412.18178')
+
+
+def test_models_said_not_to_be_carried_are_not():
+    carried = ' '.join(list_models())
+    for name in ('regnety', 's4nd', 'vim-', 'rwkv'):
+        assert name not in carried
