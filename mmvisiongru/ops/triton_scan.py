@@ -29,6 +29,8 @@ WARPS_PER_PROCESSOR = 16
 MIN_CHUNK = 32  # tokens; a chunk costs 24 bytes a channel, a token 10
 MAX_TOKENS = 1 << 30  # of a sequence: token numbers are 32-bit
 MIN_TRITON = (3, 3)  # the first with tuples in kernels
+# Of the scan over chunks: 8 float32 are a sector, and 64 rows of them 8 warps.
+STATES = dict(ROWS=64, LANES=8, num_warps=8)
 OPTIONS = dict(num_stages=1, enable_fp_fusion=True)
 
 
@@ -135,10 +137,8 @@ def _enter_chunks(gate, value, state, strides, value_strides, grid, arguments, b
     chunks, lanes = arguments['chunks'], arguments['lanes']
     sums = torch.empty(2, chunks, lanes, dtype=torch.float32, device=gate.device)
     kernels.chunk_sums[grid](gate, value, sums, *strides, *value_strides, BACKWARD=backward, **arguments)
-    # 8 float32 are a sector; 64 rows of STEPS chunks then make a program of 8 warps.
-    kernels.chunk_states[(-(-lanes // 8),)](
-        sums, state, lanes, chunks, STEPS=STEPS, ROWS=64, LANES=8, num_warps=8, **OPTIONS
-    )
+    grid = (-(-lanes // STATES['LANES']),)
+    kernels.chunk_states[grid](sums, state, lanes, chunks, STEPS=STEPS, **STATES, **OPTIONS)
     return sums[1]
 
 

@@ -1,0 +1,333 @@
+"""The Triton backend: what its kernels compile to, and the numbers of each of their code paths.
+
+Without a GPU the numbers come from Triton's interpreter. It must be chosen before Triton is imported, so this
+file, run as a program, measures them in a process of its own, while the tests compile for GPUs in theirs.
+With a GPU at hand the numbers come from it.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import pytest
+import torch
+from test_mingru_scan import PATHS, ROOT, TOLERANCE, composed_2d, error, normal, run
+
+from mmvisiongru.ops import mingru_scan, mingru_scan_2d, runnable_backends, triton_scan
+
+triton = pytest.importorskip('triton', reason='Triton is not installed, as on other systems than Linux')
+if triton_scan._triton_version() < triton_scan.MIN_TRITON:
+    pytest.skip(f'Triton {triton.__version__} cannot compile the kernels', allow_module_level=True)
+
+CUDA = torch.cuda.is_available()
+ROWS = ('row', 'row_reverse')
+H200 = 132  # processors
+
+
+class Case(NamedTuple):
+    """Scan of (B, H, W, D) by a small GPU's plan, and the rows and chunks that it is to have."""
+
+    shape: tuple[int, int, int, int]
+    rows: int
+    chunks: int = 1
+    paths: tuple[str, ...] = ('row',)
+    candidate: str = 'g'
+    dtype: torch.dtype = torch.float32
+    state: bool = False
+    gate_scale: float = 1.0
+    limits: dict = {}
+
+
+# Few tokens a row and a warp make many tiles of a short sequence.
+ONE_WARP, FOUR_WARPS = dict(STEPS=2, MAX_WARPS=1), dict(STEPS=2, MAX_WARPS=4)
+CHUNKS = dict(STEPS=2, MAX_WARPS=1, MIN_CHUNK=4)
+CASES = {
+    'one token': Case((2, 1, 1, 16), rows=4, paths=ROWS),
+    'one row': Case((1, 3, 3, 64), rows=1, limits=ONE_WARP),
+    'one row, linear, state': Case((1, 3, 3, 64), 1, candidate='linear', state=True, limits=ONE_WARP),
+    'exchange, tail': Case((1, 3, 7, 16), rows=4, paths=ROWS, limits=ONE_WARP),
+    'exchange over warps': Case((1, 5, 9, 16), rows=16, paths=('row_reverse',), limits=FOUR_WARPS),
+    'exchange, eight steps': Case((1, 4, 9, 32), rows=2, limits=dict(MAX_WARPS=1)),
+    'exchange, linear, state': Case((2, 2, 5, 16), 4, candidate='linear', state=True, limits=ONE_WARP),
+    'columns, masked channels': Case((1, 4, 3, 20), rows=4, paths=PATHS, limits=ONE_WARP),
+    'columns of one token, one channel': Case((1, 1, 9, 1), 4, paths=PATHS[2:], limits=ONE_WARP),
+    'rows of one token': Case((1, 9, 1, 3), rows=4, paths=PATHS[1:3], limits=ONE_WARP),
+    'chunks': Case((1, 6, 9, 16), rows=16, chunks=9, paths=ROWS, limits=CHUNKS),
+    'chunks, columns, masked, state': Case((1, 8, 11, 20), 16, 22, PATHS[2:], state=True, limits=CHUNKS),
+    'chunks, linear': Case((2, 6, 9, 16), rows=16, chunks=9, candidate='linear', limits=CHUNKS),
+    # More than the 64 rows of chunk_states hold at once.
+    'many chunks': Case((1, 8, 17, 3), 16, 68, limits=dict(STEPS=1, MAX_WARPS=1, MIN_CHUNK=2)),
+    'saturated': Case((1, 3, 7, 16), rows=4, paths=ROWS, gate_scale=20.0, limits=ONE_WARP),
+    'bfloat16': Case((1, 3, 7, 32), rows=2, paths=ROWS, dtype=torch.bfloat16, limits=ONE_WARP),
+    'float16': Case((1, 3, 7, 32), rows=2, paths=ROWS, dtype=torch.float16, limits=ONE_WARP),
+    'bfloat16, chunks': Case((1, 6, 9, 16), 16, 9, PATHS[3:], dtype=torch.bfloat16, limits=CHUNKS),
+}
+FAR = 'tokens 2 ** 31 elements apart'
+
+
+def inputs_of(case):
+    B, H, W, D = case.shape
+    P = len(case.paths)
+    projected, cotangent = (normal(B, H, W, P * n * D, number=1)[0] for n in (2, 1))
+    projected.unflatten(3, (P, 2, D))[..., 1, :] *= case.gate_scale
+    state = normal(B, P, D, number=1, seed=1)[0] if case.state else None
+    return projected.to(case.dtype), cotangent.to(case.dtype), state
+
+
+def reference_of(case):
+    """Output and gradient in float64; with a state, which has no gradient, the output alone."""
+    projected, cotangent, state = inputs_of(case)
+    if case.state:
+        scan = partial(mingru_scan_2d, paths=case.paths, candidate=case.candidate, backend='reference')
+        return dict(out=scan(projected.double(), state=state.double()))
+    scan = partial(composed_2d, paths=case.paths, candidate=case.candidate)
+    return run(scan, projected.double(), cotangent=cotangent.double())
+
+
+def measure(case, device):
+    """Errors of the Triton backend, and the plan that it made."""
+    projected, cotangent, state = (x if x is None else x.to(device) for x in inputs_of(case))
+    scan = partial(mingru_scan_2d, paths=case.paths, candidate=case.candidate, backend='triton')
+    plans = []
+
+    def plan(*args):
+        plans.append(triton_scan.Plan(*original(*args)))
+        return plans[-1]
+
+    original = triton_scan.plan
+    triton_scan._launch.cache_clear()
+    changed = dict(case.limits, plan=plan, _processors=lambda device: H200)
+    with mock.patch.multiple(triton_scan, **changed):
+        got = (
+            dict(out=scan(projected, state=state))
+            if case.state
+            else run(scan, projected, cotangent=cotangent)
+        )
+    triton_scan._launch.cache_clear()
+    assert all(x.dtype == case.dtype for x in got.values())
+    kind = TOLERANCE[case.dtype][0]
+    errors = {name: error(got[name], x, kind) for name, x in reference_of(case).items()}
+    return dict(errors=errors, plan=dict(rows=plans[0].rows, chunks=plans[0].chunks))
+
+
+def measure_far(device):
+    """Tokens so far apart that a 32-bit offset would wrap; the memory between them is never touched."""
+    L, D, stride = 17, 16, 1 << 27
+    memory = torch.empty((L - 1) * stride + 4 * D, dtype=torch.float16, device=device)
+    maps = [memory.as_strided((1, 1, L, 1, D), (0, 0, stride, D, 1), n * D) for n in range(4)]
+    gate, hidden, d_gate, d_hidden = maps
+    values = normal(1, 1, L, 1, D, dtype=torch.float16)
+    gate.copy_(values[0])
+    hidden.copy_(values[1])
+    grad = values[2].to(device)
+    out = torch.empty_like(grad)
+    triton_scan.forward(gate, hidden, out, 'row', 'g')
+    triton_scan.backward(grad, gate, hidden, out, d_gate, d_hidden, 'row', 'g')
+    scan = partial(mingru_scan, backend='reference')
+    leaves = [x.double().view(1, L, D) for x in values]
+    ref = run(scan, *leaves[:2], cotangent=leaves[2])
+    got = dict(out=out, d_gate=d_gate, d_hidden=d_hidden)
+    return dict(errors={name: error(x.reshape(1, L, D), ref[name], 'rms') for name, x in got.items()})
+
+
+def measure_all(device):
+    # So that an element which no kernel writes is NaN.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    results = {name: measure(case, device) for name, case in CASES.items()}
+    torch.use_deterministic_algorithms(False)
+    return {**results, FAR: measure_far(device)}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def interpreter():
+    """The process that interprets the kernels, from the first test on: it takes as long as compiling them."""
+    if CUDA:
+        yield None
+        return
+    environment = os.environ | dict(TRITON_INTERPRET='1', OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
+    pipe = subprocess.PIPE
+    command = [sys.executable, '-W', 'ignore', __file__]
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture(scope='module')
+def results(interpreter):
+    if CUDA:
+        return measure_all('cuda')
+    out, err = interpreter.communicate(timeout=600)
+    assert interpreter.returncode == 0, err[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+# ---- what the kernels compile to
+
+B, S = 128, 56  # a batch that fills the GPU, of the maps of stage one of 224 x 224 images
+# Name, map (B, H, W, P, D), paths, and the bound on registers: 65,536 / (32 x registers) warps are resident.
+# Measured maxima over both architectures: 72, 141, 71, 205, 128.
+COMPILED = [
+    ('scan_forward', (B, S, S, 4, 144), PATHS, 84),
+    ('scan_forward', (8, S, S, 2, 144), ROWS, 160),
+    ('scan_forward', (1, 312, 312, 2, 144), ROWS, 84),
+    ('scan_backward', (4, S, S, 4, 144), PATHS, 224),
+    ('scan_backward', (1, 312, 312, 2, 144), ROWS, 144),
+]
+
+
+def compiled(name, capability, grid_arguments, dtype='bf16', **constants):
+    """Cross-compile a kernel with the arguments of a launch, every pointer and stride a multiple of 16."""
+    from mmvisiongru.ops import triton_kernels
+
+    kernel = getattr(triton_kernels, name)
+    arguments = dict(grid_arguments, **constants)
+    options = dict(triton_scan.OPTIONS, num_warps=arguments.pop('num_warps'))
+    signature, constexprs, attributes = {}, {}, {}
+    for i, argument in enumerate(kernel.arg_names):
+        if argument in ('states', 'first') and not arguments.get('CHUNKED'):
+            signature[argument], constexprs[(i,)] = 'constexpr', None
+        elif argument.isupper() and argument not in ('D', 'L', 'W'):
+            signature[argument], constexprs[(i,)] = 'constexpr', arguments[argument]
+        elif argument in arguments or 'stride' in argument:
+            signature[argument] = 'i32'
+        else:
+            signature[argument] = '*fp32' if argument in ('states', 'sums') else f'*{dtype}'
+        if signature[argument] != 'constexpr' and argument not in triton_kernels.SHAPES:
+            attributes[(i,)] = [['tt.divisibility', 16]]
+    source = triton.compiler.ASTSource(kernel, signature, constexprs, attributes)
+    target = triton.backends.compiler.GPUTarget('cuda', capability, 32)
+    return triton.compile(source, target=target, options=options)
+
+
+def assert_fits(binary, registers, tmp_path):
+    """No spill, no stack, at most so many registers, no atomics, and two 16-bit channels an access."""
+    tool = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin' / 'cuobjdump'
+    if not tool.exists():
+        pytest.skip(f'this build of Triton has no {tool.name}')
+    cubin = tmp_path / 'kernel.cubin'
+    cubin.write_bytes(binary.asm['cubin'])
+    command = [tool, '--dump-resource-usage', cubin]
+    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {name: int(n) for name, n in re.findall(r'(REG|STACK|LOCAL):(\d+)', usage)}
+    assert found.pop('REG') <= registers, usage
+    assert found == dict(STACK=0, LOCAL=0)
+    assert not re.search(r'\b(atom|red)\.', binary.asm['ptx'])
+    assert not re.search(r'(ld|st)\.global\S*\.[bu]16', binary.asm['ptx'])
+
+
+needs_compiler = pytest.mark.skipif(
+    triton_scan.INTERPRETED, reason='TRITON_INTERPRET is set: the kernels of this process are interpreted'
+)
+
+
+@needs_compiler
+@pytest.mark.parametrize('capability', [80, 90])
+@pytest.mark.parametrize(('name', 'shape', 'paths', 'registers'), COMPILED)
+def test_no_spills(name, shape, paths, registers, capability, tmp_path):
+    launch = (torch.Size(shape), ','.join(paths), False, name == 'scan_backward', H200)
+    _, arguments = triton_scan._launch(*launch)
+    chunked = arguments['chunks'] > 1
+    assert chunked == (shape[0] == 1)
+    assert_fits(compiled(name, capability, arguments, CHUNKED=chunked), registers, tmp_path)
+
+
+@needs_compiler
+@pytest.mark.parametrize('capability', [80, 90])
+def test_no_spills_between_chunks(capability, tmp_path):
+    _, arguments = triton_scan._launch(torch.Size((1, 312, 312, 2, 144)), ','.join(ROWS), False, False, H200)
+    for backward in (False, True):
+        assert_fits(compiled('chunk_sums', capability, arguments, BACKWARD=backward), 88, tmp_path)
+    binary = compiled('chunk_states', capability, {**arguments, **triton_scan.STATES})
+    assert_fits(binary, 104, tmp_path)
+
+
+# ---- numbers
+
+
+@pytest.mark.parametrize('name', [*CASES, FAR])
+def test_numbers(results, name):
+    case = CASES.get(name, Case((), 0, dtype=torch.float16))
+    if name in CASES:
+        assert results[name]['plan'] == dict(rows=case.rows, chunks=case.chunks)
+    kind, limit = TOLERANCE[case.dtype]
+    if case.dtype == torch.bfloat16 and not CUDA:
+        limit *= 2  # the interpreter truncates where a GPU rounds
+    for value, found in results[name]['errors'].items():
+        assert found <= limit, f'{value}: {kind} error {found:.2e} > {limit:.0e}'
+
+
+# ---- the plan and the choice
+
+
+def test_one_launch_where_the_batch_fills_the_gpu():
+    for sequences, length, inner in ((64, 3136, 144), (256, 3136, 144), (16, 784, 288), (256, 49, 1152)):
+        assert triton_scan.plan(sequences, length, inner, H200).chunks == 1
+    assert triton_scan.plan(256, 3136, 144, H200).warps == 1
+    assert triton_scan.plan(64, 3136, 144, H200).warps == 4
+
+
+@pytest.mark.parametrize('inner', [1, 16, 50, 144, 288, 576, 1152])
+@pytest.mark.parametrize('length', [1, 49, 3136, 24336, 97344])
+@pytest.mark.parametrize('sequences', [1, 2, 16, 256])
+def test_plan_covers_the_sequence(sequences, length, inner):
+    plan = triton_scan.plan(sequences, length, inner, H200)
+    assert (plan.chunks - 1) * plan.chunk < length <= plan.chunks * plan.chunk
+    assert plan.chunks == 1 or plan.chunk % triton_scan.STEPS == 0
+    assert plan.rows * plan.lanes == plan.warps * 64
+    assert inner % plan.lanes == 0 or plan.lanes == 16
+    blocks = -(-inner // plan.lanes)
+    assert plan.chunks == 1 or sequences * blocks * 8 < triton_scan.WARPS_PER_PROCESSOR * H200
+
+
+@pytest.mark.parametrize('height', [1, 2, 3, 7, 56, 1000, 32767, 32768, 65537, (1 << 29) + 1])
+def test_division_by_the_height_is_exact(height):
+    width = (1 << 30) // height - 1 or 1
+    _, arguments = triton_scan._launch(torch.Size((1, height, width, 1, 16)), 'column', False, False, 1)
+    magic, shift = arguments['magic'], arguments['shift']
+    assert magic < 1 << 31
+    edges = [n * height + d for n in (0, 1, 2, width // 2, width - 1, width) for d in (-1, 0, height - 1)]
+    for time in (t for t in edges if 0 <= t < 1 << 30):
+        assert time * magic >> shift == time // height
+
+
+def test_backward_reads_every_path_from_its_end():
+    shape = torch.Size((1, 3, 3, 4, 16))
+    forward, backward = (triton_scan._launch(shape, ','.join(PATHS), False, b, 1)[1] for b in (False, True))
+    assert (forward['COLUMN'], forward['REVERSE']) == (0b1100, 0b1010)
+    assert (backward['COLUMN'], backward['REVERSE']) == (0b1100, 0b0101)
+
+
+def test_reasons(monkeypatch):
+    unsupported = triton_scan.unsupported.__wrapped__
+    monkeypatch.setattr(triton_scan, 'INTERPRETED', False)
+    cpu = torch.device('cpu')
+    assert unsupported(cpu, torch.float32) == ['tensors are on cpu']
+    assert 'triton' not in runnable_backends('cpu')
+    assert unsupported(cpu, torch.float64) == ['tensors are on cpu', 'torch.float64 is not supported']
+    monkeypatch.setattr(triton_scan, 'INTERPRETED', True)
+    assert unsupported(cpu, torch.bfloat16) == []
+    monkeypatch.setattr(triton_scan, 'version', mock.Mock(side_effect=PackageNotFoundError('triton')))
+    assert unsupported(cpu, torch.float32) == ['Triton 3.3 or later is not installed']
+    monkeypatch.setattr(triton_scan, 'version', lambda name: '3.2.0+git1')
+    assert unsupported(cpu, torch.float32) == ['Triton 3.3 or later is not installed']
+
+
+def test_triton_is_not_needed_to_import_nor_imported_to_choose():
+    code = (
+        "import sys; sys.modules['triton'] = None; import torch;"
+        'from mmvisiongru.ops import mingru_scan, triton_scan, runnable_backends;'
+        "assert 'triton' not in runnable_backends(); mingru_scan(torch.ones(1, 2, 3), torch.ones(1, 2, 3))"
+    )
+    environment = os.environ | dict(TRITON_INTERPRET='0', PYTHONPATH=str(ROOT))
+    subprocess.run([sys.executable, '-c', code], env=environment, check=True)
+
+
+if __name__ == '__main__':
+    print(json.dumps(measure_all('cpu')))
