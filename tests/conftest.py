@@ -16,5 +16,6 @@ sys.path.insert(0, str(ROOT))
 def forget_mmengine_globals():
     """Let no test see the default scope, logger or buffers that a Runner of an earlier one made."""
     yield
-    for manager in (DefaultScope, MessageHub, MMLogger, Visualizer):
+    # Each class keeps its own instances, the visualizers of the tasks too.
+    for manager in (DefaultScope, MessageHub, MMLogger, Visualizer, *Visualizer.__subclasses__()):
         manager._instance_dict.clear()

@@ -1,0 +1,147 @@
+"""Tools around a run of either task, each on the logs, data and weights of a real one of a few iterations."""
+
+import csv
+import json
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader, Runner
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_train_test import CLASSIFICATION, SEGMENTATION, make_folders, make_scenes, write_config
+
+from mmvisiongru.engine.launch import prepare_launch
+from tools.analysis_tools import analyze_logs, confusion_matrix
+from tools.misc import print_config
+from tools.visualization import browse_dataset
+
+TRACKER = """
+visualizer = dict(vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
+"""
+TASKS = dict(segmentation=(SEGMENTATION, make_scenes), classification=(CLASSIFICATION, make_folders))
+
+
+@pytest.fixture(params=TASKS)
+def run(request, tmp_path, monkeypatch):
+    """A config whose model was trained for a few iterations, in the work dir beside it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
+    text, make_data = TASKS[request.param]
+    make_data(tmp_path / 'data')
+    text = text.replace('persistent_workers=True,', '')
+    config = write_config(tmp_path / 'run.py', text, tmp_path / 'data', TRACKER)
+    cfg = Config.fromfile(config)
+    cfg.work_dir, cfg.launcher = str(tmp_path / 'work'), 'none'
+    prepare_launch(cfg)
+    Runner.from_cfg(cfg).train()
+    return request.param
+
+
+def read_log(folder):
+    (file,) = folder.glob('work/*/vis_data/scalars.json')
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_tensorboard_gets_what_the_log_gets(run, tmp_path):
+    (folder,) = tmp_path.glob('work/*/vis_data')
+    events = EventAccumulator(str(folder)).Reload()
+    metric = dict(segmentation='mIoU', classification='accuracy/top1')[run]
+    for key in ('loss', 'lr', metric):
+        logged = [values[key] for values in read_log(tmp_path) if key in values]
+        assert [event.value for event in events.Scalars(key)] == pytest.approx(logged)
+        assert logged
+
+
+def test_logs_are_summarized_and_drawn(run, tmp_path, capsys):
+    metric = dict(segmentation='mIoU', classification='accuracy/top1')[run]
+    analyze_logs.main(['work', '--keys', 'loss', metric, '--out', 'curves.png'])
+    log = read_log(tmp_path)
+    out = capsys.readouterr().out
+    assert f'{[v["loss"] for v in log if "loss" in v][-1]:.4f}' in out
+    assert f'{log[-1][metric]:.2f}' in out
+    with Image.open('curves.png') as picture:
+        assert picture.width > picture.height
+
+
+def test_confusion_matrix_agrees_with_the_metric(run, tmp_path, capsys):
+    checkpoint = tmp_path / dict(segmentation='work/iter_2.pth', classification='work/epoch_1.pth')[run]
+    confusion_matrix.main(['run.py', str(checkpoint), '--out', 'matrices/m'])
+    head, *rows = csv.reader((tmp_path / 'matrices/m.csv').open())
+    assert head[1:] == [row[0] for row in rows]
+    counts = torch.tensor([[int(cell) for cell in row[1:]] for row in rows])
+    metric = dict(segmentation='aAcc', classification='accuracy/top1')[run]
+    assert 100 * counts.trace() / counts.sum() == pytest.approx(read_log(tmp_path)[-1][metric], abs=0.01)
+    with Image.open('matrices/m.png') as picture:
+        assert len(picture.convert('L').getcolors()) > 10
+    assert 'on the diagonal' in capsys.readouterr().out
+
+
+def test_data_set_is_drawn(run, tmp_path, capsys):
+    browse_dataset.main(['run.py', '--split', 'val', '--number', '2', '--out', 'pictures'])
+    pictures = sorted((tmp_path / 'pictures').iterdir())
+    assert len(pictures) == 2
+    with Image.open(pictures[0]) as picture:
+        assert min(picture.size) == browse_dataset.SHORT_SIDE
+    assert '2 pictures in pictures' in capsys.readouterr().out
+
+
+def test_pixels_that_are_ignored_are_not_counted():
+    metric = confusion_matrix.PixelConfusion()
+    metric.dataset_meta = dict(classes=('a', 'b'))
+    true, predicted = torch.tensor([[0, 1, 255]]), torch.tensor([[0, 0, 1]])
+    sample = dict(pred_sem_seg=dict(data=predicted), gt_sem_seg=dict(data=true))
+    metric.process(None, [sample, sample])
+    assert metric.compute_metrics(metric.results)['result'].tolist() == [[2, 0], [2, 0]]
+
+
+def line(**values):
+    return json.dumps(values) + '\n'
+
+
+def test_resumed_run_is_one_curve_without_what_was_done_twice(tmp_path, capsys):
+    first, second = (tmp_path / time / 'vis_data' for time in ('20250101_000000', '20250102_000000'))
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+    # The run was killed in the middle of a line, and resumed from iteration 2.
+    (first / 'scalars.json').write_text(
+        line(loss=4.0, iter=1, step=1) + line(mIoU=10.0, step=1) + line(loss=3.0, iter=3, step=3) + '{"los'
+    )
+    (second / 'scalars.json').write_text(line(loss=2.0, iter=3, step=3) + line(mIoU=9.0, step=3))
+    train, validation = analyze_logs.read_run(str(tmp_path))
+    assert train['loss'] == {1: 4.0, 3: 2.0}
+    assert validation['mIoU'] == {1: 10.0, 3: 9.0}
+    analyze_logs.main([str(tmp_path)])
+    assert '10.00' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('text', 'arguments', 'message'),
+    [
+        (None, [], 'no log in'),
+        ('[pickle]\n\n', [], 'is not JSON'),
+        (line(loss=1.0, iter=1, step=1), ['--keys', 'mIoU', '--out', 'x.png'], 'it has loss'),
+    ],
+)
+def test_logs_that_cannot_be_read_are_named(text, arguments, message, tmp_path, capsys):
+    if text is not None:
+        (tmp_path / 'vis_data').mkdir()
+        (tmp_path / 'vis_data/scalars.json').write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        analyze_logs.main([str(tmp_path), *arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_printed_config_is_whole_and_checked(tmp_path, capsys):
+    (tmp_path / 'base.py').write_text("model = dict(type='A')\nrandomness = dict(seed=0)\n")
+    (tmp_path / 'leaf.py').write_text("_base_ = 'base.py'\nmodel = dict(b=1)\n")
+    print_config.main([str(tmp_path / 'leaf.py'), '--cfg-options', 'randomness.seed=3'])
+    printed = {}
+    exec(capsys.readouterr().out, printed)
+    assert printed['model'] == dict(type='A', b=1)
+    assert printed['randomness'] == dict(seed=3)
+    with pytest.raises(SystemExit):
+        print_config.main([str(tmp_path / 'leaf.py'), '--cfg-options', 'randomnes.seed=3'])
+    assert "did you mean 'randomness'" in capsys.readouterr().err

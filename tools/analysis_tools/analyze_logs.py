@@ -1,0 +1,141 @@
+"""Curves and summary of training runs of both tasks, from the JSON logs that mmengine writes.
+
+    python tools/analysis_tools/analyze_logs.py work_dirs/RUN_A work_dirs/RUN_B \
+        --keys loss mIoU --out curves.png
+
+A run is a work dir (all its logs in the order of time, so that a resumed run is one curve) or one
+`scalars.json`. Metrics of validation are drawn at the last iteration that was logged before them.
+"""
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from mmvisiongru.engine.cli import one_line_errors
+from mmvisiongru.errors import InputError
+
+# One of them is what a run is about.
+METRICS = ('mIoU', 'accuracy/top1')
+
+
+def log_files(run: str) -> list[Path]:
+    """The logs of a run, the oldest first."""
+    path = Path(run)
+    if path.is_file():
+        return [path]
+    # The folders are named after the time at which they were made.
+    files = sorted(path.glob('*/vis_data/scalars.json')) or sorted(path.glob('vis_data/scalars.json'))
+    if not files:
+        raise InputError(
+            f'no log in {run}: expected a scalars.json, or a work dir with TIME/vis_data/scalars.json'
+        )
+    return files
+
+
+def read_run(run: str) -> tuple[dict, dict]:
+    """Values of a run.
+
+    Returns:
+        tuple[dict, dict]: Of training and of validation: {key: {iteration: value}}. What a resumed run did
+        again replaces what was there.
+    """
+    train, validation = defaultdict(dict), defaultdict(dict)
+    for file in log_files(run):
+        iteration = 0
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError:
+                # The last line of a run that was killed.
+                if number < len(file.read_text().splitlines()):
+                    raise InputError(f'{file}:{number} is not JSON; is it a log of mmengine?') from None
+                continue
+            # Only lines of training carry `iter`; a validation's `step` may count epochs.
+            iteration = values.get('iter', iteration)
+            for key, value in values.items():
+                if isinstance(value, (int, float)):
+                    (train if 'iter' in values else validation)[key][iteration] = value
+    return train, validation
+
+
+def curve(run: str, key: str, train: dict, validation: dict) -> dict[int, float]:
+    """Values of a key over iterations, of training if that has it."""
+    values = train.get(key) or validation.get(key)
+    if not values:
+        known = ', '.join(sorted({*train, *validation} - {'iter', 'step', 'epoch'}))
+        raise InputError(f'{run} has no {key!r} in its log; it has {known}')
+    return dict(sorted(values.items()))
+
+
+def summarize(runs: dict[str, tuple[dict, dict]]) -> Table:
+    """One row a run: how far it came, its loss, metric, median step time and peak GPU memory."""
+    names = ('iter', 'loss', 'metric', 'last', 'best', 'at', 's / iter', 'MB')
+    table = Table(*(Column(name, overflow='fold') for name in ('run', *names)))
+    for run, (train, validation) in runs.items():
+        row = [run, str(max(train['iter'], default=0))]
+        loss = train.get('loss', {})
+        row.append(f'{loss[max(loss)]:.4f}' if loss else '')
+        metric = next((key for key in METRICS if key in validation), None)
+        if metric:
+            values = validation[metric]
+            best = max(values, key=values.get)
+            row += [metric, f'{values[max(values)]:.2f}', f'{values[best]:.2f}', str(best)]
+        else:
+            row += [''] * 4
+        times, memory = train.get('time', {}), train.get('memory', {})
+        row.append(f'{statistics.median(times.values()):.3f}' if times else '')
+        row.append(str(max(memory.values())) if memory else '')
+        table.add_row(*row)
+    return table
+
+
+def plot(runs: dict[str, tuple[dict, dict]], keys: list[str], path: str) -> None:
+    """One panel a key, one line a run."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(keys), figsize=(5 * len(keys), 4), squeeze=False)
+    for key, axis in zip(keys, axes[0], strict=True):
+        for i, (run, (train, validation)) in enumerate(runs.items()):
+            values = curve(run, key, train, validation)
+            marker = 'osd^v'[i % 5] if len(values) < 30 else None
+            style = ('-', '--', ':', '-.')[i % 4]
+            axis.plot(
+                *zip(*values.items(), strict=True), linestyle=style, marker=marker, label=Path(run).name
+            )
+        axis.set(xlabel='iteration', ylabel=key)
+        axis.grid(True, alpha=0.3)
+    axes[0, 0].legend(fontsize='small')
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def parse_args(argv=None):
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('runs', nargs='+', help='work dirs, or scalars.json files')
+    parser.add_argument('--keys', nargs='+', default=['loss'], help='what to draw, e.g. loss lr mIoU')
+    parser.add_argument('--out', metavar='FILE', help='draw the curves there')
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Summarize, and draw if asked."""
+    args = parse_args(argv)
+    with one_line_errors():
+        runs = {run: read_run(run) for run in args.runs}
+        Console().print(summarize(runs))
+        if args.out:
+            plot(runs, args.keys, args.out)
+            print(f'{", ".join(args.keys)}: {args.out}')
+
+
+if __name__ == '__main__':
+    main()
