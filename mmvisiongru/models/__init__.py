@@ -1,5 +1,6 @@
 """Models registered in the scope ``mmvisiongru``."""
 
+from . import flops  # noqa: F401  (registers its handles)
 from .backbones import VisionGRU
 
 __all__ = ['VisionGRU']

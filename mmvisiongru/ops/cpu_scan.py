@@ -85,7 +85,8 @@ def _library():
         function = ctypes.CDLL(str(path)).mingru_scan
         function.restype = None
         return function, ''
-    except (OSError, subprocess.CalledProcessError) as error:
+    # RuntimeError: there is no home folder.
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         reason = str(getattr(error, 'stderr', '') or error).strip().split('\n')[0]
         logging.getLogger('mmvisiongru').info(
             "compiled CPU scan is not available, 'torch' is used: %s", reason

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 from .paths import PATHS
 
 # In the order in which 'auto' prefers them; the reference is never chosen for the user.
-BACKENDS = {'triton': 'triton_scan', 'cpu': 'cpu_scan', 'torch': 'torch_scan', 'reference': 'reference'}
+BACKENDS = {'cpu': 'cpu_scan', 'triton': 'triton_scan', 'torch': 'torch_scan', 'reference': 'reference'}
 CANDIDATES = ('g', 'linear')
 FLOPS_PER_ELEMENT = 4  # (1 - z) h + z c: two multiply-adds
 

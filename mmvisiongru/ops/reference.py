@@ -34,7 +34,8 @@ def candidate_and_slope(hidden: Tensor, candidate: str) -> tuple[Tensor, Tensor]
     )
 
 
-def _steps(length: int, reverse: bool):
+def steps(length: int, reverse: bool):
+    """Positions in reading order."""
     return reversed(range(length)) if reverse else range(length)
 
 
@@ -48,7 +49,7 @@ def forward(
         c, _ = candidate_and_slope(as_sequence(hidden[..., p, :], column).to(acc), candidate)
         h = torch.empty_like(z)
         previous = z.new_zeros(z.size(0), z.size(2)) if state is None else state[:, p].to(acc)
-        for t in _steps(z.size(1), reverse):
+        for t in steps(z.size(1), reverse):
             previous = h[:, t] = (1 - z[:, t]) * previous + z[:, t] * c[:, t]
         write_sequence(h, column, out[..., p, :])
 
@@ -72,7 +73,7 @@ def backward(
         length = z.size(1)
         d_gate, d_hidden = torch.empty_like(z), torch.empty_like(z)
         carry = z.new_zeros(z.size(0), z.size(2))
-        for t in _steps(length, not reverse):
+        for t in steps(length, not reverse):
             s = dh[:, t] + carry
             before = t + 1 if reverse else t - 1
             previous = hs[:, before] if 0 <= before < length else torch.zeros_like(s)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .paths import as_sequence, parse_paths, write_sequence
-from .reference import accumulation_dtype
+from .reference import accumulation_dtype, steps
 
 
 def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
@@ -35,16 +35,12 @@ def _split(x: Tensor):
     return x[:, :whole].unflatten(1, (whole // chunk, chunk)), x[:, whole:]
 
 
-def _steps(length: int, reverse: bool):
-    return reversed(range(length)) if reverse else range(length)
-
-
 def _carry(end: Tensor, keep: Tensor, state: Tensor, reverse: bool) -> Tensor:
     """Turn chunk ends (B, n, D) of zero-started chunks into the state that enters each chunk, in place.
 
     ``state`` (B, D) enters the first chunk read and leaves as the state after the last one.
     """
-    for i in _steps(end.size(1), reverse):
+    for i in steps(end.size(1), reverse):
         after = torch.addcmul(end[:, i], keep[:, i], state)
         end[:, i] = state
         state.copy_(after)
@@ -53,7 +49,7 @@ def _carry(end: Tensor, keep: Tensor, state: Tensor, reverse: bool) -> Tensor:
 
 def _forward_tokens(z: Tensor, c: Tensor, out: Tensor, state: Tensor, reverse: bool) -> None:
     """Scan the second to last dim token by token; ``state`` enters and leaves in place."""
-    for t in _steps(z.size(-2), reverse):
+    for t in steps(z.size(-2), reverse):
         state.lerp_(c[..., t, :], z[..., t, :])
         out[..., t, :] = state
 
@@ -62,7 +58,7 @@ def _scan(z: Tensor, c: Tensor, out: Tensor, state: Tensor, reverse: bool) -> No
     (z_chunks, z_tail), (c_chunks, c_tail), (out_chunks, out_tail) = map(_split, (z, c, out))
     end = torch.zeros_like(z_chunks[:, :, 0])
     keep = torch.ones_like(end)
-    for t in _steps(z_chunks.size(2), reverse):
+    for t in steps(z_chunks.size(2), reverse):
         end.lerp_(c_chunks[:, :, t], z_chunks[:, :, t])
         keep.addcmul_(keep, z_chunks[:, :, t], value=-1)
     if reverse:
@@ -94,7 +90,7 @@ def forward(
 
 def _adjoint_tokens(z: Tensor, dh: Tensor, s: Tensor, carry: Tensor, reverse: bool) -> None:
     """s_t = dh_t + carry,  carry = (1 - z_t) s_t, token by token; ``carry`` is updated in place."""
-    for t in _steps(z.size(-2), reverse):
+    for t in steps(z.size(-2), reverse):
         carry.add_(dh[..., t, :])
         s[..., t, :] = carry
         carry.addcmul_(carry, z[..., t, :], value=-1)
@@ -107,7 +103,7 @@ def _adjoint_scan(z: Tensor, dh: Tensor, reverse: bool) -> Tensor:
     carry = z.new_zeros(z.size(0), z.size(2))
     end = torch.zeros_like(z_chunks[:, :, 0])
     keep = torch.ones_like(end)
-    for t in _steps(z_chunks.size(2), reverse):
+    for t in steps(z_chunks.size(2), reverse):
         end.add_(dh_chunks[:, :, t])
         end.addcmul_(end, z_chunks[:, :, t], value=-1)
         keep.addcmul_(keep, z_chunks[:, :, t], value=-1)

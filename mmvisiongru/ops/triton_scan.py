@@ -49,7 +49,9 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
     if _triton_version() < MIN_TRITON:
         reasons.append('Triton {}.{} or later is not installed'.format(*MIN_TRITON))
     if device.type == 'cuda':
-        if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        if not torch.cuda.is_available():
+            reasons.append('no CUDA device')
+        elif torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
             reasons.append('needs an NVIDIA GPU of compute capability 8.0 or later')
     elif device.type != 'cpu' or not INTERPRETED:
         reasons.append(f'tensors are on {device.type}')

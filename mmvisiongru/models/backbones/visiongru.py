@@ -59,8 +59,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.fc1(x)
-        if hidden.requires_grad:
-            # GELU again in the backward pass costs little; keeping it costs as much memory as ``hidden``.
+        # GELU again in the backward pass costs little; keeping it costs as much memory as ``hidden``. A
+        # compiler decides that by itself, and an exported graph has no backward pass.
+        if self.training and hidden.requires_grad and not torch.compiler.is_compiling():
             return cp.checkpoint(self._out, hidden, use_reentrant=False, preserve_rng_state=False)
         return self._out(hidden)
 
@@ -82,7 +83,7 @@ class Block(nn.Module):
 
     def _forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.mixer(self.norm1(x)))
-        if worth_streaming(x):
+        if not self.training and worth_streaming(x):
             for strip in x.split(strip_rows(x), 1):
                 strip += self.mlp(self.norm2(strip))
             return x
@@ -260,7 +261,7 @@ class VisionGRU(BaseModule):
 
         Returns:
             tuple[Tensor]: Stage i is (B, embed_dims[i], ceil(H / 4 / 2^i), ceil(W / 4 / 2^i)), stored
-            channels-last.
+            channels-last; what flattens it with ``view`` needs ``contiguous()`` first.
         """
         x = self.stem(x.permute(0, 2, 3, 1))
         if self.pos_embed is not None:

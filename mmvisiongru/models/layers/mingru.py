@@ -54,14 +54,19 @@ class MinGRU2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         x = self.dwconv(x)
-        if worth_streaming(x):
+        if not self.training and worth_streaming(x) and self._plain():
             return self._forward_strips(x)
         h = mingru_scan_2d(self.in_proj(x), paths=self.paths, candidate=self.candidate, backend=self.backend)
         return self.out_proj(h)
 
+    def _plain(self) -> bool:
+        """Whether nothing (quantisation, LoRA, a hook) stands between us and the projections' weights."""
+        layers = (self.in_proj, self.out_proj)
+        return all(type(m) is nn.Linear and not (m._forward_hooks or m._forward_pre_hooks) for m in layers)
+
     def _forward_strips(self, x: Tensor) -> Tensor:
         """Project, scan and project back strip by strip: what is wide in between stays in the cache."""
-        out = torch.zeros_like(x)
+        out = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
         weights_in = self.in_proj.weight.chunk(len(self.paths), 0)
         weights_out = self.out_proj.weight.chunk(len(self.paths), 1)
         for path, w_in, w_out in zip(self.paths, weights_in, weights_out, strict=True):
@@ -79,8 +84,9 @@ class MinGRU2D(nn.Module):
                     state=state,
                 )
                 state = h[:, 0, :1] if reverse else h[:, -1, -1:]
-                y += F.linear(h, w_out)
-        return out
+                part = F.linear(h, w_out)
+                y += part
+        return out.to(part.dtype)
 
     def extra_repr(self) -> str:
         return f'paths={self.paths}, candidate={self.candidate!r}, backend={self.backend!r}'
