@@ -1,5 +1,6 @@
 """Reading checkpoints without running what is in them."""
 
+import os
 import pickle
 import re
 from logging import WARNING
@@ -7,9 +8,11 @@ from logging import WARNING
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
+from mmengine.model import PretrainedInit
 from torch import Tensor, nn
 
 from mmvisiongru.errors import InputError
+from mmvisiongru.storage import check_whole
 
 
 def _statistic(owner, name: str):
@@ -26,28 +29,52 @@ def _statistic(owner, name: str):
 _statistic.__module__, _statistic.__name__, _statistic.__qualname__ = 'builtins', 'getattr', 'getattr'
 
 
+def _under(module: str, function):
+    """The function under the name of ``module``, where another version of its library has it."""
+
+    def call(*args):
+        return function(*args)
+
+    call.__module__, call.__name__, call.__qualname__ = module, function.__name__, function.__name__
+    return call
+
+
+# numpy 1 and 2 write arrays and scalars as calls of the same two functions in different modules.
+_NUMPY = [
+    _under(module, function)
+    for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
+    for function in (np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0])
+]
+
+
 def _safe_globals() -> list:
     """What a checkpoint of mmengine holds besides tensors: its log buffers and their numpy arrays."""
     dtypes = {type(np.dtype(t)) for t in (np.float32, np.float64, np.int32, np.int64, np.uint32, np.bool_)}
-    reconstruct = np.empty(0).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
-    return [HistoryBuffer, _statistic, np.ndarray, np.dtype, reconstruct, scalar, *dtypes]
+    wanted = [HistoryBuffer, _statistic, np.ndarray, np.dtype, *_NUMPY, *dtypes]
+    # Leaving the context takes off the list all that it names, what the user had put there as well.
+    return [x for x in wanted if x not in torch.serialization.get_safe_globals()]
 
 
 def load_checkpoint_file(path: str, map_location='cpu') -> dict:
-    """Read a checkpoint as data only; nothing in it is executed.
+    """Read a checkpoint, a file or an http(s) address, as data only; nothing in it is executed.
+
+    That is torch's ``weights_only=True``, which torch 2.5 does not keep in every case (CVE-2025-32434).
 
     Raises:
         InputError: There is no such file, it is no checkpoint, is damaged, or holds more than weights and
             plain data.
     """
+    path = os.path.expanduser(path)
+    if '://' in path and not path.startswith(('http://', 'https://')):
+        raise InputError(f'checkpoint {path}: only files and http(s) addresses are read; download it first')
     try:
         with torch.serialization.safe_globals(_safe_globals()):
-            if '://' in str(path):
-                return torch.hub.load_state_dict_from_url(
-                    str(path), map_location=map_location, weights_only=True
-                )
+            if '://' in path:
+                return torch.hub.load_state_dict_from_url(path, map_location=map_location, weights_only=True)
+            check_whole(path)
             return torch.load(path, map_location=map_location, weights_only=True)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f'checkpoint {path} does not exist') from None
     # A damaged file fails in many ways: besides unpickling and zip errors, as KeyError, EOFError, OSError.
@@ -96,7 +123,7 @@ def check_pretrained(module: nn.Module) -> None:
     """
     cfgs = module.init_cfg if isinstance(module.init_cfg, (list, tuple)) else [module.init_cfg or {}]
     for cfg in cfgs:
-        if cfg.get('type') != 'Pretrained':
+        if cfg.get('type') not in ('Pretrained', PretrainedInit):
             continue
         path, prefix = cfg['checkpoint'], cfg.get('prefix')
         state = state_dict_of(load_checkpoint_file(path), prefix)

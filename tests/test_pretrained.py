@@ -13,6 +13,7 @@ from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.registry import MODELS
 
 from mmvisiongru.checkpoint import load_checkpoint_file, state_dict_of, unfit_keys
+from mmvisiongru.errors import InputError
 from mmvisiongru.models.backbones.visiongru import VisionGRU
 
 SMALL = dict(embed_dims=[8, 12], depths=[1, 1])
@@ -266,3 +267,32 @@ def test_unfit_keys():
         'shape of weight: (3, 2) in the file, (2, 3) in the model',
         'unexpected scale',
     ]
+
+
+@pytest.mark.parametrize('module', [b'numpy.core.multiarray', b'numpy._core.multiarray'])
+def test_arrays_of_both_numpys_are_read(tmp_path, module):
+    """numpy 1 and 2 name the functions that rebuild arrays and scalars differently."""
+    own = np.empty(0).__reduce__()[0].__module__.encode()
+    path, content = tmp_path / 'numpy.pth', dict(array=np.arange(3.0), scalar=np.float64(2))
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b'c' + own + b'\n', b'c' + module + b'\n'))
+    assert b'c' + module in path.read_bytes()
+    loaded = load_checkpoint_file(path)
+    assert np.array_equal(loaded['array'], content['array'])
+    assert loaded['scalar'] == 2
+
+
+def test_the_users_own_safe_globals_stay(tmp_path):
+    path = tmp_path / 'plain.pth'
+    torch.save(dict(a=torch.ones(1)), path)
+    with torch.serialization.safe_globals([HistoryBuffer]):
+        load_checkpoint_file(path)
+        assert HistoryBuffer in torch.serialization.get_safe_globals()
+
+
+def test_home_is_found_and_other_schemes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    torch.save(dict(a=torch.ones(1)), tmp_path / 'w.pth')
+    assert load_checkpoint_file('~/w.pth')['a'] == 1
+    with pytest.raises(InputError, match=r's3://bucket/w.pth: only files and http'):
+        load_checkpoint_file('s3://bucket/w.pth')

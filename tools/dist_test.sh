@@ -13,7 +13,7 @@ fi
 CONFIG=$1
 CHECKPOINT=$2
 GPUS=$3
-TOOLS=$(cd "$(dirname "$0")" && pwd)
+TOOLS=$(CDPATH= cd -- "$(dirname "$0")" && pwd)
 
 PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" -m mmvisiongru.engine.torchrun \
     "$GPUS" "$TOOLS/test.py" "$CONFIG" "$CHECKPOINT" --launcher pytorch "${@:4}"

@@ -14,7 +14,7 @@ if [ $# -lt 2 ]; then
 fi
 CONFIG=$1
 GPUS=$2
-TOOLS=$(cd "$(dirname "$0")" && pwd)
+TOOLS=$(CDPATH= cd -- "$(dirname "$0")" && pwd)
 
 PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" -m mmvisiongru.engine.torchrun \
     "$GPUS" "$TOOLS/train.py" "$CONFIG" --launcher pytorch "${@:3}"

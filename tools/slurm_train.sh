@@ -17,7 +17,7 @@ GPUS=${GPUS:-8}
 GPUS_PER_NODE=${GPUS_PER_NODE:-8}
 CPUS_PER_TASK=${CPUS_PER_TASK:-5}
 read -r -a EXTRA <<< "${SRUN_ARGS:-}"
-TOOLS=$(cd "$(dirname "$0")" && pwd)
+TOOLS=$(CDPATH= cd -- "$(dirname "$0")" && pwd)
 
 PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" exec srun \
     --partition="$PARTITION" \

@@ -109,7 +109,8 @@ def merge_tta(cfg: Config) -> None:
         cfg.setdefault('tta_pipeline', flip_pipeline(cfg.test_dataloader.dataset.pipeline))
     if missing := [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]:
         raise InputError(f'--tta needs {" and ".join(missing)} in the config')
-    cfg.model = dict(cfg.tta_model, module=cfg.model)
+    if cfg.model.type != cfg.tta_model.type:
+        cfg.model = dict(cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
 

@@ -2,5 +2,5 @@
 
 _base_ = './visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py'
 
-# bfloat16 has the range of float32 and needs no loss scaling; 'float16' on GPUs before Ampere.
-optim_wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16')
+# bfloat16 has the range of float32: no loss scaling. GPUs before Ampere: 'float16', 'dynamic'.
+optim_wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=1.0)

@@ -1,9 +1,7 @@
 """Checkpoints in front of a Runner: safe to read, whole, and fitting the model."""
 
 import os
-import re
 
-import torch
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
@@ -23,13 +21,11 @@ def refuse_pickled_code() -> None:
     the schemes that are left.
     """
     CheckpointLoader.register_scheme(
-        ('', 'http://', 'https://'), loader=lambda path, map_location: _load(path, map_location), force=True
+        ('', 'http://', 'https://'),
+        loader=lambda path, map_location: load_checkpoint_file(path, map_location or 'cpu'),
+        force=True,
     )
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
-
-
-def _load(path: str, map_location='cpu') -> dict:
-    return load_checkpoint_file(os.path.expanduser(path), map_location or 'cpu')
 
 
 def read_weights(path: str, resume: bool = False) -> dict[str, Tensor]:
@@ -43,8 +39,7 @@ def read_weights(path: str, resume: bool = False) -> dict[str, Tensor]:
         InputError: The file is missing, damaged, would run code, or does not hold what is needed.
     """
     checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
-    state = state_dict_of(checkpoint) if isinstance(checkpoint, dict) else {}
-    weights = {re.sub(r'^module\.', '', k): v.to('meta') for k, v in state.items() if torch.is_tensor(v)}
+    weights = {k: v.to('meta') for k, v in state_dict_of(checkpoint).items()}
     if not weights:
         raise InputError(f'checkpoint {path} holds no weights')
     if resume and not {'meta', 'message_hub'} <= set(checkpoint):

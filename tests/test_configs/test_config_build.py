@@ -189,6 +189,7 @@ def test_amp_variant_changes_the_optimizer_wrapper_alone():
     assert difference(UPERNET.replace('160k', 'amp-160k'), UPERNET) == {
         'optim_wrapper.type': 'AmpOptimWrapper',
         'optim_wrapper.dtype': 'bfloat16',
+        'optim_wrapper.loss_scale': 1.0,
     }
 
 

@@ -159,7 +159,8 @@ def start(script: str, *args, **env) -> subprocess.Popen:
     """Start a script of tools/ in the background, as from a shell."""
     return subprocess.Popen(
         [str(TOOLS / script), *map(str, args)],
-        env={**os.environ, 'PYTHON': sys.executable, **env},
+        # Without a GPU everywhere, as the tests expect gloo.
+        env={**os.environ, 'PYTHON': sys.executable, 'CUDA_VISIBLE_DEVICES': '', **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

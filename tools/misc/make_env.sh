@@ -34,7 +34,7 @@ _use_headless_opencv_if_needed() {
 
 _make_env() {
     local root venv stamp base quiet=--quiet
-    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd) || return
+    root=$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd) || return
     venv=${VENV:-$root/.venv}
     export PYTHON="$venv/bin/python"
     stamp="$root $(cat "$root/requirements/pinned.txt" "$root/setup.py" | cksum)"

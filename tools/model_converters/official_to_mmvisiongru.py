@@ -104,7 +104,8 @@ def require_model(state):
     """Raise unless our names and shapes are those of the model that ``arch_of`` says this is."""
     arch = arch_of(state)
     with torch.device('meta'):
-        backbone = VisionGRU(arch, in_channels=state['backbone.stem.conv1.weight'].shape[1])
+        channels = state['backbone.stem.conv1.weight'].shape[1]
+        backbone = VisionGRU(arch, in_channels=channels, out_indices=(-1,))
         model = nn.ModuleDict({'backbone': backbone})
         if 'head.fc.weight' in state:
             fc = nn.Linear(arch['embed_dims'][-1], len(state['head.fc.weight']))
@@ -122,8 +123,7 @@ def to_mmvisiongru(state):
     """
     released = {}
     for name, value in state.items():
-        plain = name.replace('_orig_mod.', '').removeprefix('module.')
-        plain = re.sub(r'^(backbone\.)?vig\.', '', plain)
+        plain = re.sub(r'^(module\.)*((backbone\.)?vig\.)?', '', name.replace('_orig_mod.', ''))
         if plain in released:
             raise InputError(f'{plain} is there twice, under different prefixes')
         released[plain] = value
@@ -144,6 +144,9 @@ def to_mmvisiongru(state):
 
 def to_released(state):
     """Undo :func:`to_mmvisiongru`: a classifier gets plain names, a backbone ``vig.``, a segmentor both.
+
+    The released model reads rows and their reverse with candidate 'g'. Weights do not tell whether theirs
+    did; a model with other ``scan_paths`` of the same number, or another ``candidate``, has no released form.
 
     Raises:
         InputError: The model has what the released one has not, such as a positional embedding.
