@@ -1,0 +1,9 @@
+"""Hooks that keep a run from losing what it has."""
+
+from .checkpoint import AtomicCheckpointHook
+from .exact_resume import ExactResumeHook
+from .guard import GuardHook
+from .samples import BadSampleHook
+from .stall import StallHook
+
+__all__ = ['AtomicCheckpointHook', 'BadSampleHook', 'ExactResumeHook', 'GuardHook', 'StallHook']

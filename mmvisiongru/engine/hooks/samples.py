@@ -1,0 +1,29 @@
+"""The count of samples that were passed over."""
+
+from mmengine.hooks import Hook
+
+from mmvisiongru.engine.samples import GuardedDataset
+from mmvisiongru.errors import InputError
+from mmvisiongru.registry import HOOKS
+
+
+@HOOKS.register_module()
+class BadSampleHook(Hook):
+    """Ends the run when a process passed over more samples than ``max_bad_samples``; sums up at the end."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        """Count; the flags of the data set are in memory that its workers write."""
+        dataset = runner.train_dataloader.dataset
+        if isinstance(dataset, GuardedDataset) and dataset.bad.any():
+            files = dataset.bad_files()
+            if len(files) > dataset.max_bad_samples:
+                raise InputError(
+                    f'{len(files)} bad samples, more than max_bad_samples={dataset.max_bad_samples}: '
+                    f'{", ".join(files)}; the log says what is wrong with each'
+                )
+
+    def after_train(self, runner) -> None:
+        """Name them once more."""
+        dataset = runner.train_dataloader.dataset
+        if isinstance(dataset, GuardedDataset) and (files := dataset.bad_files()):
+            runner.logger.warning(f'{len(files)} bad samples were passed over: {", ".join(files)}')

@@ -1,0 +1,114 @@
+"""A Runner whose checkpoints are whole, whose samples are checked, and which resumes exactly.
+
+``runner_type = 'mmvisiongru.ReliableRunner'`` in a config selects it; the hooks of `mmvisiongru.engine.hooks`
+do the rest.
+"""
+
+import os
+import os.path as osp
+from functools import partial
+
+from mmengine.dist import is_main_process
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+
+from mmvisiongru.engine.checkpoint import refuse_pickled_code
+from mmvisiongru.engine.draws import build_numbered_sampler
+from mmvisiongru.engine.samples import GuardedDataset
+from mmvisiongru.registry import RUNNERS
+from mmvisiongru.storage import find_checkpoint, new_file, seal
+
+
+class ResumableEpochLoop(EpochBasedTrainLoop):
+    """mmengine's loop, which can also go on in the middle of an epoch."""
+
+    def run_epoch(self) -> None:
+        """Iterate over what is left of an epoch."""
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        done = self._iter - self._epoch * len(self.dataloader)
+        if done and hasattr(self.dataloader.sampler, 'start_at'):
+            self.dataloader.sampler.start_at(done * self.dataloader.batch_sampler.batch_size)
+        for batch_idx, data_batch in enumerate(self.dataloader, done):
+            self.run_iter(batch_idx, data_batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+
+@RUNNERS.register_module()
+class ReliableRunner(Runner):
+    """mmengine's Runner with checkpoints in one step, checked samples and an exact place to resume.
+
+    Reads two keys of the config besides those of Runner: ``max_bad_samples`` (default 0), how many training
+    samples may be passed over, and, in ``tools/train.py``, ``load_coverage``.
+    """
+
+    def __init__(self, *args, **kwargs):
+        refuse_pickled_code()
+        super().__init__(*args, **kwargs)
+
+    def build_train_loop(self, loop):
+        """Build the loop over checked samples, numbered so that it can be resumed at any of them."""
+        if isinstance(loop, BaseLoop):
+            return loop
+        self._train_dataloader = self._guard(self._train_dataloader, self.cfg.get('max_bad_samples', 0))
+        if isinstance(loop, dict) and (loop.get('by_epoch') or loop.get('type') == 'EpochBasedTrainLoop'):
+            arguments = {k: v for k, v in loop.items() if k not in ('by_epoch', 'type')}
+            loop = dict(type=ResumableEpochLoop, **arguments)
+        loop = super().build_train_loop(loop)
+        loop.dataloader.worker_init_fn = partial(_init_worker, loop.dataloader.worker_init_fn)
+        return loop
+
+    def build_val_loop(self, loop):
+        """Build the loop over checked samples."""
+        self._val_dataloader = self._guard(self._val_dataloader)
+        return super().build_val_loop(loop)
+
+    def build_test_loop(self, loop):
+        """Build the loop over checked samples."""
+        self._test_dataloader = self._guard(self._test_dataloader)
+        return super().build_test_loop(loop)
+
+    def _guard(self, dataloader, max_bad_samples: int | None = None):
+        if not isinstance(dataloader, dict) or not isinstance(dataloader.get('dataset'), dict):
+            return dataloader
+        if dataloader['dataset'].get('type') is GuardedDataset:
+            return dataloader
+        guarded = dict(
+            type=GuardedDataset,
+            dataset=dataloader['dataset'],
+            seed=self.seed,
+            max_bad_samples=max_bad_samples,
+        )
+        dataloader = dict(dataloader, dataset=guarded)
+        if isinstance(dataloader.get('sampler'), dict):
+            dataloader['sampler'] = dict(type=build_numbered_sampler, sampler=dataloader['sampler'])
+        return dataloader
+
+    def load_or_resume(self) -> None:
+        """Load or resume; resuming without a path goes on from the newest whole checkpoint."""
+        if self._resume and self._load_from is None and not self._has_loaded:
+            self._load_from, notes = find_checkpoint(self.work_dir)
+            for note in notes:
+                self.logger.warning(note)
+            self._resume = self._load_from is not None
+        super().load_or_resume()
+
+    def save_checkpoint(self, out_dir, filename, *args, meta=None, **kwargs):
+        """Save a checkpoint that is there whole, with its checksum, or not at all."""
+        meta = {} if meta is None else meta
+        if '://' in out_dir:
+            return super().save_checkpoint(out_dir, filename, *args, meta=meta, **kwargs)
+        if is_main_process():
+            with new_file(osp.join(out_dir, filename)) as unfinished:
+                super().save_checkpoint(out_dir, osp.basename(unfinished), *args, meta=meta, **kwargs)
+                seal(unfinished, meta['iter'])
+
+
+def _init_worker(init, worker_id: int) -> None:
+    """Keep signals for the whole process group, such as Ctrl-C, from the workers: the run still needs them.
+
+    A worker ends by itself when its parent is gone.
+    """
+    if init is not None:
+        init(worker_id)
+    os.setpgid(0, 0)

@@ -1,0 +1,166 @@
+"""Checkpoints of a run: one is whole wherever the process dies, and resuming finds it."""
+
+import itertools
+import os
+import resource
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.registry import RUNNERS
+from mmengine.runner import CheckpointLoader
+from toy import toy_config, toy_runner
+
+from mmvisiongru.checkpoint import load_checkpoint_file
+from mmvisiongru.errors import InputError
+from mmvisiongru.storage import UNFINISHED, find_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def loader(monkeypatch):
+    """What a ReliableRunner changes in mmengine, for the time of a test only."""
+    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
+    torch.set_num_threads(1)
+
+
+def in_child(action) -> int:
+    """Run an action in a process of its own; gives the signal that killed it, or 0."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+        finally:
+            os._exit(0)
+    return os.WTERMSIG(os.waitpid(pid, 0)[1])
+
+
+def die_at_file_operation(number: int) -> None:
+    """Let this process be killed right before its n-th opening, renaming or removing of a file."""
+    left = itertools.count(number, -1)
+
+    def count(event, args):
+        if event in ('open', 'os.rename', 'os.remove') and next(left) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+
+
+def die_beyond_byte(number: int) -> None:
+    """Let the kernel kill this process when it writes more than so much to any file."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (number, number))
+
+
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize('keep', [1, pytest.param(2, marks=LONG), pytest.param(-1, marks=LONG)])
+def test_killed_anywhere_in_a_save(tmp_path, keep):
+    work, copy = tmp_path / 'work', tmp_path / 'copy'
+    runner = toy_runner(work, iters=9, keep=keep)
+    runner.train()
+    hook = next(h for h in runner.hooks if hasattr(h, 'save_stopped'))
+    # The next will be about as long.
+    size = int(0.9 * (work / 'iter_9.pth').stat().st_size)
+
+    def save(fault, number):
+        """Save, as the next of the run, one that is also the best."""
+        hook.out_dir = runner._work_dir = str(copy)
+        hook.best_ckpt_path = str(copy / Path(hook.best_ckpt_path).name)
+        runner.train_loop._iter = 11
+        fault(number)
+        hook._save_checkpoint(runner)
+        runner.train_loop._iter = 12
+        hook._save_best_checkpoint(runner, dict(acc=2.0))
+
+    def check(fault, number) -> int:
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(work, copy)
+        died = in_child(lambda: save(fault, number))
+        path, _ = find_checkpoint(str(copy))
+        # The new one, or the one before if the new one is not there.
+        assert path == str(copy / ('iter_12.pth' if (copy / 'iter_12.pth').exists() else 'iter_9.pth'))
+        assert load_checkpoint_file(path)['meta']['iter'] == int(Path(path).stem[5:])
+        assert [load_checkpoint_file(str(p)) for p in copy.glob('best_*.pth')]
+        # What mmengine itself would resume is there too.
+        assert load_checkpoint_file((copy / 'last_checkpoint').read_text().replace(str(work), str(copy)))
+        return died
+
+    for number in range(0, size, size // (8 if keep == 1 else 50)):
+        assert check(die_beyond_byte, number) == signal.SIGXFSZ
+    before = {1: ['iter_9.pth'], 2: ['iter_6.pth', 'iter_9.pth']}
+    assert sorted(p.name for p in copy.glob('iter_*.pth')) == before.get(
+        keep, ['iter_3.pth', 'iter_6.pth', 'iter_9.pth']
+    )
+    number = 0
+    while check(die_at_file_operation, number) == signal.SIGKILL:
+        number += 1
+    # Three files written, one of them twice, and what they replace removed.
+    assert number > 12
+    after = {1: ['iter_12.pth'], 2: ['iter_12.pth', 'iter_9.pth']}
+    assert sorted(p.name for p in copy.glob('iter_*.pth')) == after.get(
+        keep, ['iter_12.pth', 'iter_3.pth', 'iter_6.pth', 'iter_9.pth']
+    )
+    assert [p.name for p in copy.glob('best_*.pth')] == ['best_acc_iter_12.pth']
+
+
+def test_outdated_files_go_after_a_kill(tmp_path):
+    """A run killed between saving and removing removes when it is resumed."""
+    runner = toy_runner(tmp_path, iters=9, keep=1)
+    runner.train()
+    hook = next(h for h in runner.hooks if hasattr(h, 'save_stopped'))
+
+    def save():
+        runner.train_loop._iter = 11
+        hook._remove = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+        hook._save_checkpoint(runner)
+
+    assert in_child(save) == signal.SIGKILL
+    (tmp_path / f'.iter_13.pth{UNFINISHED}').write_bytes(b'half')
+    assert sorted(p.name for p in tmp_path.glob('iter_*.pth')) == ['iter_12.pth', 'iter_9.pth']
+    toy_runner(tmp_path, iters=15, keep=1, resume=True).train()
+    assert [p.name for p in tmp_path.glob('iter_*.pth')] == ['iter_15.pth']
+    assert not list(tmp_path.glob(f'.*{UNFINISHED}'))
+
+
+def test_full_disk_ends_the_run_and_keeps_the_last_checkpoint(tmp_path):
+    runner = toy_runner(tmp_path, iters=9, keep=1)
+    hook = next(h for h in runner.hooks if hasattr(h, 'save_stopped'))
+    save = hook._save_checkpoint
+
+    def save_on_full_disk(runner):
+        if runner.iter + 1 == 6:
+            (tmp_path / f'.iter_6.pth{UNFINISHED}').symlink_to('/dev/full')
+        save(runner)
+
+    hook._save_checkpoint = save_on_full_disk
+    with pytest.raises(InputError, match=r'iter_6\.pth could not be written: No space left on device'):
+        runner.train()
+    assert sorted(p.name for p in tmp_path.glob('*.pth*')) == ['iter_3.pth']
+    assert not list(tmp_path.glob(f'.*{UNFINISHED}'))
+    assert find_checkpoint(str(tmp_path))[0] == str(tmp_path / 'iter_3.pth')
+
+
+def test_damaged_checkpoint_is_passed_over_and_logged(tmp_path):
+    toy_runner(tmp_path / 'a', iters=9).train()
+    newest = tmp_path / 'a/iter_9.pth'
+    newest.write_bytes(newest.read_bytes()[:-100])
+    # A work_dir that was moved, too.
+    shutil.move(tmp_path / 'a', tmp_path / 'b')
+    runner = toy_runner(tmp_path / 'b', iters=9, resume=True, log_level='INFO')
+    runner.train()
+    text = ''.join(p.read_text() for p in (tmp_path / 'b').rglob('*.log'))
+    assert 'passed over: checkpoint' in text
+    assert 'resumed epoch: 0, iter: 6' in text
+    assert load_checkpoint_file(str(tmp_path / 'b/iter_9.pth'))['meta']['iter'] == 9
+
+
+def test_misspelt_argument_fails_before_training(tmp_path):
+    cfg = toy_config(tmp_path)
+    cfg.default_hooks.checkpoint.max_keep_ckpt = 3
+    with pytest.raises(TypeError, match="unexpected argument 'max_keep_ckpt'"):
+        RUNNERS.build(cfg)

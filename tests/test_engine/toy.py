@@ -1,0 +1,171 @@
+"""A run of milliseconds with everything that resuming must restore: augmentation, dropout, EMA, schedules.
+
+As a script, it is a process that tests can kill: ``python toy.py WORK_DIR [JSON of settings] [faults]``.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import nn
+
+SIZE = 12
+
+
+class ToyDataset(BaseDataset):
+    """Samples 0 to 11, each blurred by the generators of Python, numpy and torch."""
+
+    METAINFO = dict(classes=('a', 'b'))
+
+    def load_data_list(self):
+        return [dict(number=i, gt_label=i % 2) for i in range(SIZE)]
+
+    def prepare_data(self, idx):
+        info = self.get_data_info(idx)
+        noise = random.random(), np.random.rand(), float(torch.rand(()))
+        return dict(inputs=torch.tensor([info['number'] / SIZE, *noise]), data_samples=info['gt_label'])
+
+
+class ToyModel(BaseModel):
+    """Linear, batch norm, dropout, and a mixing of the batch that draws from numpy."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2)
+        )
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        inputs, labels = torch.stack(list(inputs)), torch.as_tensor(data_samples)
+        if mode != 'loss':
+            return [dict(right=int(p == t)) for p, t in zip(self.net(inputs).argmax(1), labels, strict=True)]
+        return dict(loss=nn.functional.cross_entropy(self.net(inputs * np.random.uniform(0.9, 1.1)), labels))
+
+
+class ToyMetric(BaseMetric):
+    """Accuracy, and a draw from each generator: validation must not change what training draws."""
+
+    def process(self, data_batch, data_samples):
+        random.random(), np.random.rand(), torch.rand(3)
+        self.results += [s['right'] for s in data_samples]
+
+    def compute_metrics(self, results):
+        return dict(acc=sum(results) / len(results))
+
+
+class FaultHook(Hook):
+    """Does something bad before an iteration, counted from 1."""
+
+    def __init__(self, at, what, rank=0):
+        self.at, self.what, self.rank = at, what, rank
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter + 1 == self.at and runner.rank == self.rank:
+            getattr(self, self.what)(runner)
+
+    def kill(self, runner):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def term(self, runner):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def interrupt(self, runner):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def fail(self, runner):
+        raise RuntimeError('a fault of this rank')
+
+    def hang(self, runner):
+        time.sleep(1000)
+
+
+def toy_config(work_dir, by_epoch=False, iters=18, keep=2, interval=3, workers=0, seed=3, **more) -> Config:
+    """A run of ``iters`` iterations: 3 an epoch of 12 samples, or without epochs."""
+    end = iters // 3 if by_epoch else iters
+    step = interval // 3 if by_epoch else interval
+    loader = dict(
+        batch_size=4,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        sampler=dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True),
+        dataset=dict(type=ToyDataset),
+    )
+    cfg = dict(
+        runner_type='mmvisiongru.ReliableRunner',
+        work_dir=str(work_dir),
+        model=dict(type=ToyModel),
+        train_dataloader=loader,
+        val_dataloader=dict(loader, num_workers=0, persistent_workers=False)
+        | dict(sampler=dict(type='DefaultSampler', shuffle=False)),
+        train_cfg=dict(by_epoch=True, max_epochs=end, val_interval=2)
+        if by_epoch
+        else dict(type='IterBasedTrainLoop', max_iters=end, val_interval=6),
+        val_cfg=dict(),
+        val_evaluator=dict(type=ToyMetric),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.05)),
+        param_scheduler=[
+            dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=5),
+            dict(type='CosineAnnealingLR', by_epoch=by_epoch, begin=0, T_max=end),
+        ],
+        custom_hooks=[dict(type='EMAHook', ema_type='MomentumAnnealingEMA', momentum=0.1, gamma=9)],
+        default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=by_epoch),
+            checkpoint=dict(
+                type='mmvisiongru.AtomicCheckpointHook', by_epoch=by_epoch, interval=step,
+                max_keep_ckpts=keep, save_best='acc',
+            ),
+            resume=dict(type='mmvisiongru.ExactResumeHook'),
+            guard=dict(type='mmvisiongru.GuardHook'),
+        ),
+        log_processor=dict(by_epoch=by_epoch),
+        randomness=dict(seed=seed),
+        log_level='WARNING',
+        launcher='none',
+    )  # fmt: skip
+    cfg = Config(cfg)
+    cfg.merge_from_dict(more)
+    return cfg
+
+
+def toy_runner(work_dir, resume=False, fault=None, **settings) -> Runner:
+    """Build the Runner of such a run, with a fault in it."""
+    cfg = toy_config(work_dir, **settings)
+    cfg.resume = resume
+    if fault:
+        cfg.custom_hooks.append(dict(type=FaultHook, **fault))
+    return RUNNERS.build(cfg)
+
+
+def main(work_dir, settings='{}'):
+    """Run it; in several processes under torchrun."""
+    from mmvisiongru.engine.cli import one_line_errors
+    from mmvisiongru.engine.launch import prepare_launch
+
+    settings = json.loads(settings)
+    with one_line_errors():
+        resume, fault = settings.pop('resume', False), settings.pop('fault', None)
+        cfg = toy_config(work_dir, **settings)
+        cfg.resume = resume
+        if fault:
+            cfg.custom_hooks.append(dict(type=FaultHook, **fault))
+        prepare_launch(cfg)
+        RUNNERS.build(cfg).train()
+
+
+if __name__ == '__main__':
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])
