@@ -65,7 +65,7 @@ def table(entries: list[dict]) -> str:
             f'[{entry["Name"]}]({Path(config).name})',
             metadata['Image Size'],
             f'{metadata["Parameters"] / 1e6:.2f}',
-            f'{metadata["FLOPs"] / 1e9:.2f}',
+            f'{metadata["FLOPs"] / 1e9:.{2 if metadata["FLOPs"] > 1e9 else 4}f}',
             metric(entry, ' (paper)') or '',
             metric(entry, '') or 'not trained here',
         )
