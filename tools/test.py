@@ -52,7 +52,7 @@ def parse_args(argv=None):
     )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that a window stays')
     parser.add_argument(
-        '--interval', type=int, default=1, help='show every n-th image (classification; else all)'
+        '--interval', type=int, default=1, help='show every n-th image'
     )
     parser.add_argument(
         '--tta',
@@ -97,7 +97,7 @@ def merge_show(cfg: Config, args) -> None:
     if is_classifier(cfg):
         hook.update(enable=True, interval=args.interval, out_dir=args.show_dir)
     else:
-        hook.update(draw=True)
+        hook.update(draw=True, interval=args.interval)
         if args.show_dir:
             cfg.setdefault('visualizer', dict(type='SegLocalVisualizer')).save_dir = args.show_dir
 

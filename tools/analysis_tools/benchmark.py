@@ -115,7 +115,10 @@ def _row(name, size, mode, batch_size, seconds, memory) -> dict:
 
 def print_table(rows: list[dict], machine: dict) -> None:
     """Print the rows, and what the figures depend on above them."""
+    # Where there is no terminal to fit, names matter more than 80 columns.
     console = Console()
+    if not console.is_terminal:
+        console.width = 140
     console.print(', '.join(f'{k} {v}' for k, v in machine.items()))
     table = Table('model', 'mode', 'batch', 'size', 'ms', 'fastest ms', 'images/s', 'peak MB', 'first / this')
     for row in rows:
