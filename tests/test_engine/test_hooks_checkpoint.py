@@ -9,22 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from mmengine.registry import RUNNERS
-from mmengine.runner import CheckpointLoader
 from toy import toy_config, toy_runner
 
 from mmvisiongru.checkpoint import load_checkpoint_file
 from mmvisiongru.errors import InputError
 from mmvisiongru.storage import UNFINISHED, find_checkpoint
-
-
-@pytest.fixture(autouse=True)
-def loader(monkeypatch):
-    """What a ReliableRunner changes in mmengine, for the time of a test only."""
-    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
-    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
-    torch.set_num_threads(1)
 
 
 def in_child(action) -> int:

@@ -7,9 +7,12 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -36,7 +39,7 @@ class ToyDataset(BaseDataset):
     def prepare_data(self, idx):
         info = self.get_data_info(idx)
         noise = random.random(), np.random.rand(), float(torch.rand(()))
-        return dict(inputs=torch.tensor([info['number'] / SIZE, *noise]), data_samples=info['gt_label'])
+        return dict(inputs=[info['number'] / SIZE, *noise], data_samples=info['gt_label'])
 
 
 class ToyModel(BaseModel):
@@ -49,7 +52,8 @@ class ToyModel(BaseModel):
         )
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
-        inputs, labels = torch.stack(list(inputs)), torch.as_tensor(data_samples)
+        # Collated, the columns come first.
+        inputs, labels = torch.tensor(inputs).T.float(), torch.as_tensor(data_samples)
         if mode != 'loss':
             return [dict(right=int(p == t)) for p, t in zip(self.net(inputs).argmax(1), labels, strict=True)]
         return dict(loss=nn.functional.cross_entropy(self.net(inputs * np.random.uniform(0.9, 1.1)), labels))
@@ -101,7 +105,7 @@ def toy_config(work_dir, by_epoch=False, iters=18, keep=2, interval=3, workers=0
         num_workers=workers,
         persistent_workers=workers > 0,
         sampler=dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True),
-        dataset=dict(type=ToyDataset),
+        dataset=dict(type=ToyDataset, serialize_data=False),
     )
     cfg = dict(
         runner_type='mmvisiongru.ReliableRunner',
@@ -134,6 +138,8 @@ def toy_config(work_dir, by_epoch=False, iters=18, keep=2, interval=3, workers=0
         randomness=dict(seed=seed),
         log_level='WARNING',
         launcher='none',
+        # Runs of one second must not share what mmengine keeps by name.
+        experiment_name=uuid4().hex,
     )  # fmt: skip
     cfg = Config(cfg)
     cfg.merge_from_dict(more)
@@ -146,7 +152,29 @@ def toy_runner(work_dir, resume=False, fault=None, **settings) -> Runner:
     cfg.resume = resume
     if fault:
         cfg.custom_hooks.append(dict(type=FaultHook, **fault))
-    return RUNNERS.build(cfg)
+    # Asking the compilers of a machine for their versions takes longer than the run.
+    with patch.object(Runner, '_log_env'):
+        return RUNNERS.build(cfg)
+
+
+def start(processes: int, work_dir, **settings) -> subprocess.Popen:
+    """Start the toy run as a user would, in processes of its own."""
+    settings['launcher'] = 'pytorch' if processes > 1 else 'none'
+    script = [str(Path(__file__)), str(work_dir), json.dumps(settings)]
+    launcher = ['-m', 'mmvisiongru.engine.torchrun', str(processes)] if processes > 1 else []
+    return subprocess.Popen(
+        [sys.executable, *launcher, *script],
+        env={**os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parents[2]), 'OMP_NUM_THREADS': '1'},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, timeout=200) -> tuple[int, str]:
+    """Wait for it; the exit code and all it said."""
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out + err
 
 
 def main(work_dir, settings='{}'):
@@ -162,7 +190,9 @@ def main(work_dir, settings='{}'):
         if fault:
             cfg.custom_hooks.append(dict(type=FaultHook, **fault))
         prepare_launch(cfg)
-        RUNNERS.build(cfg).train()
+        with patch.object(Runner, '_log_env'):
+            runner = RUNNERS.build(cfg)
+        runner.train()
 
 
 if __name__ == '__main__':

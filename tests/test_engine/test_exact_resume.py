@@ -1,0 +1,140 @@
+"""A run killed and resumed ends with the tensors of one that was not."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from toy import finish, start, toy_runner
+
+from mmvisiongru.checkpoint import load_checkpoint_file
+
+LONG = pytest.mark.long
+LAST = {False: 'iter_18.pth', True: 'epoch_6.pth'}
+
+
+class KilledError(Exception):
+    """Takes the place of a kill in this process."""
+
+
+class KillHook(Hook):
+    """Ends a run before an iteration, counted from 1."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter + 1 == self.at:
+            raise KilledError
+
+
+def run(work_dir, kill_at=None, **settings):
+    """Run until the end or the kill."""
+    runner = toy_runner(work_dir, **settings)
+    if kill_at:
+        runner.register_hook(KillHook(kill_at))
+        with pytest.raises(KilledError):
+            runner.train()
+    else:
+        runner.train()
+
+
+def tensors(node, place=''):
+    """All tensors of a loaded checkpoint with their place."""
+    if torch.is_tensor(node):
+        yield place, node
+    elif isinstance(node, (dict, list, tuple)):
+        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from tensors(child, f'{place}.{key}')
+
+
+def differing(a, b) -> tuple[int, list[str]]:
+    """How many tensors two checkpoints have, and the names of those that differ in any bit."""
+    a, b = dict(tensors(load_checkpoint_file(str(a)))), dict(tensors(load_checkpoint_file(str(b))))
+    assert a.keys() == b.keys()
+    return len(a), [k for k in a if not torch.equal(a[k], b[k])]
+
+
+def scores(path) -> tuple:
+    """What the run found best, without its folder."""
+    info = load_checkpoint_file(str(path))['message_hub']['runtime_info']
+    return info['best_score'], Path(info['best_ckpt']).name
+
+
+# Each loader with workers takes torch five seconds to end, so most of that is among the long tests.
+@pytest.mark.parametrize('by_epoch', [False, True])
+@pytest.mark.parametrize('workers', [0, pytest.param(1, marks=LONG), pytest.param(2, marks=LONG)])
+def test_killed_run_ends_like_the_uninterrupted_one(tmp_path, by_epoch, workers):
+    run(tmp_path / 'whole', by_epoch=by_epoch)
+    # 7 and 13 come right after a checkpoint and a validation, 6 and 12 between the two.
+    for kill_at in (5, 7, 12, 13, 18):
+        run(tmp_path / 'killed', kill_at, by_epoch=by_epoch, workers=workers, resume=True)
+    run(tmp_path / 'killed', by_epoch=by_epoch, workers=workers, resume=True)
+    whole, killed = tmp_path / 'whole' / LAST[by_epoch], tmp_path / 'killed' / LAST[by_epoch]
+    assert differing(whole, killed) == (37, [])
+    assert scores(whole) == scores(killed)
+    best = scores(whole)[1]
+    assert differing(tmp_path / 'whole' / best, tmp_path / 'killed' / best)[1] == []
+
+
+def test_workers_do_not_change_a_run(tmp_path):
+    run(tmp_path / 'a', workers=0, iters=6)
+    run(tmp_path / 'b', workers=2, iters=6)
+    assert differing(tmp_path / 'a/iter_6.pth', tmp_path / 'b/iter_6.pth')[1] == []
+
+
+@pytest.mark.parametrize(
+    ('without', 'workers'),
+    [
+        ({'runner_type': 'Runner'}, 0),
+        pytest.param({'default_hooks.resume': dict(type='IterTimerHook')}, 1, marks=LONG),
+    ],
+)
+def test_these_parts_are_what_makes_it_exact(tmp_path, without, workers):
+    """The same without one of them differs: the toy run has what resuming must restore."""
+    run(tmp_path / 'whole', workers=workers, **without)
+    run(tmp_path / 'killed', 8, workers=workers, **without)
+    run(tmp_path / 'killed', resume=True, workers=workers, **without)
+    number, names = differing(tmp_path / 'whole/iter_18.pth', tmp_path / 'killed/iter_18.pth')
+    assert len(names) > number // 2
+
+
+def test_validation_cut_off_is_made_up_for(tmp_path):
+    run(tmp_path / 'whole', iters=9)
+    runner = toy_runner(tmp_path / 'killed', iters=9)
+
+    class KillInValidation(Hook):
+        def before_val_epoch(self, runner):
+            raise KilledError
+
+    runner.register_hook(KillInValidation())
+    with pytest.raises(KilledError):
+        runner.train()
+    assert not list((tmp_path / 'killed').glob('best_*.pth'))
+    run(tmp_path / 'killed', iters=9, resume=True)
+    assert scores(tmp_path / 'whole/iter_9.pth') == scores(tmp_path / 'killed/iter_9.pth')
+    assert [p.name for p in (tmp_path / 'killed').glob('best_*.pth')] == [
+        p.name for p in (tmp_path / 'whole').glob('best_*.pth')
+    ]
+
+
+def test_kill_9_and_resume(tmp_path):
+    code, _ = finish(start(1, tmp_path / 'killed', fault=dict(at=8, what='kill')))
+    assert code == -signal.SIGKILL
+    run(tmp_path / 'killed', resume=True)
+    run(tmp_path / 'whole')
+    assert differing(tmp_path / 'whole/iter_18.pth', tmp_path / 'killed/iter_18.pth') == (37, [])
+
+
+@LONG
+@pytest.mark.parametrize('by_epoch', [False, True])
+def test_kill_9_and_resume_in_two_processes(tmp_path, by_epoch):
+    assert finish(start(2, tmp_path / 'whole', by_epoch=by_epoch))[0] == 0
+    for at, rank in ((8, 0), (11, 1)):
+        fault = dict(at=at, what='kill', rank=rank)
+        code, log = finish(start(2, tmp_path / 'killed', by_epoch=by_epoch, resume=True, fault=fault))
+        assert code == 128 + signal.SIGKILL, log
+    assert finish(start(2, tmp_path / 'killed', by_epoch=by_epoch, resume=True))[0] == 0
+    last = LAST[by_epoch]
+    assert differing(tmp_path / 'whole' / last, tmp_path / 'killed' / last) == (37, [])
