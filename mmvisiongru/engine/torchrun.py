@@ -5,10 +5,12 @@ python -m mmvisiongru.engine.torchrun PROCESSES SCRIPT [ARGS]
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Mapping
 
 from torch.distributed import run
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from mmvisiongru.errors import InputError
@@ -38,8 +40,8 @@ def rendezvous_args(env: Mapping[str, str]) -> list[str]:
 def main(processes: str, *command: str) -> None:
     """Run the script in its processes; exit as the first one that failed.
 
-    A script that ends with code 2 has said in one line what is wrong with its input. Any other failure is
-    reported as torchrun does, process by process.
+    A script that ends with code 2, or with 128 + a signal that asked it to stop, has said in one line what
+    there is to say. Any other failure is reported as torchrun does, process by process.
     """
     if not processes.isdigit() and processes not in ('gpu', 'cpu', 'auto'):
         raise InputError(f'the number of GPUs comes after the config (and checkpoint), got {processes!r}')
@@ -52,9 +54,13 @@ def main(processes: str, *command: str) -> None:
         run.main([*rendezvous_args(os.environ), f'--nproc_per_node={processes}', *command])
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
-        if code != 2:
+        if code not in (2, 128 + signal.SIGTERM, 128 + signal.SIGINT):
             print(error, file=sys.stderr)
         sys.exit(code if code > 0 else 128 - code)
+    except SignalException as error:
+        # By now the processes have got the signal too, and half a minute to save.
+        print(f'stopped by {signal.Signals(error.sigval).name}', file=sys.stderr)
+        sys.exit(128 + error.sigval)
 
 
 if __name__ == '__main__':

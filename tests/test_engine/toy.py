@@ -23,6 +23,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 from torch import nn
 
 SIZE = 12
@@ -39,7 +40,8 @@ class ToyDataset(BaseDataset):
     def prepare_data(self, idx):
         info = self.get_data_info(idx)
         noise = random.random(), np.random.rand(), float(torch.rand(()))
-        return dict(inputs=[info['number'] / SIZE, *noise], data_samples=info['gt_label'])
+        sample = BaseDataElement(metainfo=dict(img_path=f'{idx}.png'), label=info['gt_label'])
+        return dict(inputs=torch.tensor([info['number'] / SIZE, *noise]), data_samples=sample)
 
 
 class ToyModel(BaseModel):
@@ -52,8 +54,7 @@ class ToyModel(BaseModel):
         )
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
-        # Collated, the columns come first.
-        inputs, labels = torch.tensor(inputs).T.float(), torch.as_tensor(data_samples)
+        inputs, labels = torch.stack(inputs), torch.tensor([s.label for s in data_samples])
         if mode != 'loss':
             return [dict(right=int(p == t)) for p, t in zip(self.net(inputs).argmax(1), labels, strict=True)]
         return dict(loss=nn.functional.cross_entropy(self.net(inputs * np.random.uniform(0.9, 1.1)), labels))
@@ -73,26 +74,33 @@ class ToyMetric(BaseMetric):
 class FaultHook(Hook):
     """Does something bad before an iteration, counted from 1."""
 
-    def __init__(self, at, what, rank=0):
-        self.at, self.what, self.rank = at, what, rank
+    def __init__(self, at, what, rank=0, times=1):
+        self.at, self.what, self.rank, self.times = at, what, rank, times
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter + 1 == self.at and runner.rank == self.rank:
-            getattr(self, self.what)(runner)
+        if self.at <= runner.iter + 1 < self.at + self.times and runner.rank == self.rank:
+            getattr(self, self.what)(runner, data_batch)
 
-    def kill(self, runner):
+    def kill(self, runner, data_batch):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def term(self, runner):
+    def term(self, runner, data_batch):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def interrupt(self, runner):
+    def interrupt(self, runner, data_batch):
         os.kill(os.getpid(), signal.SIGINT)
 
-    def fail(self, runner):
+    def nan_input(self, runner, data_batch):
+        data_batch['inputs'][0][:] = torch.nan
+
+    def inf_gradient(self, runner, data_batch):
+        weight = next(runner.model.parameters())
+        handle = weight.register_hook(lambda gradient: (handle.remove(), gradient * torch.inf)[1])
+
+    def fail(self, runner, data_batch):
         raise RuntimeError('a fault of this rank')
 
-    def hang(self, runner):
+    def hang(self, runner, data_batch):
         time.sleep(1000)
 
 

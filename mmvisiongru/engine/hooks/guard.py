@@ -112,7 +112,8 @@ class GuardHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Keep weights that are lost from taking the place of good ones."""
-        lost = [k for k, v in checkpoint['state_dict'].items() if v.is_floating_point() and not _finite(v)]
+        states = [checkpoint['state_dict'], checkpoint.get('ema_state_dict', {})]
+        lost = [k for s in states for k, v in s.items() if v.is_floating_point() and not _finite(v)]
         if lost:
             raise InputError(
                 f'iteration {runner.iter + 1}: {len(lost)} tensors of the model are not finite, first '
