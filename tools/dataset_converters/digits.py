@@ -3,7 +3,7 @@
     python tools/dataset_converters/digits.py --out data/digits
 
 classification/  {train,val}/<digit>/*.png, 32 x 32, the layout of an ImageNet folder.
-segmentation/    {images,annotations}/{training,validation}/*.png, 96 x 96 scenes in the layout of
+segmentation/    {images,annotations}/{training,validation}/*.png, 64 x 64 scenes in the layout of
                  ADE20K: digits of different size, angle, place, colour and contrast over clutter.
                  A label is 0 for background, which is a class of its own, and 1 + digit on a stroke.
 
@@ -25,8 +25,8 @@ from sklearn.datasets import load_digits
 # The 12th of the 14 sheets starts here: 1,415 digits before it, 382 from it on.
 FIRST_VALIDATION_DIGIT = 1415
 TILE_SIZE = 32
-SCENE_SIZE = 96
-NUM_SCENES = dict(training=1600, validation=200)
+SCENE_SIZE = 64
+NUM_SCENES = dict(training=2000, validation=200)
 
 
 def split_digits():
@@ -43,18 +43,14 @@ def enlarge(image, size):
 
 
 def random_colour(rng):
-    """Red, green and blue, each uniform in 0..255."""
-    return rng.randint(0, 256, 3)
+    """Red, green and blue of background or clutter, each in the darker half, so that digits stand out."""
+    return rng.randint(0, 140, 3)
 
 
-def contrasting_colour(rng, colour):
-    """A colour whose mean differs from that of `colour` by a random contrast of at least 50."""
-    mean = colour.mean()
-    contrast = rng.randint(50, 120)
-    # Away from the nearer end of the range, so that the contrast is not clipped.
-    target = mean + contrast if mean < 128 else mean - contrast
+def lighter_colour(rng, colours):
+    """A tinted colour that is lighter than the mean of `colours` by a random contrast."""
     tint = rng.randint(-30, 31, 3)
-    return np.clip(target + tint - tint.mean(), 0, 255).astype(np.uint8)
+    return np.clip(colours.mean() + rng.randint(70, 160) + tint - tint.mean(), 0, 255).astype(np.uint8)
 
 
 def draw_clutter(rng, scene, count):
@@ -62,7 +58,7 @@ def draw_clutter(rng, scene, count):
     draw = ImageDraw.Draw(scene)
     for _ in range(count):
         x, y = rng.randint(0, SCENE_SIZE, 2)
-        width, height = rng.randint(6, 40, 2)
+        width, height = rng.randint(6, 32, 2)
         box = [int(x), int(y), int(x + width), int(y + height)]
         colour = tuple(random_colour(rng).tolist())
         stroke = int(rng.randint(1, 5))
@@ -82,7 +78,7 @@ def place_digits(rng, count):
     """Up to `count` boxes (x, y, size) that overlap by no more than a few pixels."""
     boxes = []
     for _ in range(8 * count):
-        size = int(rng.randint(24, 49))
+        size = int(rng.randint(20, 37))
         x, y = rng.randint(0, SCENE_SIZE - size + 1, 2).tolist()
         reach = [(size + s) / 2 - 4 for _, _, s in boxes]
         clear = all(
@@ -97,19 +93,19 @@ def place_digits(rng, count):
 
 
 def make_scene(rng, digits):
-    """One scene: an RGB image and its label map, both (96, 96) PIL images."""
+    """One scene: an RGB image and its label map, both (64, 64) PIL images."""
     corners = np.stack([random_colour(rng) for _ in range(4)]).reshape(2, 2, 3).astype(np.uint8)
     scene = Image.fromarray(corners).resize((SCENE_SIZE,) * 2, Image.Resampling.BILINEAR)
-    draw_clutter(rng, scene, rng.randint(4, 11))
+    draw_clutter(rng, scene, rng.randint(2, 7))
     label = Image.new('L', scene.size, 0)
 
-    for x, y, size in place_digits(rng, rng.randint(3, 7)):
+    for x, y, size in place_digits(rng, rng.randint(3, 6)):
         _, image, digit = digits[rng.randint(len(digits))]
         glyph = enlarge(image, size).rotate(rng.randint(-12, 13), Image.Resampling.BILINEAR)
         # Enlarging 8 x 8 pixels blurs them; a steeper ramp about the middle gives a clean stroke.
         alpha = glyph.point([min(max(2 * v - 128, 0), 255) for v in range(256)])
         below = np.asarray(scene)[y : y + size, x : x + size].reshape(-1, 3)
-        colour = contrasting_colour(rng, below)
+        colour = lighter_colour(rng, below)
         scene.paste(tuple(colour.tolist()), (x, y), alpha)
         label.paste(1 + digit, (x, y), alpha.point([0] * 128 + [255] * 128))
 
