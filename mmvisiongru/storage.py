@@ -78,7 +78,8 @@ def check_folder(folder: str) -> None:
         raise InputError(f'folder {folder} cannot be made: {error.strerror}') from error
     probe = osp.join(folder, f'write-test-{os.getpid()}')
     write_text(probe, 'x')
-    os.remove(probe)
+    with suppress(FileNotFoundError):
+        os.remove(probe)
 
 
 def seal(path: str, iteration: int) -> None:

@@ -7,7 +7,6 @@ tools/dist_train.sh CONFIG GPUS [OPTIONS]
 import argparse
 
 from mmengine.config import Config
-from mmengine.runner import find_latest_checkpoint
 
 from mmvisiongru.engine.checkpoint import check_weights, read_weights, refuse_pickled_code
 from mmvisiongru.engine.cli import (
@@ -18,7 +17,9 @@ from mmvisiongru.engine.cli import (
 )
 from mmvisiongru.engine.config import check_data, load_config
 from mmvisiongru.engine.launch import has_gpu, prepare_launch
+from mmvisiongru.engine.names import check_names, unmatched_custom_keys
 from mmvisiongru.errors import InputError
+from mmvisiongru.storage import check_folder, find_checkpoint
 
 
 def parse_args(argv=None):
@@ -79,16 +80,18 @@ def merge_amp(cfg: Config, amp: bool) -> None:
 
 def find_resume(cfg: Config, resume: str | None) -> list[str]:
     """Settle which checkpoint to resume, if any. Returns what to log."""
-    path = resume or (cfg.get('resume') and (cfg.get('load_from') or 'auto'))
+    path, notes = resume or (cfg.get('resume') and (cfg.get('load_from') or 'auto')), []
     if not path:
         return []
     if path == 'auto':
-        path = find_latest_checkpoint(cfg.work_dir)
+        path, notes = find_checkpoint(cfg.work_dir)
+        if notes and not path:
+            raise InputError(f'no whole checkpoint in {cfg.work_dir}; move away what was {notes[0]}')
     cfg.resume = path is not None
     if path is None:
-        return [f'nothing to resume: {cfg.work_dir} has no last_checkpoint; training starts afresh']
+        return [f'nothing to resume in {cfg.work_dir}; training starts afresh']
     cfg.load_from = path
-    return []
+    return notes
 
 
 def main(argv=None):
@@ -99,17 +102,21 @@ def main(argv=None):
         required = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
         cfg = load_config(args.config, args.cfg_options, required)
         merge_args(cfg, args)
+        check_folder(cfg.work_dir)
         notes = find_resume(cfg, args.resume)
         check_data(cfg, ('train_dataloader', 'val_dataloader'))
+        check_names(cfg)
         source = cfg.get('load_from')
         weights = read_weights(source, resume=cfg.resume) if source else None
 
         notes += prepare_launch(cfg)
         runner = build_runner(cfg)
-        for note in notes:
-            runner.logger.warning(note)
         if weights:
-            check_weights(runner.model, weights, source, partly=not cfg.resume)
+            coverage = None if cfg.resume else cfg.get('load_coverage', 1.0)
+            unfit = check_weights(runner.model, weights, source, coverage)
+            notes += [f'of {source}, not loaded: {line}' for line in unfit]
+        for note in [*notes, *unmatched_custom_keys(cfg, runner.model)]:
+            runner.logger.warning(note)
         runner.train()
 
 

@@ -50,30 +50,43 @@ def read_weights(path: str, resume: bool = False) -> dict[str, Tensor]:
     return weights
 
 
-def check_weights(model: nn.Module, weights: dict[str, Tensor], path: str, partly: bool = False) -> None:
+def check_weights(
+    model: nn.Module, weights: dict[str, Tensor], path: str, coverage: float | None = None
+) -> list[str]:
     """Compare the weights of a checkpoint with a model's.
 
     Args:
         model (nn.Module): The model, as a Runner holds it.
         weights (dict): What :func:`read_weights` gave.
         path (str): The checkpoint, for the message.
-        partly (bool): Some of the weights are enough.
+        coverage (float, optional): The share of the model's keys that must be there in their shape, to start
+            training from. None: all of them, and no others.
+
+    Returns:
+        list[str]: One line for each key that does not fit.
 
     Raises:
-        InputError: No key fits, or not all of them do and ``partly`` is not set.
+        InputError: No key fits, or fewer than demanded.
     """
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     # As in mmengine: older files lack the counter of batch norm.
-    own = [k for k in model.state_dict() if not k.endswith('num_batches_tracked')]
+    own = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
     unfit = [line for line in unfit_keys(model, weights) if not line.endswith('num_batches_tracked')]
     if not set(own) & set(weights):
         raise InputError(
             f'checkpoint {path} matches no key of the model: it holds {_some(weights)}, the model wants '
             f'{_some(own)}; a released VisionGRU file needs tools/model_converters/official_to_mmvisiongru.py'
         )
-    if unfit and not partly:
+    if coverage is None and unfit:
         raise InputError(f'checkpoint {path} does not fit the model: {_some(unfit)}')
+    fitting = sum(k in weights and weights[k].shape == v.shape for k, v in own.items())
+    if coverage is not None and fitting < coverage * len(own):
+        raise InputError(
+            f'checkpoint {path} has {fitting} of the {len(own)} keys of the model, load_coverage='
+            f'{coverage:g} demands more: {_some(unfit)}; if you mean that, state a lower load_coverage'
+        )
+    return unfit
 
 
 def _some(items) -> str:

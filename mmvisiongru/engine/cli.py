@@ -72,5 +72,7 @@ def one_line_errors():
     except InputError as error:
         if (os.environ.get('LOCAL_RANK') or os.environ.get('SLURM_LOCALID') or '0') != '0':
             time.sleep(20)
-        print('error:', ' '.join(str(error).split()), file=sys.stderr)
+        # From a worker it comes with the worker's stack in front.
+        message = str(error).split(f'{InputError.__module__}.{InputError.__name__}: ')[-1]
+        print('error:', ' '.join(message.split()), file=sys.stderr)
         sys.exit(2)

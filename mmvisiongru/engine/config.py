@@ -21,6 +21,8 @@ OTHER_KEYS = {
     'data_hint',
     'efficient_conv_bn_eval',
     'find_unused_parameters',
+    'load_coverage',
+    'max_bad_samples',
     'model_wrapper_cfg',
     'runner_type',
     'sync_bn',

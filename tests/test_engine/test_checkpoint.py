@@ -169,12 +169,25 @@ def test_weights_that_fit_in_part(change, message):
     weights = change(Model().state_dict())
     with pytest.raises(InputError, match=rf'a\.pth does not fit the model: {message}$'):
         check_weights(Model(), weights, 'a.pth')
-    check_weights(Model(), weights, 'a.pth', partly=True)
 
 
-@pytest.mark.parametrize('partly', [False, True])
-def test_weights_of_which_none_fits(partly):
+@pytest.mark.parametrize('coverage', [None, 0.0])
+def test_weights_of_which_none_fits(coverage):
     with pytest.raises(
         InputError, match=r'matches no key of the model: it holds vig\.fc, the model wants fc\.weight'
     ):
-        check_weights(Model(), {'vig.fc': torch.zeros(1)}, 'a.pth', partly)
+        check_weights(Model(), {'vig.fc': torch.zeros(1)}, 'a.pth', coverage)
+
+
+def test_stated_coverage():
+    """Five of the six keys that count; one more than the model has does no harm."""
+    weights = {**Model().state_dict(), 'fc.bias': torch.zeros(5), 'more': torch.zeros(1)}
+    lines = ['shape of fc.bias: (5,) in the file, (2,) in the model', 'unexpected more']
+    assert check_weights(Model(), weights, 'a.pth', coverage=0.8) == lines
+    message = r'a\.pth has 5 of the 6 keys of the model, load_coverage=0\.9 demands more: shape of fc\.bias'
+    with pytest.raises(InputError, match=message):
+        check_weights(Model(), weights, 'a.pth', coverage=0.9)
+    del weights['fc.bias']
+    with pytest.raises(InputError, match=r'has 5 of the 6 keys .* missing fc\.bias'):
+        check_weights(Model(), weights, 'a.pth', coverage=1.0)
+    assert check_weights(Model(), {**Model().state_dict(), 'more': torch.zeros(1)}, 'a.pth', 1.0) == lines[1:]

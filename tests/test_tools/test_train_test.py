@@ -272,7 +272,7 @@ def test_options_of_training(classifier, tool):
     code, err = tool('train', classifier, *options, *extra)
     assert (code, err) == (0, [])
     log = next(Path('work').glob('*/*.log')).read_text()
-    assert 'nothing to resume: work has no last_checkpoint; training starts afresh' in log
+    assert 'nothing to resume in work; training starts afresh' in log
     assert 'Epoch(val)' not in log
     # 1e-3 by a batch of 2 over one of 1.
     assert 'lr: 2.0000e-03' in log

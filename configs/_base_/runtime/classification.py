@@ -2,13 +2,24 @@
 
 default_scope = 'mmpretrain'
 
+runner_type = 'mmvisiongru.ReliableRunner'
+# Training samples that may be passed over in a process because a file is broken.
+max_bad_samples = 10
+
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='accuracy/top1'),
+    checkpoint=dict(
+        type='mmvisiongru.AtomicCheckpointHook', interval=1, max_keep_ckpts=3, save_best='accuracy/top1'
+    ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='VisualizationHook', enable=False),
+    # What these keep from going wrong is in docs/reliability.md.
+    exact_resume=dict(type='mmvisiongru.ExactResumeHook'),
+    guard=dict(type='mmvisiongru.GuardHook', patience=3),
+    bad_samples=dict(type='mmvisiongru.BadSampleHook'),
+    stall=dict(type='mmvisiongru.StallHook', timeout=1800),
 )
 
 vis_backends = [dict(type='LocalVisBackend')]

@@ -2,15 +2,28 @@
 
 default_scope = 'mmseg'
 
+runner_type = 'mmvisiongru.ReliableRunner'
+# Training samples that may be passed over in a process because a file is broken.
+max_bad_samples = 10
+
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=3, save_best='mIoU'
+        type='mmvisiongru.AtomicCheckpointHook',
+        by_epoch=False,
+        interval=16000,
+        max_keep_ckpts=3,
+        save_best='mIoU',
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook', draw=False),
+    # What these keep from going wrong is in docs/reliability.md.
+    exact_resume=dict(type='mmvisiongru.ExactResumeHook'),
+    guard=dict(type='mmvisiongru.GuardHook', patience=3),
+    bad_samples=dict(type='mmvisiongru.BadSampleHook'),
+    stall=dict(type='mmvisiongru.StallHook', timeout=1800),
 )
 
 vis_backends = [dict(type='LocalVisBackend')]

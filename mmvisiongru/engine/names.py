@@ -1,0 +1,120 @@
+"""Misspelt names inside a config, where mmengine and mmseg would ignore them or fail much later."""
+
+import inspect
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS, LOOPS
+from torch import nn
+
+from mmvisiongru.errors import InputError
+
+# What the constructors read, without a signature to ask.
+PARAMWISE = {
+    'bias_decay_mult',
+    'bias_lr_mult',
+    'bypass_duplicate',
+    'custom_keys',
+    'dcn_offset_lr_mult',
+    'dwconv_decay_mult',
+    'flat_decay_mult',
+    'norm_decay_mult',
+}
+CUSTOM_KEY = {'lr_mult', 'decay_mult'}
+SEGMENTOR_TEST = {'mode', 'crop_size', 'stride', 'subdivision_steps', 'scale_factor', 'size', 'size_divisor'}
+SEGMENTORS = ('EncoderDecoder', 'CascadeEncoderDecoder')
+DEFAULT_HOOKS = {'runtime_info', 'timer', 'logger', 'param_scheduler', 'checkpoint', 'sampler_seed'}
+LOOP_TYPES = {'train_cfg': 'IterBasedTrainLoop', 'val_cfg': 'ValLoop', 'test_cfg': 'TestLoop'}
+
+
+def check_names(cfg: Config) -> None:
+    """Refuse keys that nothing reads in hooks, loops, ``paramwise_cfg`` and a segmentor's ``test_cfg``.
+
+    Raises:
+        InputError: A key is unknown; the message names the nearest one that is not.
+    """
+    scope = cfg.get('default_scope')
+    default_hooks = cfg.get('default_hooks') or {}
+    for name, hook in default_hooks.items():
+        if isinstance(hook, dict) and 'type' not in hook:
+            raise InputError(f'default_hooks.{name} has no type{_near(name, DEFAULT_HOOKS - {name})}')
+    for i, hook in enumerate(cfg.get('custom_hooks') or []):
+        _check_arguments(hook, HOOKS, scope, f'custom_hooks.{i}', {'priority'})
+    for name, hook in default_hooks.items():
+        _check_arguments(hook, HOOKS, scope, f'default_hooks.{name}', {'priority'})
+    for name, kind in LOOP_TYPES.items():
+        loop = cfg.get(name)
+        if isinstance(loop, dict):
+            kind = 'EpochBasedTrainLoop' if loop.get('by_epoch') else kind
+            _check_arguments(dict(dict(type=kind), **loop), LOOPS, scope, name, {'by_epoch'})
+    _check_paramwise(cfg.get('optim_wrapper') or {})
+    model = cfg.get('model') or {}
+    if str(model.get('type')).split('.')[-1] in SEGMENTORS:
+        _check_keys(model.get('test_cfg') or {}, SEGMENTOR_TEST, 'model.test_cfg')
+
+
+def _check_arguments(settings, registry, scope: str | None, place: str, also: set[str]) -> None:
+    """Compare settings with the arguments of the class that they are for."""
+    if not isinstance(settings, dict):
+        return
+    kind = settings['type']
+    if isinstance(kind, str):
+        with registry.switch_scope_and_registry(scope) as own:
+            kind = own.get(kind)
+    accepted = _arguments(kind) if inspect.isclass(kind) else None
+    if accepted is not None:
+        _check_keys(settings, accepted | also | {'type', '_scope_'}, place)
+
+
+def _arguments(kind: type) -> set[str] | None:
+    """Arguments that a class takes, None if only a run can tell."""
+    names = set()
+    for base in kind.__mro__:
+        if '__init__' not in vars(base):
+            continue
+        parameters = inspect.signature(base.__init__).parameters.values()
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        # That hook keeps what it does not know for a call that would fail.
+        if base is CheckpointHook or not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names - {'self', 'runner', 'dataloader', 'evaluator'}
+        if base is EMAHook:
+            return None
+    return None
+
+
+def _check_paramwise(wrapper: dict) -> None:
+    settings = wrapper.get('paramwise_cfg') or {}
+    if wrapper.get('constructor', 'DefaultOptimWrapperConstructor') == 'DefaultOptimWrapperConstructor':
+        _check_keys(settings, PARAMWISE, 'optim_wrapper.paramwise_cfg')
+    for name, multipliers in (settings.get('custom_keys') or {}).items():
+        # Anything else goes to the optimizer's parameter group, where it may be meant.
+        for key in multipliers:
+            if key not in CUSTOM_KEY and (hint := _near(key, CUSTOM_KEY)):
+                place = f'optim_wrapper.paramwise_cfg.custom_keys.{name}'
+                raise InputError(f'unknown key {key!r} in {place}{hint}')
+
+
+def _check_keys(settings: Iterable[str], known: set[str], place: str) -> None:
+    for key in settings:
+        if key not in known:
+            hint = _near(key, known) or f'; known are {", ".join(sorted(known))}'
+            raise InputError(f'unknown key {key!r} in {place}{hint}')
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f'; did you mean {near[0]!r}?' if near else ''
+
+
+def unmatched_custom_keys(cfg: Config, model: nn.Module) -> Iterator[str]:
+    """One line for each of ``paramwise_cfg.custom_keys`` that is in the name of no parameter."""
+    keys = ((cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}).get('custom_keys') or {}
+    names = [n for n, _ in (model.module if is_model_wrapper(model) else model).named_parameters()]
+    parts = {part for name in names for part in name.split('.') if not part.isdigit()}
+    parts |= {'.'.join(name.split('.')[:i]) for name in names for i in range(2, name.count('.') + 1)}
+    for key in keys:
+        if not any(key in name for name in names):
+            yield f'custom_keys {key!r} of paramwise_cfg is in the name of no parameter{_near(key, parts)}'
