@@ -1,4 +1,4 @@
-"""CamVid with the 11 classes of SegNet, 360 x 480; label 0 is void and ignored. See docs/custom_dataset.md."""
+"""CamVid, 11 classes, 360 x 480; label 0 is void and ignored. docs/custom_dataset.md goes through it."""
 
 data_root = 'data/camvid'
 data_hint = 'docs/custom_dataset.md says how it has to be laid out'
