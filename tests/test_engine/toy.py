@@ -30,15 +30,21 @@ SIZE = 12
 
 
 class ToyDataset(BaseDataset):
-    """Samples 0 to 11, each blurred by the generators of Python, numpy and torch."""
+    """Samples 0 to 11, each blurred by the generators of Python, numpy and torch; some may be broken."""
 
     METAINFO = dict(classes=('a', 'b'))
+
+    def __init__(self, broken=(), **kwargs):
+        self.broken = broken
+        super().__init__(**kwargs)
 
     def load_data_list(self):
         return [dict(number=i, gt_label=i % 2) for i in range(SIZE)]
 
     def prepare_data(self, idx):
         info = self.get_data_info(idx)
+        if idx in self.broken:
+            raise OSError('this one is broken')
         noise = random.random(), np.random.rand(), float(torch.rand(()))
         sample = BaseDataElement(metainfo=dict(img_path=f'{idx}.png'), label=info['gt_label'])
         return dict(inputs=torch.tensor([info['number'] / SIZE, *noise]), data_samples=sample)

@@ -1,0 +1,184 @@
+"""Broken images and labels: named with file and value, passed over up to a cap."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import init_default_scope
+from PIL import Image
+from toy import toy_runner
+
+from mmvisiongru.engine.draws import Draw
+from mmvisiongru.engine.samples import GuardedDataset
+from mmvisiongru.errors import InputError
+
+PIPELINE = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """Three images of 24 x 32 with their maps, in the layout of mmseg."""
+    rng = np.random.default_rng(0)
+    (tmp_path / 'img').mkdir()
+    (tmp_path / 'map').mkdir()
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (24, 32, 3)).astype('uint8')).save(tmp_path / f'img/{i}.jpg')
+        Image.fromarray(rng.integers(0, 3, (24, 32)).astype('uint8')).save(tmp_path / f'map/{i}.png')
+    return tmp_path
+
+
+def segmentation(root, max_bad_samples=None, pipeline=PIPELINE, **more) -> GuardedDataset:
+    init_default_scope('mmseg')
+    dataset = dict(
+        type='BaseSegDataset',
+        data_root=str(root),
+        data_prefix=dict(img_path='img', seg_map_path='map'),
+        metainfo=dict(classes=('a', 'b', 'c')),
+        pipeline=pipeline,
+        **more,
+    )
+    return GuardedDataset(dataset, seed=0, max_bad_samples=max_bad_samples)
+
+
+def write_map(path: Path, values: np.ndarray) -> None:
+    Image.fromarray(values).save(path)
+
+
+def cut(path: Path, share: float = 0.6) -> None:
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+
+LABEL = np.zeros((24, 32), 'uint8')
+FAULTS = {
+    'empty image': (lambda r: (r / 'img/1.jpg').write_bytes(b''), r'img/1\.jpg is empty'),
+    'cut image': (lambda r: cut(r / 'img/1.jpg'), r'img/1\.jpg is cut short'),
+    'no image': (lambda r: (r / 'img/1.jpg').write_text('<html>'), r'cannot identify .*img/1\.jpg'),
+    'missing image': (lambda r: (r / 'img/1.jpg').unlink(), r'img/1\.jpg does not exist'),
+    'image of another size': (
+        lambda r: Image.new('RGB', (31, 24)).save(r / 'img/1.jpg'),
+        r'map/1\.png has \(32, 24\) pixels, its image \(31, 24\)',
+    ),
+    'empty map': (lambda r: (r / 'map/1.png').write_bytes(b''), r'map/1\.png is empty'),
+    'cut map': (lambda r: cut(r / 'map/1.png'), r'map/1\.png is cut short'),
+    'missing map': (lambda r: (r / 'map/1.png').unlink(), r'map/1\.png does not exist'),
+    'label out of range': (
+        lambda r: write_map(r / 'map/1.png', LABEL + np.eye(24, 32, dtype='uint8') * 3),
+        r'map/1\.png holds the label 3; there are 3 classes, from 0',
+    ),
+    '16 bits': (
+        lambda r: write_map(r / 'map/1.png', LABEL.astype('uint16') + np.uint16(300)),
+        r'map/1\.png holds the value 300, a map of labels goes to 255',
+    ),
+    'colour': (
+        lambda r: write_map(r / 'map/1.png', np.stack([LABEL] * 3, 2)),
+        r'map/1\.png is a picture of mode RGB, no map of one label a pixel',
+    ),
+    'all ignored': (
+        lambda r: write_map(r / 'map/1.png', LABEL + np.uint8(255)),
+        r'map/1\.png holds no label, every pixel is ignored',
+    ),
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_fault_is_named_and_passed_over_in_training(scenes, fault):
+    make, message = FAULTS[fault]
+    # The list of files comes first, as in a run; a file may go bad or vanish later.
+    dataset, good = segmentation(scenes, max_bad_samples=2), segmentation(scenes)[2]
+    make(scenes)
+    for _ in range(2):
+        assert torch.equal(dataset[1]['inputs'], good['inputs'])
+    assert dataset.bad.tolist() == [0, 1, 0]
+    assert dataset.bad_files() == [f'{scenes}/img/1.jpg with {scenes}/map/1.png']
+    with pytest.raises(Exception, match=message) as error:
+        dataset.load(1)
+    files = f'{scenes}/img/1.jpg with {scenes}/map/1.png'
+    assert dataset.describe(1, error.value).startswith(f'sample 1, {files}: ')
+
+
+@pytest.mark.parametrize('fault', [name for name in FAULTS if name != 'all ignored'])
+def test_fault_ends_an_evaluation(scenes, fault):
+    make, message = FAULTS[fault]
+    dataset = segmentation(scenes)
+    make(scenes)
+    assert dataset[0]['inputs'].shape == (3, 24, 32)
+    with pytest.raises(InputError, match='sample 1, .*' + message):
+        dataset[1]
+
+
+def test_ignored_pixels_are_no_fault(scenes):
+    FAULTS['all ignored'][0](scenes)
+    dataset = segmentation(scenes)
+    assert (dataset[1]['data_samples'].gt_sem_seg.data == 255).all()
+    # A crop of a map that has labels elsewhere.
+    write_map(scenes / 'map/1.png', np.pad(LABEL[:, :1], ((0, 0), (0, 31)), constant_values=255))
+    crop = [*PIPELINE[:2], dict(type='RandomCrop', crop_size=(8, 8)), PIPELINE[2]]
+    dataset = segmentation(scenes, max_bad_samples=0, pipeline=crop)
+    draws = [dataset[Draw(1, (0, 0, i))]['data_samples'].gt_sem_seg.data for i in range(20)]
+    assert any((d == 255).all() for d in draws)
+
+
+def test_reduced_labels_are_named_as_in_the_file(scenes):
+    write_map(scenes / 'map/1.png', LABEL + np.uint8(3))
+    pipeline = [PIPELINE[0], dict(type='LoadAnnotations', reduce_zero_label=True), PIPELINE[2]]
+    segmentation(scenes, pipeline=pipeline, reduce_zero_label=True)[1]
+    write_map(scenes / 'map/1.png', LABEL + np.uint8(4))
+    with pytest.raises(InputError, match=r'holds the label 3, 4 in the file; there are 3 classes'):
+        segmentation(scenes, pipeline=pipeline, reduce_zero_label=True)[1]
+
+
+def test_odd_but_whole_files_are_no_fault(scenes):
+    with open(scenes / 'img/0.jpg', 'ab') as file:
+        file.write(b'something after the end' * 10)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (24, 32)).save(scenes / 'img/1.jpg', exif=exif)
+    Image.fromarray(LABEL, mode='L').convert('P').save(scenes / 'map/2.png')
+    dataset = segmentation(scenes)
+    assert [dataset[i]['inputs'].shape for i in range(3)] == [(3, 24, 32)] * 3
+
+
+def test_label_of_a_classifier_out_of_range(tmp_path):
+    init_default_scope('mmpretrain')
+    Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+    (tmp_path / 'list.txt').write_text('a.png 2\n')
+    dataset = dict(
+        type='CustomDataset', data_root=str(tmp_path), ann_file='list.txt', metainfo=dict(classes=('x', 'y')),
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')],
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r'a\.png holds the label 2; there are 2 classes'):
+        GuardedDataset(dataset, seed=0)[0]
+
+
+HOOK = {'default_hooks.bad': dict(type='mmvisiongru.BadSampleHook')}
+
+
+def test_run_sums_up_what_it_passed_over(tmp_path):
+    broken = {'train_dataloader.dataset.broken': [3, 7], 'max_bad_samples': 2, **HOOK}
+    toy_runner(tmp_path, **broken).train()
+    log = next(tmp_path.rglob('*.log')).read_text()
+    assert log.count('bad sample passed over: sample 3, no file known: OSError: this one is broken') == 1
+    assert '2 bad samples were passed over' in log
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_more_than_the_cap_ends_the_run(tmp_path, workers):
+    broken = {'train_dataloader.dataset.broken': [3, 7, 9], 'max_bad_samples': 2, **HOOK}
+    runner = toy_runner(tmp_path, workers=workers, **broken)
+    with pytest.raises(InputError, match='3 bad samples, more than max_bad_samples=2: '):
+        runner.train()
+    assert runner.iter < 4
+
+
+def test_bad_samples_in_a_row_end_the_run(tmp_path):
+    broken = {'train_dataloader.dataset.broken': list(range(12)), 'max_bad_samples': 2, **HOOK}
+    runner = toy_runner(tmp_path, **broken)
+    with pytest.raises(InputError, match=r'in a row, more than max_bad_samples=2: .*this one is broken'):
+        runner.train()
+
+
+def test_broken_sample_ends_a_validation(tmp_path):
+    runner = toy_runner(tmp_path, **{'val_dataloader.dataset.broken': [5]}, max_bad_samples=2)
+    with pytest.raises(InputError, match='sample 5, no file known: OSError: this one is broken'):
+        runner.train()
