@@ -26,6 +26,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZE = 12
 
 
@@ -109,6 +110,15 @@ class FaultHook(Hook):
     def hang(self, runner, data_batch):
         time.sleep(1000)
 
+    def kill_worker(self, runner, data_batch):
+        os.kill(self.worker(runner).pid, signal.SIGKILL)
+
+    def hang_worker(self, runner, data_batch):
+        os.kill(self.worker(runner).pid, signal.SIGSTOP)
+
+    def worker(self, runner):
+        return runner.train_loop.dataloader_iterator._iterator._workers[0]
+
 
 def toy_config(work_dir, by_epoch=False, iters=18, keep=2, interval=3, workers=0, seed=3, **more) -> Config:
     """A run of ``iters`` iterations: 3 an epoch of 12 samples, or without epochs."""
@@ -178,7 +188,7 @@ def start(processes: int, work_dir, **settings) -> subprocess.Popen:
     launcher = ['-m', 'mmvisiongru.engine.torchrun', str(processes)] if processes > 1 else []
     return subprocess.Popen(
         [sys.executable, *launcher, *script],
-        env={**os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parents[2]), 'OMP_NUM_THREADS': '1'},
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -210,6 +220,6 @@ def main(work_dir, settings='{}'):
 
 
 if __name__ == '__main__':
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    sys.path.insert(0, str(ROOT))
     torch.set_num_threads(1)
     main(*sys.argv[1:])
