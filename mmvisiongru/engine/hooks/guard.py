@@ -64,8 +64,12 @@ class GuardHook(Hook):
         by_kind = {}
         for parameter in parameters:
             by_kind.setdefault((parameter.device, parameter.grad.dtype), []).append(parameter.grad)
-        norms = [n for grads in by_kind.values() for n in torch._foreach_norm(grads, float('inf'))]
-        if norms and not torch.stack([n.float() for n in norms]).isfinite().all():
+        norms = []
+        for (_, dtype), gradients in by_kind.items():
+            wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+            # One pass at the speed of memory, which the largest value would not be.
+            norms += [norm.float() for norm in torch._foreach_norm(gradients, 2, wide)]
+        if norms and not torch.stack(norms).isfinite().all():
             self.bad_gradient = True
             for parameter in parameters:
                 parameter.grad = None
