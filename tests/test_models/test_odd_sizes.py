@@ -1,0 +1,59 @@
+"""UperNet on images of any size, in training and in both ways of testing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+
+CONFIG = Path(__file__).resolve().parents[2] / 'configs/_base_/models/upernet_visiongru.py'
+SIZES = [(1, 1), (8, 8), (16, 16), (31, 31), (33, 33), (65, 65), (255, 255), (1, 70), (70, 1), (33, 65)]
+
+
+@pytest.fixture(scope='module')
+def model():
+    init_default_scope('mmseg')
+    cfg = Config.fromfile(CONFIG).model
+    cfg.backbone.arch = dict(embed_dims=[8, 16, 24, 32], depths=[1, 1, 1, 1])
+    cfg.data_preprocessor.size = None
+    cfg.data_preprocessor.size_divisor = 1
+    heads = (('decode_head', [8, 16, 24, 32]), ('auxiliary_head', 24))
+    for name, channels in heads:
+        cfg[name].update(in_channels=channels, channels=8, num_classes=3)
+        cfg[name].norm_cfg = dict(type='BN')
+    return MODELS.build(cfg)
+
+
+def sample(size) -> SegDataSample:
+    labels = PixelData(data=torch.randint(0, 3, (1, *size)))
+    meta = dict(ori_shape=size, img_shape=size, pad_shape=size)
+    return SegDataSample(gt_sem_seg=labels, metainfo=meta)
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_training(model, size):
+    torch.manual_seed(0)
+    model.train()
+    data = dict(inputs=[torch.randint(0, 256, (3, *size), dtype=torch.uint8) for _ in range(2)])
+    data = model.data_preprocessor(dict(data, data_samples=[sample(size), sample(size)]), True)
+    losses = model(**data, mode='loss')
+    loss = sum(v for k, v in losses.items() if 'loss' in k)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('mode', ['whole', 'slide'])
+def test_testing(model, size, mode):
+    torch.manual_seed(0)
+    model.eval()
+    model.test_cfg = Config(dict(mode=mode, crop_size=(32, 32), stride=(21, 21)))
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    with torch.no_grad():
+        (result,) = model.test_step(dict(inputs=[image], data_samples=[sample(size)]))
+    assert result.pred_sem_seg.data.shape == (1, *size)
+    assert result.seg_logits.data.isfinite().all()
