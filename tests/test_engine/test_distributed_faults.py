@@ -1,5 +1,6 @@
 """A process that fails, dies or hangs ends the whole run in time, says why, and the same command resumes."""
 
+import ctypes
 import os
 import re
 import socket
@@ -12,6 +13,7 @@ import pytest
 from toy import ROOT, finish, start
 
 from mmvisiongru.checkpoint import load_checkpoint_file
+from mmvisiongru.engine.hooks import StallHook
 
 TIMEOUT = 8
 STALL = {'default_hooks.stall': dict(type='mmvisiongru.StallHook', timeout=TIMEOUT)}
@@ -43,13 +45,30 @@ def run_into(processes, work_dir, **fault) -> tuple[int, str, float]:
     return code, log, time.monotonic() - since
 
 
+def test_stalled_process_ends_and_shows_where(tmp_path):
+    """Also one that waits where no signal of Python's is handled, as in a collective operation."""
+    pid = os.fork()
+    if pid == 0:
+        stderr = os.open(tmp_path / 'stderr', os.O_WRONLY | os.O_CREAT)
+        os.dup2(stderr, sys.__stderr__.fileno())
+        hook = StallHook(timeout=0.5)
+        hook.before_train(None)
+        ctypes.PyDLL(None).sleep(20)
+        os._exit(0)
+    begin = time.monotonic()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    assert time.monotonic() - begin < 5
+    assert 'in test_stalled_process_ends_and_shows_where' in (tmp_path / 'stderr').read_text()
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     ('what', 'message'),
     [
         ('hang', r'in hang'),
-        pytest.param('hang_worker', '_try_get_data', marks=pytest.mark.long),
-        pytest.param('kill_worker', WORKER_DIED, marks=pytest.mark.long),
-        pytest.param('fail', 'a fault of this rank', marks=pytest.mark.long),
+        ('hang_worker', '_try_get_data'),
+        ('kill_worker', WORKER_DIED),
+        ('fail', 'a fault of this rank'),
     ],
 )
 def test_fault_of_one_process(tmp_path, what, message):

@@ -1,6 +1,7 @@
 """tools/train.py on both tasks, killed and resumed with the augmentation of the recipes; what it costs."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -122,7 +123,9 @@ def data(tmp_path_factory):
 def train(processes, folder: Path, text, data, *options, kill_at=None, rank=0, **settings) -> tuple[int, str]:
     """Run tools/train.py in the folder; the exit code and the output."""
     folder.mkdir(exist_ok=True)
-    faults = [dict(type='toy.FaultHook', at=kill_at, what='kill', rank=rank)] if kill_at else []
+    faults = [dict(type='toy.MemoryHook')]
+    if kill_at:
+        faults.append(dict(type='toy.FaultHook', at=kill_at, what='kill', rank=rank))
     settings = dict(dict(workers=0, iters=30, epochs=5, interval=4), **settings)
     config = folder / 'config.py'
     config.write_text(text.format(root=ROOT, data=data, faults=faults, **settings))
@@ -169,6 +172,11 @@ def test_load(tmp_path, data):
     """Two processes, 1,000 iterations, killed every 50, restarted by a loop that knows nothing else."""
     code, log = train(2, tmp_path / 'whole', SEGMENTATION, data, iters=1000, interval=25)
     assert code == 0, log
+    for rank in (0, 1):
+        pages = [int(n) for n in re.findall(rf'rank {rank} iteration \d+00: (\d+) pages', log)]
+        print(f'rank {rank}: memory grew by {100 * pages[-1] / pages[0] - 100:.2f} %')
+        assert len(pages) == 10
+        assert pages[-1] < 1.05 * pages[0]
     last, starts = tmp_path / 'killed/work/iter_1000.pth', 0
     while not last.exists():
         starts += 1
@@ -177,6 +185,7 @@ def test_load(tmp_path, data):
             2, tmp_path / 'killed', SEGMENTATION, data, '--resume',
             iters=1000, interval=25, kill_at=50 * starts, rank=starts % 2,
         )  # fmt: skip
+    print(f'{starts} starts')
     assert differing(tmp_path / 'whole/work/iter_1000.pth', last)[1] == []
 
 

@@ -120,6 +120,15 @@ class FaultHook(Hook):
         return runner.train_loop.dataloader_iterator._iterator._workers[0]
 
 
+class MemoryHook(Hook):
+    """Prints the memory that this process holds, every 100 iterations."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if (runner.iter + 1) % 100 == 0:
+            pages = int(Path('/proc/self/statm').read_text().split()[1])
+            print(f'rank {runner.rank} iteration {runner.iter + 1}: {pages} pages', flush=True)
+
+
 def toy_config(work_dir, by_epoch=False, iters=18, keep=2, interval=3, workers=0, seed=3, **more) -> Config:
     """A run of ``iters`` iterations: 3 an epoch of 12 samples, or without epochs."""
     end = iters // 3 if by_epoch else iters
