@@ -1,8 +1,10 @@
 """Starting the processes of a run, with and without GPUs."""
 
+import atexit
 import datetime
 import os
 import subprocess
+import time
 
 import torch
 from mmengine.config import Config
@@ -80,6 +82,9 @@ def _use_gloo(cfg: Config) -> list[str]:
         os.environ['MASTER_ADDR'] = _slurm_master()
     timeout = datetime.timedelta(seconds=dist_cfg.get('timeout', 1800))
     torch.distributed.init_process_group('gloo', timeout=timeout)
+    # The threads of gloo need the interpreter to let go of their last tensors. One that asks for it when it
+    # has begun to end aborts the process (pytorch/pytorch#190489), so they get it for a moment before.
+    atexit.register(time.sleep, 0.5)
     cfg.model_wrapper_cfg = dict(
         dict(
             type='MMDistributedDataParallel',
