@@ -51,9 +51,7 @@ def parse_args(argv=None):
         help='write pictures of the predictions here (of several processes, the first does)',
     )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that a window stays')
-    parser.add_argument(
-        '--interval', type=int, default=1, help='show every n-th image'
-    )
+    parser.add_argument('--interval', type=int, default=1, help='show every n-th image')
     parser.add_argument(
         '--tta',
         action='store_true',
