@@ -9,6 +9,7 @@ from mmengine.analysis import get_model_complexity_info
 
 import mmvisiongru.models.layers.streaming as streaming
 from mmvisiongru.models import VisionGRU
+from mmvisiongru.models.backbones.visiongru import Stem
 
 ARCH = dict(embed_dims=[8, 16], depths=[1, 1])
 
@@ -39,6 +40,14 @@ def test_stochastic_depth_survives_a_forward_pass_without_gradients():
     plain, recomputed = run(model, x, False), run(model, x, True)
     for a, b in zip(plain, recomputed, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('size', [(40, 64), (41, 64), (61, 67), (257, 33), (63, 512)])
+def test_stem_in_strips_is_the_stem(size):
+    torch.manual_seed(0)
+    stem, x = Stem(3, 8), torch.randn(2, *size, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(stem.eval()(x), stem.train()(x))
 
 
 def test_strips_give_way_to_hooks_on_the_projections():

@@ -34,6 +34,19 @@ class Stem(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, in_channels) -> (B, ceil(H / 4), ceil(W / 4), dim)."""
+        if self.training or not worth_streaming(x, stride=4):
+            return self._forward(x)
+        height, rows = -(-x.size(1) // 4), 4 * strip_rows(x[:, :, ::4])
+        strips = []
+        for top in range(0, height, rows):
+            # A row sees 4 image rows and 3 above them; what is computed from the edge of a strip is left out.
+            halo = min(top, 1)
+            strip = self._forward(x[:, 4 * (top - halo) : 4 * (top + rows)])
+            strips.append(strip[:, halo:])
+        return torch.cat(strips, 1)
+
+    def _forward(self, x: Tensor) -> Tensor:
         return self.norm2(self.conv2(F.gelu(self.norm1(self.conv1(x)))))
 
 

@@ -11,14 +11,15 @@ from torch import Tensor
 STRIP_TOKENS = 2048
 
 
-def worth_streaming(x: Tensor) -> bool:
-    """Whether to take the map x (B, H, W, C) through a wide layer strip by strip."""
+def worth_streaming(x: Tensor, stride: int = 1) -> bool:
+    """Whether to take the map x (B, H, W, C) through a wide layer, of this stride, strip by strip."""
     if torch.is_grad_enabled() or x.device.type != 'cpu':
         return False
     # A traced or compiled graph should hold the layer once, for any size.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    return x.shape[1:3].numel() >= 4 * STRIP_TOKENS and x.size(2) <= STRIP_TOKENS
+    tokens, width = x.shape[1:3].numel() // stride**2, x.size(2) // stride
+    return tokens >= 4 * STRIP_TOKENS and width <= STRIP_TOKENS
 
 
 def strip_rows(x: Tensor) -> int:
