@@ -1,0 +1,127 @@
+"""The benchmarks: nothing wrong is timed, competitors get the same recurrence, rows say what was measured."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from tools.analysis_tools import benchmark, benchmark_scan
+
+SMALL = ['--shapes', '2x37x12', '--repeats', '2', '--device', 'cpu']
+PICO = 'mmvisiongru.VisionGRU:pico'
+
+
+def recurrence(keep, new, dim):
+    """h_t = keep_t h_{t-1} + new_t along ``dim``, a step at a time."""
+    h, out = torch.zeros_like(new.select(dim, 0)), []
+    for a, b in zip(keep.unbind(dim), new.unbind(dim), strict=True):
+        out.append(h := a * h + b)
+    return torch.stack(out, dim)
+
+
+def fake_hgrn(x, g):
+    return recurrence(g.exp(), x, 1), None
+
+
+def fake_warp_scan(gates, tokens):
+    length = gates.size(-1)
+    assert length in [1 << n for n in range(5, 17)]
+    assert all(x.is_contiguous() for x in (gates, tokens))
+    return recurrence(gates, tokens, 2)
+
+
+@pytest.fixture
+def competitors(monkeypatch):
+    """Packages with the interface of the real ones, which need a GPU."""
+    monkeypatch.setitem(sys.modules, 'fla.ops.hgrn', SimpleNamespace(fused_recurrent_hgrn=fake_hgrn))
+    monkeypatch.setitem(sys.modules, 'accelerated_scan.warp', SimpleNamespace(scan=fake_warp_scan))
+
+
+@pytest.mark.parametrize('length', [1, 37, 64])
+@pytest.mark.parametrize('name', ['hgrn', 'accelerated'])
+def test_competitors_compute_the_same_scan(competitors, name, length):
+    torch.manual_seed(0)
+    tensors = [torch.randn(2, length, 5) for _ in range(3)]
+    assert max(benchmark_scan.errors(getattr(benchmark_scan, name), *tensors).values()) < 1e-6
+
+
+def test_scan_rows(tmp_path, capsys):
+    path = tmp_path / 'scan.json'
+    benchmark_scan.main([*SMALL, '--names', 'cpu', 'torch', '--json', str(path)])
+    rows = json.loads(path.read_text())['rows']
+    assert 'torch' in {row['name'] for row in rows} <= {'cpu', 'torch'}
+    for row in rows:
+        assert row['shape'] == [2, 37, 12]
+        assert max(row[key] for key in ('h', 'd_gate', 'd_hidden')) < 2e-6
+        # Gate, hidden and h of float32, 37 * 24 elements.
+        assert row['forward_bytes_per_s'] * row['forward_ms'] / 1e3 == pytest.approx(3 * 4 * 37 * 24)
+    assert '2x37x12' in capsys.readouterr().out
+
+
+def test_wrong_backend_is_never_timed(monkeypatch):
+    def off(gate, hidden):
+        return hidden * (1 + 1e-5 * gate)
+
+    monkeypatch.setattr(benchmark_scan, 'implementations', lambda *args: {'torch': off})
+    monkeypatch.setattr(benchmark_scan.measure, 'interleaved_times', None)
+    with pytest.raises(SystemExit, match=r'error: torch at \(2, 37, 12\) is outside of its tolerance'):
+        benchmark_scan.main(SMALL)
+
+
+def test_competitor_that_fails_is_left_out(monkeypatch, tmp_path, capsys):
+    def fails(gate, hidden):
+        raise RuntimeError('seqlen must be a power of 2\nand more')
+
+    ours = benchmark_scan.implementations(torch.device('cpu'), torch.float32, ['torch'])
+    monkeypatch.setattr(benchmark_scan, 'implementations', lambda *args: ours | {'other': fails})
+    benchmark_scan.main([*SMALL, '--json', str(tmp_path / 'scan.json')])
+    rows = json.loads((tmp_path / 'scan.json').read_text())['rows']
+    assert [row['name'] for row in rows] == ['torch']
+    assert 'other left out at (2, 37, 12): seqlen must be a power of 2\n' in capsys.readouterr().err
+
+
+def test_model_rows_and_picture(tmp_path, capsys):
+    out, picture = tmp_path / 'models.json', tmp_path / 'models.png'
+    models = [PICO, 'mmpretrain.ConvNeXt:atto']
+    options = [
+        '--sizes',
+        '64',
+        '32',
+        '--mode',
+        'both',
+        '--batch-size',
+        '2',
+        '--repeats',
+        '2',
+        '--device',
+        'cpu',
+    ]
+    benchmark.main([*models, *options, '--json', str(out), '--plot', str(picture)])
+    found = json.loads(out.read_text())
+    assert found['machine']['threads'] == torch.get_num_threads()
+    keys = [(row['size'], row['mode'], row['model']) for row in found['rows']]
+    assert keys == [(s, mode, m) for s in (64, 32) for mode in ('inference', 'train') for m in models]
+    for row in found['rows']:
+        assert row['fastest_ms'] <= row['latency_ms']
+        assert row['images_per_s'] * row['latency_ms'] == pytest.approx(2000)
+        assert row['model'] != PICO or row['time_ratio'] == 1
+    assert 'first / this' in capsys.readouterr().out
+    with Image.open(picture) as image:
+        assert len(image.convert('L').getcolors()) > 10
+
+
+def test_unknown_model_is_one_line(capsys):
+    with pytest.raises(SystemExit, match='2'):
+        benchmark.main(['no_such_model'])
+    assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_turns_are_taken():
+    order = []
+    functions = {name: lambda name=name: order.append(name) for name in 'ab'}
+    times = benchmark.measure.interleaved_times(functions, torch.device('cpu'), repeats=2)
+    assert order == list('ababab')
+    assert {name: len(seconds) for name, seconds in times.items()} == {'a': 2, 'b': 2}
