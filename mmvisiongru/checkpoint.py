@@ -81,7 +81,10 @@ def load_checkpoint_file(path: str, map_location='cpu') -> dict:
     except Exception as error:
         code = re.search(r'GLOBAL (.*?)(?: was not an| whose module|$)', str(error), re.MULTILINE)
         if isinstance(error, pickle.UnpicklingError) and code:
-            reason = f'asks for {code[1]}, which is no data and could run code; it was not loaded'
+            reason = (
+                f'asks for {code[1]}, which is no data and could run code; it was not loaded; if you trust '
+                'it, allow that with torch.serialization.add_safe_globals in a module of custom_imports'
+            )
         else:
             lines = [line.strip() for line in str(error).split('WeightsUnpickler error:')[-1].splitlines()]
             detail = ': '.join([type(error).__name__, *filter(None, lines)][:2])

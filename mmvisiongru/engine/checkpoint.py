@@ -20,11 +20,12 @@ def refuse_pickled_code() -> None:
     a file can call any function. Files and http go through our loader from here on; the variable covers
     the schemes that are left.
     """
-    CheckpointLoader.register_scheme(
-        ('', 'http://', 'https://'),
-        loader=lambda path, map_location: load_checkpoint_file(path, map_location or 'cpu'),
-        force=True,
-    )
+
+    # mmengine logs the end of this name as the backend that loads.
+    def load_from_mmvisiongru(path, map_location=None):
+        return load_checkpoint_file(path, map_location or 'cpu')
+
+    CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_mmvisiongru, force=True)
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
 
 

@@ -74,13 +74,26 @@ def test_no_checkpoint_runs_code(tmp_path, monkeypatch, attack):
     path, target = str(tmp_path / 'a.pth'), tmp_path / 'made'
     attack(path, target)
     for load in (read_weights, lambda path: load_checkpoint(nn.Linear(1, 1), path)):
-        with pytest.raises(InputError, match=r'a\.pth asks for .* could run code; it was not loaded'):
+        with pytest.raises(InputError, match=r'a\.pth asks for .* could run code; .*add_safe_globals'):
             load(path)
     assert not target.exists()
     # The attack is a real one.
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
     torch.load(path, weights_only=False)
     assert target.exists()
+
+
+class Recipe:
+    """What someone may keep beside the weights."""
+
+
+def test_class_that_the_user_trusts_is_read(tmp_path):
+    path = str(tmp_path / 'a.pth')
+    torch.save({'state_dict': {'w': torch.zeros(1)}, 'recipe': Recipe()}, path)
+    with pytest.raises(InputError, match=r'asks for .*Recipe, .* torch\.serialization\.add_safe_globals'):
+        read_weights(path)
+    with torch.serialization.safe_globals([Recipe]):
+        assert list(read_weights(path)) == ['w']
 
 
 def test_files_by_other_addresses_are_weights_only(tmp_path, monkeypatch):

@@ -1,0 +1,91 @@
+"""image_demo.py: the predictions of both tasks on images without labels, and input that cannot be used."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import CheckpointLoader
+from PIL import Image
+from small_runs import CLASSIFICATION, SEGMENTATION, make_scenes, write_config
+
+from tools.visualization import image_demo
+
+COLOURS = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
+TASKS = dict(
+    segmentation=(SEGMENTATION, ('wall', 'building', 'sky')), classification=(CLASSIFICATION, ('a', 'b'))
+)
+
+
+@pytest.fixture(params=list(TASKS))
+def task(request, tmp_path, monkeypatch):
+    """A config with a trained model's checkpoint, and a folder of images."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
+    make_scenes(tmp_path / 'ade')
+    text, classes = TASKS[request.param]
+    cfg = Config.fromfile(write_config(tmp_path / 'tiny.py', text, tmp_path / 'ade'))
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    meta = dict(dataset_meta=dict(classes=classes, palette=COLOURS))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), 'model.pth')
+    return request.param, model.eval(), classes
+
+
+def predict(model, path, task):
+    """Classes by the model alone: of the pixels, or of the image."""
+    image = torch.from_numpy(np.array(Image.open(path))[..., ::-1].copy()).permute(2, 0, 1)
+    with torch.no_grad():
+        x = (image.float()[None] - 127) / 60
+        if task == 'classification':
+            return model(x).softmax(1)[0]
+        return model.decode_head.predict(model.extract_feat(x), [dict(img_shape=(32, 32))], {})[0].argmax(0)
+
+
+def test_pictures_and_lines(task, capsys):
+    task, model, classes = task
+    image_demo.main(['ade/images/validation', 'tiny.py', 'model.pth', '--device', 'cpu', '--opacity', '1'])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('ade/')]
+    assert [line.split(': ')[0] for line in lines] == [f'ade/images/validation/{i}.jpg' for i in range(3)]
+    for i, line in enumerate(lines):
+        found = predict(model, f'ade/images/validation/{i}.jpg', task)
+        if task == 'classification':
+            assert line.endswith(f': {classes[found.argmax()]} {found.max():.1%}')
+        else:
+            share, best = max((float((found == k).float().mean()), name) for k, name in enumerate(classes))
+            assert line.split(': ')[1].startswith(f'{best} {share:.1%}')
+        picture = f'work_dirs/demo/{i}.{"png" if task == "classification" else "jpg"}'
+        assert min(Image.open(picture).size) >= 32
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['none.jpg', 'tiny.py', 'model.pth'], 'image none.jpg does not exist'),
+        (['tiny.py', 'tiny.py', 'model.pth'], 'tiny.py is not an image that can be read'),
+        (['empty', 'tiny.py', 'model.pth'], 'no image (.bmp, .jpeg, .jpg, .png'),
+        (['ade/images/validation/0.jpg', 'tiny.py', 'none.pth'], 'checkpoint none.pth does not exist'),
+        (['ade/images/validation/0.jpg', 'tiny.py', 'code.pth'], 'checkpoint code.pth asks for posix.mkdir'),
+        (['ade/images/validation/0.jpg', 'tiny.py', 'other.pth'], 'checkpoint other.pth matches no key'),
+    ],
+)
+def test_input_that_cannot_be_used(task, capsys, args, message):
+    os.mkdir('empty')
+    torch.save({'state_dict': {}, 'x': Attack()}, 'code.pth')
+    torch.save({'state_dict': {'vig.fc': torch.zeros(1)}, 'meta': {}}, 'other.pth')
+    with pytest.raises(SystemExit, match='2'):
+        image_demo.main([*args, '--device', 'cpu'])
+    err = capsys.readouterr().err.splitlines()
+    assert err[-1].startswith('error: ' + message)
+    assert not os.path.exists('made')
+
+
+class Attack:
+    """Makes a folder when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ('made',)
