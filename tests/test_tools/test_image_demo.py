@@ -1,6 +1,7 @@
 """image_demo.py: the predictions of both tasks on images without labels, and input that cannot be used."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -67,7 +68,12 @@ def test_pictures_and_lines(task, capsys):
     [
         (['none.jpg', 'tiny.py', 'model.pth'], 'image none.jpg does not exist'),
         (['tiny.py', 'tiny.py', 'model.pth'], 'tiny.py is not an image that can be read'),
-        (['empty', 'tiny.py', 'model.pth'], 'no image (.bmp, .jpeg, .jpg, .png'),
+        (['empty', 'tiny.py', 'model.pth'], 'no image (.png, .jpg, .jpeg'),
+        (
+            ['ade/images/validation', 'tiny.py', 'model.pth', '--out-dir', 'ade/../ade/images/validation'],
+            '--out-dir ade/../ade/images/validation holds the images themselves',
+        ),
+        (['twice', 'tiny.py', 'model.pth'], 'two images are named 0; '),
         (['ade/images/validation/0.jpg', 'tiny.py', 'none.pth'], 'checkpoint none.pth does not exist'),
         (['ade/images/validation/0.jpg', 'tiny.py', 'code.pth'], 'checkpoint code.pth asks for posix.mkdir'),
         (['ade/images/validation/0.jpg', 'tiny.py', 'other.pth'], 'checkpoint other.pth matches no key'),
@@ -75,6 +81,9 @@ def test_pictures_and_lines(task, capsys):
 )
 def test_input_that_cannot_be_used(task, capsys, args, message):
     os.mkdir('empty')
+    os.mkdir('twice')
+    for name in ('0.png', '0.jpg'):
+        shutil.copy('ade/images/validation/0.jpg', f'twice/{name}')
     torch.save({'state_dict': {}, 'x': Attack()}, 'code.pth')
     torch.save({'state_dict': {'vig.fc': torch.zeros(1)}, 'meta': {}}, 'other.pth')
     with pytest.raises(SystemExit, match='2'):

@@ -17,16 +17,16 @@ from mmengine.registry import init_default_scope
 from mmvisiongru.engine.checkpoint import check_weights, read_weights, refuse_pickled_code
 from mmvisiongru.engine.cli import one_line_errors
 from mmvisiongru.engine.config import load_config
+from mmvisiongru.engine.samples import PICTURES
 from mmvisiongru.errors import InputError
-
-PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+from mmvisiongru.storage import check_folder
 
 
 def find_images(path: str) -> list[str]:
-    """The image, or all below the folder, each of which can be read."""
+    """The image, or all in the folder, each of which can be read."""
     paths = [path]
     if osp.isdir(path):
-        names = mmengine.scandir(path, PICTURES, recursive=True, case_sensitive=False)
+        names = mmengine.scandir(path, PICTURES, case_sensitive=False)
         paths = [osp.join(path, name) for name in sorted(names)]
     if not paths:
         raise InputError(f'no image ({", ".join(PICTURES)}) in {path}')
@@ -38,12 +38,22 @@ def find_images(path: str) -> list[str]:
     return paths
 
 
-def segment(cfg: Config, checkpoint: str, images: list[str], args) -> list[str]:
+def check_out_dir(out_dir: str, images: list[str]) -> None:
+    """Make the folder for the pictures, which are named as the images are, where they overwrite nothing."""
+    if any(osp.realpath(osp.dirname(path)) == osp.realpath(out_dir) for path in images):
+        raise InputError(f'--out-dir {out_dir} holds the images themselves; pictures would overwrite them')
+    names = [Path(path).stem for path in images]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f'two images are named {twice[0]}; their pictures would overwrite each other')
+    check_folder(out_dir)
+
+
+def segment(cfg: Config, weights: dict, images: list[str], args) -> list[str]:
     """Draw classes over the images. Returns a line for each."""
     from mmseg.apis import MMSegInferencer
 
-    model = MMSegInferencer(cfg, checkpoint, device=args.device)
-    check_weights(model.model, read_weights(checkpoint), checkpoint)
+    model = MMSegInferencer(cfg, args.checkpoint, device=args.device)
+    check_weights(model.model, weights, args.checkpoint)
     drawn = model(images, out_dir=args.out_dir, img_out_dir='', opacity=args.opacity, return_datasamples=True)
     classes = model.model.dataset_meta['classes']
     samples = drawn if isinstance(drawn, list) else [drawn]
@@ -58,12 +68,12 @@ def _shares(labels, classes) -> str:
     )
 
 
-def classify(cfg: Config, checkpoint: str, images: list[str], args) -> list[str]:
+def classify(cfg: Config, weights: dict, images: list[str], args) -> list[str]:
     """Write the class on the images. Returns a line for each."""
     from mmpretrain import ImageClassificationInferencer
 
-    model = ImageClassificationInferencer(cfg, checkpoint, device=args.device)
-    check_weights(model.model, read_weights(checkpoint), checkpoint)
+    model = ImageClassificationInferencer(cfg, args.checkpoint, device=args.device)
+    check_weights(model.model, weights, args.checkpoint)
     results = model(images, show_dir=args.out_dir)
     return [f'{r.get("pred_class", r["pred_label"])} {r["pred_score"]:.1%}' for r in results]
 
@@ -87,12 +97,12 @@ def main(argv=None):
     with one_line_errors():
         refuse_pickled_code()
         cfg = load_config(args.config, args.cfg_options, ('model', 'test_dataloader'))
-        read_weights(args.checkpoint)
+        weights = read_weights(args.checkpoint)
         images = find_images(args.img)
         init_default_scope(cfg.default_scope)
-        Path(args.out_dir).mkdir(parents=True, exist_ok=True)
+        check_out_dir(args.out_dir, images)
         run = classify if cfg.default_scope == 'mmpretrain' else segment
-        lines = run(cfg, args.checkpoint, images, args)
+        lines = run(cfg, weights, images, args)
     # The progress bar of mmpretrain may leave its line open.
     print()
     for path, line in zip(images, lines, strict=True):
