@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from test_exact_resume import LAST, differing, run
 from toy import finish, start, toy_runner
@@ -100,6 +101,58 @@ def test_gradient_that_is_inf_is_left_out(tmp_path, more):
     message = r'in 3 iterations in a row, from iteration 8: gradient not finite, \d+\.png'
     with pytest.raises(InputError, match=message):
         runner.train()
+
+
+def test_accumulated_gradient_that_stays_inf_ends_the_run(tmp_path):
+    fault = dict(at=2, what='inf_gradient', times=99)
+    runner = toy_runner(tmp_path, fault=fault, **{'optim_wrapper.accumulative_counts': 2})
+    # Steps are due after every second iteration.
+    with pytest.raises(InputError, match='in 3 iterations in a row, from iteration 2: gradient not finite'):
+        runner.train()
+    assert runner.iter + 1 == 6
+
+
+class ScalingWrapper(OptimWrapper):
+    """AmpOptimWrapper's way with a loss scaler, on a CPU."""
+
+    def __init__(self, loss_scaler, scale=None, **kwargs):
+        self.loss_scaler, self._scale_update_param = loss_scaler, scale
+        super().__init__(**kwargs)
+
+    def backward(self, loss, **kwargs):
+        self.loss_scaler.scale(loss).backward(**kwargs)
+        self._inner_count += 1
+
+    def step(self, **kwargs):
+        self.loss_scaler.step(self.optimizer)
+        self.loss_scaler.update(self._scale_update_param)
+
+
+@pytest.mark.parametrize(
+    ('scale', 'last'),
+    # Halved at every step that is left out: 4, 2, 1, and below 1 it is not the scale.
+    [(None, 3 + 2), (8.0, 3)],
+)
+@pytest.mark.parametrize('fused', [False, True])
+def test_mixed_precision_that_finds_no_loss_scale_ends_the_run(tmp_path, scale, last, fused):
+    runner = toy_runner(tmp_path, interval=99, fault=dict(at=1, what='inf_gradient', times=99))
+    optimizer = torch.optim.AdamW(runner.model.parameters(), fused=fused)
+    scaler = torch.amp.GradScaler('cpu', init_scale=8.0 if scale else 4.0)
+    runner.optim_wrapper = ScalingWrapper(scaler, scale, optimizer=optimizer)
+    runner.param_schedulers = None
+    with pytest.raises(InputError, match=r'in 3 iterations in a row, from iteration \d: gradient not'):
+        runner.train()
+    assert runner.iter + 1 == last
+    assert not any(float(s['step']) for s in optimizer.state.values())
+
+
+def test_loss_scale_that_has_to_fall_does_not_end_the_run(tmp_path):
+    runner = toy_runner(tmp_path, interval=99, fault=dict(at=1, what='inf_gradient', times=10))
+    optimizer = torch.optim.AdamW(runner.model.parameters())
+    runner.optim_wrapper = ScalingWrapper(torch.amp.GradScaler('cpu'), optimizer=optimizer)
+    runner.param_schedulers = None
+    runner.train()
+    assert {float(s['step']) for s in optimizer.state.values()} == {8.0}
 
 
 def test_steps_that_a_loss_scaler_skips_do_not_count():

@@ -26,7 +26,8 @@ class GuardHook(Hook):
 
     Args:
         patience (int): Iterations in a row with such a loss or gradient after which the run ends. Those that
-            mixed precision skips to find its loss scale do not count.
+            only add to an accumulated gradient do not break a row, and those that mixed precision skips to
+            find its loss scale do not count.
     """
 
     priority = 'LOWEST'
@@ -35,7 +36,7 @@ class GuardHook(Hook):
         if patience < 1:
             raise ValueError(f'patience must be at least 1, got {patience}')
         self.patience = patience
-        self.in_a_row, self.fault, self.bad_gradient = 0, None, False
+        self.in_a_row, self.fault, self.bad_gradient, self.stepped = 0, None, False, False
         self.signal, self.since, self.handlers, self.group = 0, 0.0, {}, None
 
     def before_train(self, runner) -> None:
@@ -57,9 +58,11 @@ class GuardHook(Hook):
 
     def _before_step(self, optimizer, args, kwargs) -> None:
         """Take gradients away that are not finite: without one, the optimizer leaves a parameter alone."""
-        # A fused optimizer is told by the loss scaler what to skip.
+        # A fused optimizer is told by the loss scaler what to skip; others are not called then.
         if getattr(optimizer, 'found_inf', None) is not None:
+            self.stepped = not bool(optimizer.found_inf)
             return
+        self.stepped = True
         parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
         by_kind = {}
         for parameter in parameters:
@@ -78,15 +81,26 @@ class GuardHook(Hook):
         """Agree with the other processes whether to stop, and do."""
         loss = (outputs or {}).get('loss')
         bad_loss = torch.is_tensor(loss) and not bool(loss.isfinite().all())
-        number, bad = self._agree(self.signal, bad_loss or self.bad_gradient)
+        due = not _accumulating(runner)
+        bad_step = due and (self.bad_gradient or self._skipped(runner.optim_wrapper))
+        number, bad = self._agree(self.signal, bad_loss or bad_step)
         if bad:
             what = f'loss {float(loss):g}' if bad_loss else 'gradient not finite'
             self._note(runner, bad_loss, f'{what}, {", ".join(files_of_batch(data_batch))}')
-        else:
+        elif due:
             self.in_a_row, self.fault = 0, None
-        self.bad_gradient = False
+        self.bad_gradient = self.stepped = False
         if number:
             self._stop(runner, number)
+
+    def _skipped(self, wrapper) -> bool:
+        """Whether mixed precision left the step out where its loss scale is not the reason."""
+        scaler = getattr(wrapper, 'loss_scaler', None)
+        if self.stepped or scaler is None or not scaler.is_enabled():
+            return False
+        fixed = wrapper._scale_update_param is not None
+        # A scale is meant to enlarge: below 1 no smaller one will help.
+        return fixed or scaler.get_scale() < 1
 
     def _agree(self, *flags: int) -> tuple[int, ...]:
         """The highest of each flag over the processes."""
@@ -126,7 +140,7 @@ class GuardHook(Hook):
 
     def _stop(self, runner, number: int) -> None:
         # Half of an accumulated gradient would be lost.
-        if (runner.iter + 1) % getattr(runner.optim_wrapper, '_accumulative_counts', 1):
+        if _accumulating(runner):
             return
         hook = next((h for h in runner.hooks if isinstance(h, AtomicCheckpointHook)), None)
         saved = f'saved {hook.save_stopped(runner)}, go on with --resume' if hook else 'nothing saved'
@@ -147,6 +161,11 @@ class GuardHook(Hook):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}
+
+
+def _accumulating(runner) -> bool:
+    """Whether the iteration just done only added to the gradient."""
+    return bool((runner.iter + 1) % getattr(runner.optim_wrapper, '_accumulative_counts', 1))
 
 
 def _finite(tensor) -> bool:
