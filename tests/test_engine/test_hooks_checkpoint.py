@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.registry import RUNNERS
-from toy import toy_config, toy_runner
+from toy import ToyMetric, toy_config, toy_runner
 
 from mmvisiongru.checkpoint import load_checkpoint_file
 from mmvisiongru.errors import InputError
@@ -48,14 +48,14 @@ def die_beyond_byte(number: int) -> None:
 LONG = pytest.mark.long
 
 
-@pytest.mark.parametrize('keep', [1, pytest.param(2, marks=LONG), pytest.param(-1, marks=LONG)])
-def test_killed_anywhere_in_a_save(tmp_path, keep):
+@pytest.mark.parametrize(
+    ('keep', 'bytes_tried'), [(1, 8), *(pytest.param(keep, 50, marks=LONG) for keep in (1, 2, -1))]
+)
+def test_killed_anywhere_in_a_save(tmp_path, keep, bytes_tried):
     work, copy = tmp_path / 'work', tmp_path / 'copy'
     runner = toy_runner(work, iters=9, keep=keep)
     runner.train()
     hook = next(h for h in runner.hooks if hasattr(h, 'save_stopped'))
-    # The next will be about as long.
-    size = int(0.9 * (work / 'iter_9.pth').stat().st_size)
 
     def save(fault, number):
         """Save, as the next of the run, one that is also the best."""
@@ -80,12 +80,16 @@ def test_killed_anywhere_in_a_save(tmp_path, keep):
         assert load_checkpoint_file((copy / 'last_checkpoint').read_text().replace(str(work), str(copy)))
         return died
 
-    for number in range(0, size, size // (8 if keep == 1 else 50)):
-        assert check(die_beyond_byte, number) == signal.SIGXFSZ
+    assert check(lambda number: None, None) == 0
+    size = (copy / 'iter_12.pth').stat().st_size
     before = {1: ['iter_9.pth'], 2: ['iter_6.pth', 'iter_9.pth']}
-    assert sorted(p.name for p in copy.glob('iter_*.pth')) == before.get(
-        keep, ['iter_3.pth', 'iter_6.pth', 'iter_9.pth']
-    )
+    # From the first byte to the last but one, which belongs to the checksum.
+    for i in range(bytes_tried):
+        assert check(die_beyond_byte, i * (size - 1) // (bytes_tried - 1)) == signal.SIGXFSZ
+        # The best file is a little longer, so that the last may be the byte of that.
+        if not (copy / 'iter_12.pth').exists():
+            names = sorted(p.name for p in copy.glob('iter_*.pth'))
+            assert names == before.get(keep, ['iter_3.pth', 'iter_6.pth', 'iter_9.pth'])
     number = 0
     while check(die_at_file_operation, number) == signal.SIGKILL:
         number += 1
@@ -115,6 +119,17 @@ def test_outdated_files_go_after_a_kill(tmp_path):
     toy_runner(tmp_path, iters=15, keep=1, resume=True).train()
     assert [p.name for p in tmp_path.glob('iter_*.pth')] == ['iter_15.pth']
     assert not list(tmp_path.glob(f'.*{UNFINISHED}'))
+
+
+def test_copied_run_leaves_the_best_file_of_the_first_alone(tmp_path, monkeypatch):
+    first, copy = tmp_path / 'first', tmp_path / 'copy'
+    toy_runner(first, iters=9).train()
+    (best,) = first.glob('best_*.pth')
+    shutil.copytree(first, copy)
+    monkeypatch.setattr(ToyMetric, 'compute_metrics', lambda *args: dict(acc=2.0))
+    toy_runner(copy, iters=12, resume=True).train()
+    assert best.exists()
+    assert [path.name for path in copy.glob('best_*.pth')] == ['best_acc_iter_12.pth']
 
 
 def test_full_disk_ends_the_run_and_keeps_the_last_checkpoint(tmp_path):

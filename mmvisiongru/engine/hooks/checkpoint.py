@@ -26,9 +26,17 @@ class AtomicCheckpointHook(CheckpointHook):
     def before_train(self, runner) -> None:
         """Find out now whether the folder can be written, and clear what a killed run was writing."""
         super().before_train(runner)
+        # A run that goes on in a copied folder must not remove the best file of the one it came from.
+        if getattr(self, 'best_ckpt_path', None):
+            self.best_ckpt_path = self._in_out_dir(self.best_ckpt_path)
+        for metric, path in getattr(self, 'best_ckpt_path_dict', {}).items():
+            self.best_ckpt_path_dict[metric] = path and self._in_out_dir(path)
         if is_main_process() and '://' not in self.out_dir:
             check_folder(self.out_dir)
             remove_unfinished(self.out_dir)
+
+    def _in_out_dir(self, path: str) -> str:
+        return self.file_backend.join_path(self.out_dir, osp.basename(path))
 
     def _save_checkpoint_with_step(self, runner, step, meta):
         """As mmengine's, in an order that leaves a whole checkpoint wherever it is cut off."""
