@@ -7,11 +7,12 @@ from difflib import get_close_matches
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS, LOOPS
+from mmengine.registry import HOOKS, LOOPS, MODELS
 from torch import nn
 
 from mmvisiongru.errors import InputError
 
+DEFAULT_CONSTRUCTOR = 'DefaultOptimWrapperConstructor'
 # What the constructors read, without a signature to ask.
 PARAMWISE = {
     'bias_decay_mult',
@@ -25,6 +26,13 @@ PARAMWISE = {
 }
 CUSTOM_KEY = {'lr_mult', 'decay_mult'}
 SEGMENTOR_TEST = {'mode', 'crop_size', 'stride', 'subdivision_steps', 'scale_factor', 'size', 'size_divisor'}
+PREPROCESSOR_TEST = {'size', 'size_divisor'}
+# Read with a default by the Runner, whatever else they hold.
+RUNNER_KEYS = {
+    'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+    'auto_scale_lr': {'enable', 'base_batch_size'},
+    'randomness': {'seed', 'diff_rank_seed', 'deterministic'},
+}
 SEGMENTORS = ('EncoderDecoder', 'CascadeEncoderDecoder')
 DEFAULT_HOOKS = {'runtime_info', 'timer', 'logger', 'param_scheduler', 'checkpoint', 'sampler_seed'}
 LOOP_TYPES = {'train_cfg': 'IterBasedTrainLoop', 'val_cfg': 'ValLoop', 'test_cfg': 'TestLoop'}
@@ -54,19 +62,33 @@ def check_names(cfg: Config) -> None:
     model = cfg.get('model') or {}
     if str(model.get('type')).split('.')[-1] in SEGMENTORS:
         _check_keys(model.get('test_cfg') or {}, SEGMENTOR_TEST, 'model.test_cfg')
+        sizes = (model.get('data_preprocessor') or {}).get('test_cfg') or {}
+        _check_keys(sizes, PREPROCESSOR_TEST, 'model.data_preprocessor.test_cfg')
+    for name, known in RUNNER_KEYS.items():
+        _check_keys(cfg.get(name) or {}, known, name)
 
 
 def _check_arguments(settings, registry, scope: str | None, place: str, also: set[str]) -> None:
     """Compare settings with the arguments of the class that they are for."""
     if not isinstance(settings, dict):
         return
-    kind = settings['type']
-    if isinstance(kind, str):
-        with registry.switch_scope_and_registry(scope) as own:
-            kind = own.get(kind)
+    if 'type' not in settings:
+        raise InputError(f'{place} has no type: {dict(settings)}')
+    kind = _resolve(settings['type'], registry, scope)
     accepted = _arguments(kind) if inspect.isclass(kind) else None
+    if inspect.isclass(kind) and issubclass(kind, EMAHook):
+        # It hands what it does not know to the averaged model.
+        average = _resolve(settings.get('ema_type', 'ExponentialMovingAverage'), MODELS, scope)
+        accepted = _arguments(kind) | (_arguments(average) - {'model'})
     if accepted is not None:
         _check_keys(settings, accepted | also | {'type', '_scope_'}, place)
+
+
+def _resolve(kind, registry, scope: str | None):
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(scope) as own:
+        return own.get(kind)
 
 
 def _arguments(kind: type) -> set[str] | None:
@@ -77,17 +99,16 @@ def _arguments(kind: type) -> set[str] | None:
             continue
         parameters = inspect.signature(base.__init__).parameters.values()
         names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-        # That hook keeps what it does not know for a call that would fail.
-        if base is CheckpointHook or not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        # These two keep what they do not know for a call that would fail.
+        if base in (CheckpointHook, EMAHook) or not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return names - {'self', 'runner', 'dataloader', 'evaluator'}
-        if base is EMAHook:
-            return None
     return None
 
 
 def _check_paramwise(wrapper: dict) -> None:
     settings = wrapper.get('paramwise_cfg') or {}
-    if wrapper.get('constructor', 'DefaultOptimWrapperConstructor') == 'DefaultOptimWrapperConstructor':
+    constructor = str(wrapper.get('constructor', DEFAULT_CONSTRUCTOR))
+    if constructor.split('.')[-1] == DEFAULT_CONSTRUCTOR:
         _check_keys(settings, PARAMWISE, 'optim_wrapper.paramwise_cfg')
     for name, multipliers in (settings.get('custom_keys') or {}).items():
         # Anything else goes to the optimizer's parameter group, where it may be meant.
@@ -115,6 +136,8 @@ def unmatched_custom_keys(cfg: Config, model: nn.Module) -> Iterator[str]:
     names = [n for n, _ in (model.module if is_model_wrapper(model) else model).named_parameters()]
     parts = {part for name in names for part in name.split('.') if not part.isdigit()}
     parts |= {'.'.join(name.split('.')[:i]) for name in names for i in range(2, name.count('.') + 1)}
+    # An optional part that this model leaves out is not misspelt.
+    optional = {name for module in model.modules() for name, value in vars(module).items() if value is None}
     for key in keys:
-        if not any(key in name for name in names):
+        if key not in optional and not any(key in name for name in names):
             yield f'custom_keys {key!r} of paramwise_cfg is in the name of no parameter{_near(key, parts)}'

@@ -56,6 +56,27 @@ def test_our_configs_have_no_unknown_names(name):
             {'train_cfg.val_intervals': 5},
             "unknown key 'val_intervals' in train_cfg; did you mean 'val_interval'?",
         ),
+        (
+            {'custom_hooks': [dict(type='EMAHook', momentun=0.1)]},
+            "unknown key 'momentun' in custom_hooks.0; did you mean 'momentum'?",
+        ),
+        ({'custom_hooks': [dict(typ='EMAHook')]}, "custom_hooks.0 has no type: {'typ': 'EMAHook'}"),
+        (
+            {'model.data_preprocessor.test_cfg': dict(size_divsor=32)},
+            "unknown key 'size_divsor' in model.data_preprocessor.test_cfg; did you mean 'size_divisor'?",
+        ),
+        (
+            {'env_cfg.cudnn_benchmrk': True},
+            "unknown key 'cudnn_benchmrk' in env_cfg; did you mean 'cudnn_benchmark'?",
+        ),
+        ({'auto_scale_lr.enabel': True}, "unknown key 'enabel' in auto_scale_lr; did you mean 'enable'?"),
+        (
+            {
+                'optim_wrapper.constructor': 'mmengine.DefaultOptimWrapperConstructor',
+                'optim_wrapper.paramwise_cfg.norm_decay': 0.0,
+            },
+            "unknown key 'norm_decay' in optim_wrapper.paramwise_cfg; did you mean 'norm_decay_mult'?",
+        ),
         ({'test_cfg.fp61': True}, "unknown key 'fp61' in test_cfg; did you mean 'fp16'?"),
     ],
 )
@@ -71,7 +92,9 @@ def test_misspelt_name_is_reported_with_the_nearest(setting, message):
 def test_custom_keys_that_match_nothing():
     head = nn.ModuleDict(dict(conv=nn.Linear(1, 1)))
     model = nn.ModuleDict(dict(backbone=nn.Linear(1, 1), decode_head=head))
-    keys = ['decode_head', 'decode_haed', 'backbone.bias', 'decode_head.con', 'xyz']
+    # A part that other models of the class have.
+    head.pos_embed = None
+    keys = ['pos_embed', 'decode_head', 'decode_haed', 'backbone.bias', 'decode_head.con', 'xyz']
     custom = {key: dict(lr_mult=2.0) for key in keys}
     cfg = Config(dict(optim_wrapper=dict(paramwise_cfg=dict(custom_keys=custom))))
     nowhere = 'of paramwise_cfg is in the name of no parameter'

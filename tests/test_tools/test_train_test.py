@@ -295,6 +295,10 @@ def test_training_input_that_cannot_be_used(classifier, tool, args, message):
     [
         (['tinny.py', 'fits.pth'], 'config file tinny.py does not exist; did you mean tiny.py?'),
         (['tiny.py', 'none.pth'], 'checkpoint none.pth does not exist'),
+        (
+            ['tiny.py', 'fits.pth', '--cfg-options', 'default_hooks.logger.intervall=3'],
+            "unknown key 'intervall' in default_hooks.logger; did you mean 'interval'?",
+        ),
         (['tiny.py', 'text.pth'], 'checkpoint text.pth is not a readable checkpoint '),
         (
             ['tiny.py', 'code.pth'],
