@@ -22,6 +22,8 @@ PICTURES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 class GuardedDataset(Dataset):
     """Loads the samples of a data set, each with random numbers of its own, and checks them.
 
+    Labels are checked each time, as augmentation may spoil them, files when they are first read.
+
     Args:
         dataset (dict): Config of the data set.
         seed (int): The seed of the run.
@@ -34,8 +36,10 @@ class GuardedDataset(Dataset):
         if hasattr(self.dataset, 'full_init'):
             self.dataset.full_init()
         self.seed, self.max_bad_samples = seed, max_bad_samples
-        # In memory that the workers share: one flag a sample.
-        self.bad = torch.zeros(len(self.dataset), dtype=torch.uint8).share_memory_()
+        # In memory that the workers share, one flag a sample: passed over; files looked at and good.
+        self.bad, self.good = (
+            torch.zeros(len(self.dataset), dtype=torch.uint8).share_memory_() for _ in range(2)
+        )
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -68,9 +72,11 @@ class GuardedDataset(Dataset):
             Exception: Whatever the pipeline raises; ValueError for what it would have let pass.
         """
         info = self.dataset.get_data_info(index) if hasattr(self.dataset, 'get_data_info') else {}
-        check_files(info)
+        if not self.good[index]:
+            check_files(info)
         sample = self.dataset[index]
         check_labels(sample, self.dataset, info, self.max_bad_samples is None)
+        self.good[index] = 1
         return sample
 
     def describe(self, index: int, error: Exception) -> str:
@@ -182,6 +188,10 @@ def check_labels(sample, dataset, info: dict, evaluation: bool = False) -> None:
 
 
 def _check_range(labels, classes: int, ignore: int | None, path, shift: int) -> None:
+    # Most often one pass over the labels tells.
+    low, high = labels.aminmax() if labels.numel() else (0, 0)
+    if low >= 0 and high < classes:
+        return
     wrong = (labels < 0) | (labels >= classes)
     if ignore is not None:
         wrong &= labels != ignore
