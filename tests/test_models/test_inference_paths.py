@@ -74,6 +74,17 @@ def test_quantised_projections_run_at_every_size():
             assert 0 < (got - exact).norm() / exact.norm() < 0.1
 
 
+def test_hooks_in_stem_and_mlp_see_whole_maps():
+    torch.manual_seed(0)
+    model = VisionGRU(ARCH, out_indices=(0, 1)).eval()
+    seen = []
+    for module in (model.stem.norm2, model.stages[0].blocks[0].mlp.fc1):
+        module.register_forward_hook(lambda m, i, o: seen.append(tuple(o.shape)))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 72))
+    assert seen == [(1, 16, 18, 8), (1, 16, 18, 32)]
+
+
 def test_strips_keep_float32_between_paths_under_autocast():
     torch.manual_seed(0)
     paths = ('row', 'row_reverse', 'column', 'column_reverse')

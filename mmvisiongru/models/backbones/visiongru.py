@@ -35,7 +35,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, in_channels) -> (B, ceil(H / 4), ceil(W / 4), dim)."""
-        if self.training or not worth_streaming(x, stride=4):
+        if self.training or not worth_streaming(x, *self.children(), stride=4):
             return self._forward(x)
         height, rows = -(-x.size(1) // 4), 4 * strip_rows(x[:, :, ::4])
         strips = []
@@ -96,7 +96,7 @@ class Block(nn.Module):
 
     def _forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.mixer(self.norm1(x)))
-        if not self.training and worth_streaming(x):
+        if not self.training and worth_streaming(x, self.norm2, self.mlp):
             for strip in x.split(strip_rows(x), 1):
                 strip += self.mlp(self.norm2(strip))
             return x

@@ -54,15 +54,14 @@ class MinGRU2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         x = self.dwconv(x)
-        if not self.training and worth_streaming(x) and self._plain():
+        if not self.training and self._plain() and worth_streaming(x, self.in_proj, self.out_proj):
             return self._forward_strips(x)
         h = mingru_scan_2d(self.in_proj(x), paths=self.paths, candidate=self.candidate, backend=self.backend)
         return self.out_proj(h)
 
     def _plain(self) -> bool:
-        """Whether nothing (quantisation, LoRA, a hook) stands between us and the projections' weights."""
-        layers = (self.in_proj, self.out_proj)
-        return all(type(m) is nn.Linear and not (m._forward_hooks or m._forward_pre_hooks) for m in layers)
+        """Whether nothing (quantisation, LoRA) stands between us and the projections' weights."""
+        return type(self.in_proj) is type(self.out_proj) is nn.Linear
 
     def _forward_strips(self, x: Tensor) -> Tensor:
         """Project, scan and project back strip by strip: what is wide in between stays in the cache."""

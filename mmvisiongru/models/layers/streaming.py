@@ -5,14 +5,17 @@ kept, so on a CPU it is cheaper to take a strip of the map through the layer whi
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Tokens of a strip: enough rows for a GEMM to run at full speed, few enough to stay in the cache.
 STRIP_TOKENS = 2048
 
 
-def worth_streaming(x: Tensor, stride: int = 1) -> bool:
-    """Whether to take the map x (B, H, W, C) through a wide layer, of this stride, strip by strip."""
+def worth_streaming(x: Tensor, *layers: nn.Module, stride: int = 1) -> bool:
+    """Whether to take the map x (B, H, W, C) through wide layers, of this stride, strip by strip."""
+    # A hook wants to see the whole map.
+    if any(m._forward_hooks or m._forward_pre_hooks for layer in layers for m in layer.modules()):
+        return False
     if torch.is_grad_enabled() or x.device.type != 'cpu':
         return False
     # A traced or compiled graph should hold the layer once, for any size.
