@@ -82,8 +82,8 @@ def load_checkpoint_file(path: str, map_location='cpu') -> dict:
         code = re.search(r'GLOBAL (.*?)(?: was not an| whose module|$)', str(error), re.MULTILINE)
         if isinstance(error, pickle.UnpicklingError) and code:
             reason = (
-                f'asks for {code[1]}, which is no data and could run code; it was not loaded; if you trust '
-                'it, allow that with torch.serialization.add_safe_globals in a module of custom_imports'
+                f'asks for {code[1]}, which is no data and could run code; it was not loaded; to trust it, '
+                'call torch.serialization.add_safe_globals first, for a config in a module of custom_imports'
             )
         else:
             lines = [line.strip() for line in str(error).split('WeightsUnpickler error:')[-1].splitlines()]

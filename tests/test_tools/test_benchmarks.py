@@ -71,16 +71,21 @@ def test_wrong_backend_is_never_timed(monkeypatch):
         benchmark_scan.main(SMALL)
 
 
-def test_competitor_that_fails_is_left_out(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ('error', 'message'),
+    [(RuntimeError('seqlen must be a power of 2\nand more'), 'seqlen must be a power of 2'),
+     (AssertionError(), 'AssertionError')],
+)  # fmt: skip
+def test_competitor_that_fails_is_left_out(monkeypatch, tmp_path, capsys, error, message):
     def fails(gate, hidden):
-        raise RuntimeError('seqlen must be a power of 2\nand more')
+        raise error
 
     ours = benchmark_scan.implementations(torch.device('cpu'), torch.float32, ['torch'])
     monkeypatch.setattr(benchmark_scan, 'implementations', lambda *args: ours | {'other': fails})
     benchmark_scan.main([*SMALL, '--json', str(tmp_path / 'scan.json')])
     rows = json.loads((tmp_path / 'scan.json').read_text())['rows']
     assert [row['name'] for row in rows] == ['torch']
-    assert 'other left out at (2, 37, 12): seqlen must be a power of 2\n' in capsys.readouterr().err
+    assert f'other left out at (2, 37, 12): {message}\n' in capsys.readouterr().err
 
 
 def test_model_rows_and_picture(tmp_path, capsys):

@@ -63,11 +63,19 @@ def test_pictures_and_lines(task, capsys):
         assert min(Image.open(picture).size) >= 32
 
 
+@pytest.mark.parametrize('task', ['segmentation'], indirect=True)
+def test_classes_are_those_of_the_config(task, capsys):
+    """Converted checkpoints name none, and mmseg takes the 19 of Cityscapes then."""
+    torch.save(dict(state_dict=task[1].state_dict(), meta={}), 'model.pth')
+    test_pictures_and_lines(task, capsys)
+
+
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
         (['none.jpg', 'tiny.py', 'model.pth'], 'image none.jpg does not exist'),
         (['tiny.py', 'tiny.py', 'model.pth'], 'tiny.py is not an image that can be read'),
+        (['none.png', 'tiny.py', 'model.pth'], 'none.png is not an image that can be read'),
         (['empty', 'tiny.py', 'model.pth'], 'no image (.png, .jpg, .jpeg'),
         (
             ['ade/images/validation', 'tiny.py', 'model.pth', '--out-dir', 'ade/../ade/images/validation'],
@@ -81,6 +89,7 @@ def test_pictures_and_lines(task, capsys):
 )
 def test_input_that_cannot_be_used(task, capsys, args, message):
     os.mkdir('empty')
+    open('none.png', 'w').close()
     os.mkdir('twice')
     for name in ('0.png', '0.jpg'):
         shutil.copy('ade/images/validation/0.jpg', f'twice/{name}')

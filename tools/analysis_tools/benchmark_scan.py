@@ -100,7 +100,8 @@ def compare(shape, functions, tensors, limit) -> list[dict]:
         except Exception as error:
             if name in BACKENDS:
                 raise
-            print(f'{name} left out at {shape}: {str(error).splitlines()[0]}', file=sys.stderr)
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            print(f'{name} left out at {shape}: {reason}', file=sys.stderr)
             continue
         if name in BACKENDS and (wrong := {k: v for k, v in found.items() if not v <= limit}):
             sys.exit(f'error: {name} at {shape} is outside of its tolerance of {limit:g}: {wrong}')

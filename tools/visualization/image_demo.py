@@ -11,8 +11,9 @@ from pathlib import Path
 
 import mmcv
 import mmengine
+import numpy as np
 from mmengine.config import Config, DictAction
-from mmengine.registry import init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 
 from mmvisiongru.engine.checkpoint import check_weights, read_weights, refuse_pickled_code
 from mmvisiongru.engine.cli import one_line_errors
@@ -33,9 +34,17 @@ def find_images(path: str) -> list[str]:
     for path in paths:
         if not osp.isfile(path):
             raise InputError(f'image {path} does not exist')
-        if mmcv.imread(path) is None:
+        if not readable(path):
             raise InputError(f'{path} is not an image that can be read')
     return paths
+
+
+def readable(path: str) -> bool:
+    """Whether mmcv reads the image; it returns nothing or raises, depending on what is wrong."""
+    try:
+        return mmcv.imread(path) is not None
+    except Exception:
+        return False
 
 
 def check_out_dir(out_dir: str, images: list[str]) -> None:
@@ -52,20 +61,39 @@ def segment(cfg: Config, weights: dict, images: list[str], args) -> list[str]:
     """Draw classes over the images. Returns a line for each."""
     from mmseg.apis import MMSegInferencer
 
-    model = MMSegInferencer(cfg, args.checkpoint, device=args.device)
+    model = MMSegInferencer(cfg, args.checkpoint, device=args.device, show_progress=False)
     check_weights(model.model, weights, args.checkpoint)
-    drawn = model(images, out_dir=args.out_dir, img_out_dir='', opacity=args.opacity, return_datasamples=True)
-    classes = model.model.dataset_meta['classes']
-    samples = drawn if isinstance(drawn, list) else [drawn]
-    return [_shares(sample.pred_sem_seg.data, classes) for sample in samples]
+    # Not every checkpoint names its classes, and mmseg takes those of Cityscapes then.
+    model.model.dataset_meta = dataset_meta(cfg) or model.model.dataset_meta
+    classes, lines = model.model.dataset_meta['classes'], []
+    if len(classes) != (outputs := model.model.num_classes):
+        raise InputError(f'{args.config} names {len(classes)} classes for {outputs} outputs of the model')
+    # One at a time: what the inferencer returns holds a map a class.
+    for path in mmengine.track_iter_progress(images):
+        sample = model(
+            path, out_dir=args.out_dir, img_out_dir='', opacity=args.opacity, return_datasamples=True
+        )
+        shares = (
+            sample.pred_sem_seg.data.flatten().bincount(minlength=outputs) / sample.pred_sem_seg.data.numel()
+        )
+        best = shares.argsort(descending=True)[:3]
+        lines.append(', '.join(f'{classes[i]} {shares[i]:.1%}' for i in best))
+    return lines
 
 
-def _shares(labels, classes) -> str:
-    """The three classes with most pixels."""
-    counts = labels.flatten().bincount(minlength=len(classes))
-    return ', '.join(
-        f'{classes[i]} {counts[i] / counts.sum():.1%}' for i in counts.argsort(descending=True)[:3]
-    )
+def dataset_meta(cfg: Config) -> dict | None:
+    """Classes and palette of the test data set, None if only an instance could tell."""
+    settings = cfg.test_dataloader.dataset
+    with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
+        kind = registry.get(settings.type)
+    meta = kind._load_metainfo(settings.get('metainfo')) if hasattr(kind, '_load_metainfo') else {}
+    if not meta.get('classes'):
+        return None
+    # As mmseg does for classes without colours.
+    palette = meta.get('palette') or []
+    if len(palette) != len(meta['classes']):
+        palette = np.random.RandomState(42).randint(0, 255, (len(meta['classes']), 3)).tolist()
+    return dict(classes=meta['classes'], palette=palette)
 
 
 def classify(cfg: Config, weights: dict, images: list[str], args) -> list[str]:
