@@ -22,6 +22,7 @@ from mmvisiongru.engine.cli import (
 )
 from mmvisiongru.engine.config import check_data, load_config
 from mmvisiongru.engine.launch import has_gpu, prepare_launch
+from mmvisiongru.engine.names import check_names
 from mmvisiongru.errors import InputError
 
 # Metrics of mmseg that write predictions.
@@ -145,6 +146,7 @@ def main(argv=None):
         cfg = load_config(args.config, args.cfg_options, required)
         merge_args(cfg, args)
         check_data(cfg, ('test_dataloader',))
+        check_names(cfg)
         weights = read_weights(args.checkpoint)
 
         notes = prepare_launch(cfg)

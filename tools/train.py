@@ -17,7 +17,7 @@ from mmvisiongru.engine.cli import (
 )
 from mmvisiongru.engine.config import check_data, load_config
 from mmvisiongru.engine.launch import has_gpu, prepare_launch
-from mmvisiongru.engine.names import unmatched_custom_keys
+from mmvisiongru.engine.names import check_names, unmatched_custom_keys
 from mmvisiongru.errors import InputError
 from mmvisiongru.storage import check_folder, find_checkpoint
 
@@ -105,6 +105,7 @@ def main(argv=None):
         check_folder(cfg.work_dir)
         notes = find_resume(cfg, args.resume)
         check_data(cfg, ('train_dataloader', 'val_dataloader'))
+        check_names(cfg)
         source = cfg.get('load_from')
         weights = read_weights(source, resume=cfg.resume) if source else None
 

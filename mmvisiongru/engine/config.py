@@ -11,7 +11,6 @@ from difflib import get_close_matches
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmvisiongru.engine.names import check_names
 from mmvisiongru.errors import InputError
 
 # Keys that mmengine or our scripts read, besides the arguments of Runner.
@@ -69,7 +68,6 @@ def load_config(path: str, options: dict | None = None, required: Iterable[str] 
         raise InputError(f'--cfg-options does not fit {path}: {_short(error)}') from error
     if missing := [key for key in required if cfg.get(key) is None]:
         raise InputError(f'config file {path} has no {", ".join(missing)}; is it a part for `_base_`?')
-    check_names(cfg)
     return cfg
 
 

@@ -18,6 +18,7 @@ from mmvisiongru.engine.checkpoint import check_weights, read_weights, refuse_pi
 from mmvisiongru.engine.cli import build_runner, one_line_errors
 from mmvisiongru.engine.config import check_data, load_config
 from mmvisiongru.engine.launch import prepare_launch
+from mmvisiongru.engine.names import check_names
 
 # With more classes numbers in the cells cannot be read.
 MOST_VALUES = 25
@@ -97,6 +98,7 @@ def main(argv=None):
         required = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
         cfg = load_config(args.config, args.cfg_options, required)
         check_data(cfg, ('test_dataloader',))
+        check_names(cfg)
         cfg.setdefault('work_dir', str(out.parent))
         matrix, classes = confusion_matrix(cfg, args.checkpoint)
     write(matrix, classes, out)

@@ -18,6 +18,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmvisiongru.engine.checkpoint import check_weights, read_weights, refuse_pickled_code
 from mmvisiongru.engine.cli import one_line_errors
 from mmvisiongru.engine.config import load_config
+from mmvisiongru.engine.names import check_names
 from mmvisiongru.engine.samples import PICTURES
 from mmvisiongru.errors import InputError
 from mmvisiongru.storage import check_folder
@@ -127,6 +128,7 @@ def main(argv=None):
         cfg = load_config(args.config, args.cfg_options, ('model', 'test_dataloader'))
         weights = read_weights(args.checkpoint)
         images = find_images(args.img)
+        check_names(cfg)
         init_default_scope(cfg.default_scope)
         check_out_dir(args.out_dir, images)
         run = classify if cfg.default_scope == 'mmpretrain' else segment
