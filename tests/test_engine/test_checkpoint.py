@@ -15,6 +15,7 @@ from torch import nn
 
 from mmvisiongru.engine.checkpoint import check_weights, read_weights, refuse_pickled_code
 from mmvisiongru.errors import InputError
+from mmvisiongru.models import VisionGRU
 
 
 @pytest.fixture(autouse=True)
@@ -204,3 +205,19 @@ def test_stated_coverage():
     with pytest.raises(InputError, match=r'has 5 of the 6 keys .* missing fc\.bias'):
         check_weights(Model(), weights, 'a.pth', coverage=1.0)
     assert check_weights(Model(), {**Model().state_dict(), 'more': torch.zeros(1)}, 'a.pth', 1.0) == lines[1:]
+
+
+@pytest.mark.parametrize('share', [0.5, 0.99])
+def test_share_of_a_backbone(share):
+    """A file with some of the keys: no test runs with it, and training only if that share is stated."""
+    with torch.device('meta'):
+        model = VisionGRU('pico')
+    whole = model.state_dict()
+    weights = dict(list(whole.items())[: int(share * len(whole))])
+    lost = len(whole) - len(weights)
+    with pytest.raises(InputError, match=r'does not fit the model: missing stages\.'):
+        check_weights(model, weights, 'a.pth')
+    with pytest.raises(InputError, match=rf'has {len(weights)} of the {len(whole)} keys .* demands more'):
+        check_weights(model, weights, 'a.pth', coverage=share + 0.005)
+    lines = check_weights(model, weights, 'a.pth', coverage=share - 0.02)
+    assert lines == [f'missing {key}' for key in list(whole)[-lost:]]

@@ -192,16 +192,17 @@ def test_signal_to_one_of_two_processes_stops_both(tmp_path, by_epoch, what):
 
 
 @LONG
-def test_signal_to_the_launcher_stops_both(tmp_path):
+@pytest.mark.parametrize(('number', 'exit_code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_to_the_launcher_stops_both(tmp_path, number, exit_code):
     process = start(2, tmp_path, iters=100000, interval=50)
     while not saved(tmp_path):
         assert process.poll() is None
         signal.sigtimedwait([], 0.5)
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, number)
     code, log = finish(process)
-    assert code == 143, log
+    assert code == exit_code, log
     path, _ = find_checkpoint(str(tmp_path))
-    assert 'stopped by SIGTERM after iteration ' in log
+    assert f'stopped by {number.name} after iteration ' in log
     assert f'saved {path}' in log
 
 

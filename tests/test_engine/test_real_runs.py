@@ -158,7 +158,7 @@ def test_killed_and_resumed(tmp_path, data, text, last, processes):
     for kill_at, workers in zip(sorted(rng.integers(2, steps, 3)), (0, 1, 2), strict=True):
         code, log = train(
             processes, tmp_path / 'killed', text, data, '--resume',
-            kill_at=int(kill_at), rank=processes - 1, workers=workers if processes == 1 else 0,
+            kill_at=int(kill_at), rank=processes - 1, workers=workers,
         )  # fmt: skip
         assert code in (-9, 137), log
     code, log = train(processes, tmp_path / 'killed', text, data, '--resume', workers=2 // processes)

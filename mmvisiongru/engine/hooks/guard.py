@@ -85,7 +85,7 @@ class GuardHook(Hook):
         bad_step = due and (self.bad_gradient or self._skipped(runner.optim_wrapper))
         number, bad = self._agree(self.signal, bad_loss or bad_step)
         if bad:
-            what = f'loss {float(loss):g}' if bad_loss else 'gradient not finite'
+            what = f'loss {loss.item():g}' if bad_loss else 'gradient not finite'
             self._note(runner, bad_loss, f'{what}, {", ".join(files_of_batch(data_batch))}')
         elif due:
             self.in_a_row, self.fault = 0, None
