@@ -9,6 +9,7 @@ import zipfile
 
 import pytest
 import torch
+from children import in_child
 
 from mmvisiongru.checkpoint import load_checkpoint_file
 from mmvisiongru.errors import InputError
@@ -40,17 +41,6 @@ def save(path, iteration=5, fill=1.0, sealed=True):
             file.write(data.getvalue())
         if sealed:
             seal(unfinished, iteration)
-
-
-def in_child(action) -> int:
-    """Run an action in a process of its own; gives the signal that killed it, or 0."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            action()
-        finally:
-            os._exit(0)
-    return os.WTERMSIG(os.waitpid(pid, 0)[1])
 
 
 def test_a_sealed_checkpoint_is_an_ordinary_one(tmp_path):

@@ -74,17 +74,18 @@ def _check_arguments(settings, registry, scope: str | None, place: str, also: se
         return
     if 'type' not in settings:
         raise InputError(f'{place} has no type: {dict(settings)}')
-    kind = _resolve(settings['type'], registry, scope)
+    kind = resolve(settings['type'], registry, scope)
     accepted = _arguments(kind) if inspect.isclass(kind) else None
     if inspect.isclass(kind) and issubclass(kind, EMAHook):
         # It hands what it does not know to the averaged model.
-        average = _resolve(settings.get('ema_type', 'ExponentialMovingAverage'), MODELS, scope)
+        average = resolve(settings.get('ema_type', 'ExponentialMovingAverage'), MODELS, scope)
         accepted = _arguments(kind) | (_arguments(average) - {'model'})
     if accepted is not None:
         _check_keys(settings, accepted | also | {'type', '_scope_'}, place)
 
 
-def _resolve(kind, registry, scope: str | None):
+def resolve(kind, registry, scope: str | None):
+    """The class that a config names, as its scope finds it; None if there is none."""
     if not isinstance(kind, str):
         return kind
     with registry.switch_scope_and_registry(scope) as own:

@@ -9,23 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from children import in_child
 from mmengine.registry import RUNNERS
 from toy import ToyMetric, toy_config, toy_runner
 
 from mmvisiongru.checkpoint import load_checkpoint_file
 from mmvisiongru.errors import InputError
 from mmvisiongru.storage import UNFINISHED, find_checkpoint
-
-
-def in_child(action) -> int:
-    """Run an action in a process of its own; gives the signal that killed it, or 0."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            action()
-        finally:
-            os._exit(0)
-    return os.WTERMSIG(os.waitpid(pid, 0)[1])
 
 
 def die_at_file_operation(number: int) -> None:

@@ -7,6 +7,7 @@ A segmentor's classes are drawn over the image, a classifier's is written on it.
 
 import argparse
 import os.path as osp
+from collections import Counter
 from pathlib import Path
 
 import mmcv
@@ -18,7 +19,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmvisiongru.engine.checkpoint import check_weights, read_weights, refuse_pickled_code
 from mmvisiongru.engine.cli import one_line_errors
 from mmvisiongru.engine.config import load_config
-from mmvisiongru.engine.names import check_names
+from mmvisiongru.engine.names import check_names, resolve
 from mmvisiongru.engine.samples import PICTURES
 from mmvisiongru.errors import InputError
 from mmvisiongru.storage import check_folder
@@ -52,9 +53,9 @@ def check_out_dir(out_dir: str, images: list[str]) -> None:
     """Make the folder for the pictures, which are named as the images are, where they overwrite nothing."""
     if any(osp.realpath(osp.dirname(path)) == osp.realpath(out_dir) for path in images):
         raise InputError(f'--out-dir {out_dir} holds the images themselves; pictures would overwrite them')
-    names = [Path(path).stem for path in images]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f'two images are named {twice[0]}; their pictures would overwrite each other')
+    (name, times), *_ = Counter(Path(path).stem for path in images).most_common(1)
+    if times > 1:
+        raise InputError(f'two images are named {name}; their pictures would overwrite each other')
     check_folder(out_dir)
 
 
@@ -74,9 +75,8 @@ def segment(cfg: Config, weights: dict, images: list[str], args) -> list[str]:
         sample = model(
             path, out_dir=args.out_dir, img_out_dir='', opacity=args.opacity, return_datasamples=True
         )
-        shares = (
-            sample.pred_sem_seg.data.flatten().bincount(minlength=outputs) / sample.pred_sem_seg.data.numel()
-        )
+        labels = sample.pred_sem_seg.data.flatten()
+        shares = labels.bincount(minlength=outputs) / labels.numel()
         best = shares.argsort(descending=True)[:3]
         lines.append(', '.join(f'{classes[i]} {shares[i]:.1%}' for i in best))
     return lines
@@ -85,8 +85,7 @@ def segment(cfg: Config, weights: dict, images: list[str], args) -> list[str]:
 def dataset_meta(cfg: Config) -> dict | None:
     """Classes and palette of the test data set, None if only an instance could tell."""
     settings = cfg.test_dataloader.dataset
-    with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
-        kind = registry.get(settings.type)
+    kind = resolve(settings.type, DATASETS, cfg.default_scope)
     meta = kind._load_metainfo(settings.get('metainfo')) if hasattr(kind, '_load_metainfo') else {}
     if not meta.get('classes'):
         return None

@@ -13,16 +13,16 @@ STRIP_TOKENS = 2048
 
 def worth_streaming(x: Tensor, *layers: nn.Module, stride: int = 1) -> bool:
     """Whether to take the map x (B, H, W, C) through wide layers, of this stride, strip by strip."""
-    # A hook wants to see the whole map.
-    if any(m._forward_hooks or m._forward_pre_hooks for layer in layers for m in layer.modules()):
-        return False
     if torch.is_grad_enabled() or x.device.type != 'cpu':
         return False
     # A traced or compiled graph should hold the layer once, for any size.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     tokens, width = x.shape[1:3].numel() // stride**2, x.size(2) // stride
-    return tokens >= 4 * STRIP_TOKENS and width <= STRIP_TOKENS
+    if tokens < 4 * STRIP_TOKENS or width > STRIP_TOKENS:
+        return False
+    # A hook wants to see the whole map.
+    return not any(m._forward_hooks or m._forward_pre_hooks for layer in layers for m in layer.modules())
 
 
 def strip_rows(x: Tensor) -> int:
