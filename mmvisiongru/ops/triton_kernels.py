@@ -333,7 +333,8 @@ def chunk_sums(
     values = _load(value, value_stride_t, time, end, valid, 0.0, order, COLUMN, STEPS)
     for tile in range(tiles):
         time -= STEPS
-        more = tl.where(tile + 1 < tiles, end, 0)
+        # After the last tile the time of row 0 is -STEPS, and no token may pass for one of the sequence.
+        more = tl.where(tile + 1 < tiles, end, -STEPS)
         next_gates = _load(gate, stride_t, time, more, valid, float('-inf'), order, COLUMN, STEPS)
         next_values = _load(value, value_stride_t, time, more, valid, 0.0, order, COLUMN, STEPS)
         for i in tl.static_range(1, STEPS + 1):

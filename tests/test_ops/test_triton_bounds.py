@@ -1,0 +1,109 @@
+"""The Triton kernels touch no memory outside their tensors.
+
+A GPU may or may not notice a read beyond the end of a tensor. Here every tensor lies between two pages that
+nobody may touch, and the kernels run in Triton's interpreter, so that any such access ends the process. The
+interpreter must be chosen before Triton is imported: this file, run as a program, is that process.
+"""
+
+import ctypes
+import faulthandler
+import math
+import mmap
+import os
+import subprocess
+import sys
+from unittest import mock
+
+import pytest
+import torch
+from test_triton_scan import CASES, H200, ROOT, inputs_of
+
+from mmvisiongru.ops import triton_scan
+
+PAGE = mmap.PAGESIZE
+PLACES = ('before a forbidden page', 'after a forbidden page')
+# Asks the process to read outside on purpose: without a guard that works the other tests would mean nothing.
+TRESPASS = 'trespass'
+
+
+class Guarded:
+    """Makes tensors whose memory begins right after, or ends right before, a forbidden page."""
+
+    def __init__(self, place: str):
+        self.at_end, self.kept = place == PLACES[0], []
+
+    def empty(self, *shape, dtype=torch.float32, device=None):
+        shape = torch.Size(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        size = shape.numel() * dtype.itemsize
+        pages = math.ceil(size / PAGE)
+        memory = mmap.mmap(-1, (pages + 2) * PAGE)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        for forbidden in (address, address + (pages + 1) * PAGE):
+            assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(forbidden), PAGE, 0) == 0
+        offset = PAGE + (pages * PAGE - size if self.at_end else 0)
+        self.kept.append(memory)
+        tensor = torch.frombuffer(memory, dtype=dtype, count=shape.numel(), offset=offset)
+        return tensor.view(shape).fill_(math.nan)
+
+    def copy(self, x):
+        return None if x is None else self.empty(x.shape, dtype=x.dtype).copy_(x)
+
+
+def run_case(case, guarded):
+    """Both passes of a scan, the memory that the backend takes for itself included."""
+    projected, cotangent, state = map(guarded.copy, inputs_of(case))
+    B, H, W, D = case.shape
+    P = len(case.paths)
+    x = projected.view(B, H, W, P, 2, D)
+    out, gradient = guarded.empty(B, H, W, P, D, dtype=case.dtype), guarded.empty(x.shape, dtype=case.dtype)
+    paths = ','.join(case.paths)
+    triton_scan._launch.cache_clear()
+    limits = dict(case.limits, _processors=lambda device: H200)
+    with mock.patch.multiple(triton_scan, **limits), mock.patch.object(torch, 'empty', guarded.empty):
+        triton_scan.forward(x[..., 1, :], x[..., 0, :], out, paths, case.candidate, state)
+        triton_scan.backward(
+            cotangent.view(out.shape),
+            *(x[..., 1, :], x[..., 0, :], out),
+            *(gradient[..., 1, :], gradient[..., 0, :]),
+            paths,
+            case.candidate,
+        )
+    triton_scan._launch.cache_clear()
+    assert not out.isnan().any()
+    assert not gradient.isnan().any()
+
+
+def run_all(place):
+    faulthandler.enable()
+    for name, case in CASES.items():
+        print(name, flush=True)
+        run_case(case, Guarded(place))
+    print('done')
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='there is no mprotect on Windows')
+@pytest.mark.parametrize('place', PLACES)
+def test_no_kernel_reads_or_writes_outside_its_tensors(place):
+    child = start(place)
+    lines = child.stdout.split('\n')
+    assert child.returncode == 0, f'died in the case {lines[-2]!r}\n{child.stderr[-1000:]}'
+    assert lines[-2] == 'done'
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='there is no mprotect on Windows')
+def test_the_guard_pages_are_forbidden():
+    assert start(TRESPASS).returncode < 0
+
+
+def start(argument):
+    environment = os.environ | dict(TRITON_INTERPRET='1', OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
+    command = [sys.executable, '-W', 'ignore', __file__, argument]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+
+if __name__ == '__main__':
+    if sys.argv[1] == TRESPASS:
+        tensor = Guarded(PLACES[0]).empty(3)
+        ctypes.string_at(tensor.data_ptr() + tensor.nbytes, 1)
+    else:
+        run_all(sys.argv[1])
