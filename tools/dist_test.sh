@@ -15,5 +15,5 @@ CHECKPOINT=$2
 GPUS=$3
 TOOLS=$(CDPATH= cd -- "$(dirname "$0")" && pwd)
 
-PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" -m mmvisiongru.engine.torchrun \
+PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" -m mmvisiongru.launch.torchrun \
     "$GPUS" "$TOOLS/test.py" "$CONFIG" "$CHECKPOINT" --launcher pytorch "${@:4}"

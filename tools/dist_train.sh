@@ -16,5 +16,5 @@ CONFIG=$1
 GPUS=$2
 TOOLS=$(CDPATH= cd -- "$(dirname "$0")" && pwd)
 
-PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" -m mmvisiongru.engine.torchrun \
+PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" -m mmvisiongru.launch.torchrun \
     "$GPUS" "$TOOLS/train.py" "$CONFIG" --launcher pytorch "${@:3}"

@@ -13,17 +13,17 @@ import mmengine
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
-from mmvisiongru.engine.checkpoint import check_weights, read_weights, refuse_pickled_code
-from mmvisiongru.engine.cli import (
+from mmvisiongru.checkpoint import check_weights, read_weights, refuse_pickled_code
+from mmvisiongru.errors import InputError
+from mmvisiongru.launch.config import check_data, load_config
+from mmvisiongru.launch.names import check_names
+from mmvisiongru.launch.options import (
     add_common_options,
     build_runner,
     merge_common_options,
     one_line_errors,
 )
-from mmvisiongru.engine.config import check_data, load_config
-from mmvisiongru.engine.launch import has_gpu, prepare_launch
-from mmvisiongru.engine.names import check_names
-from mmvisiongru.errors import InputError
+from mmvisiongru.launch.processes import has_gpu, prepare_launch
 
 # Metrics of mmseg that write predictions.
 WRITING_METRICS = ('IoUMetric', 'CityscapesMetric', 'DepthMetric')

@@ -8,18 +8,18 @@ import argparse
 
 from mmengine.config import Config
 
-from mmvisiongru.engine.checkpoint import check_weights, read_weights, refuse_pickled_code
-from mmvisiongru.engine.cli import (
+from mmvisiongru.checkpoint import check_weights, find_checkpoint, read_weights, refuse_pickled_code
+from mmvisiongru.errors import InputError
+from mmvisiongru.files import check_folder
+from mmvisiongru.launch.config import check_data, load_config
+from mmvisiongru.launch.names import check_names, unmatched_custom_keys
+from mmvisiongru.launch.options import (
     add_common_options,
     build_runner,
     merge_common_options,
     one_line_errors,
 )
-from mmvisiongru.engine.config import check_data, load_config
-from mmvisiongru.engine.launch import has_gpu, prepare_launch
-from mmvisiongru.engine.names import check_names, unmatched_custom_keys
-from mmvisiongru.errors import InputError
-from mmvisiongru.storage import check_folder, find_checkpoint
+from mmvisiongru.launch.processes import has_gpu, prepare_launch
 
 
 def parse_args(argv=None):

@@ -10,8 +10,8 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from mmvisiongru.engine.config import load_config
 from mmvisiongru.errors import InputError
+from mmvisiongru.launch.config import load_config
 
 
 def model_config(name: str) -> Config:

@@ -11,11 +11,11 @@ from functools import partial
 from mmengine.dist import is_main_process
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
-from mmvisiongru.engine.checkpoint import refuse_pickled_code
+from mmvisiongru.checkpoint import find_checkpoint, refuse_pickled_code, seal
 from mmvisiongru.engine.draws import build_numbered_sampler
 from mmvisiongru.engine.samples import GuardedDataset
+from mmvisiongru.files import new_file
 from mmvisiongru.registry import RUNNERS
-from mmvisiongru.storage import find_checkpoint, new_file, seal
 
 
 class ResumableEpochLoop(EpochBasedTrainLoop):

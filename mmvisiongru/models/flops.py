@@ -5,7 +5,7 @@ from math import prod
 from mmengine.analysis.complexity_analysis import _DEFAULT_SUPPORTED_FLOP_OPS
 from mmengine.analysis.jit_handles import get_shape
 
-from mmvisiongru.ops.mingru_scan import FLOPS_PER_ELEMENT
+from mmvisiongru.ops.mingru import FLOPS_PER_ELEMENT
 
 
 def _scan_macs(inputs, outputs) -> int:

@@ -1,5 +1,5 @@
-"""The minGRU scan as framework operators; imports torch only."""
+"""Token mixers of linear cost as framework operators, one folder per operator; imports torch only."""
 
-from .mingru_scan import mingru_scan, mingru_scan_2d, runnable_backends
+from .mingru import mingru_scan, mingru_scan_2d, runnable_backends
 
 __all__ = ['mingru_scan', 'mingru_scan_2d', 'runnable_backends']

@@ -108,7 +108,7 @@ def test_port_in_use(tmp_path):
         begin = time.monotonic()
         toy = Path(__file__).with_name('toy.py')
         done = subprocess.run(
-            [sys.executable, '-m', 'mmvisiongru.engine.torchrun', '2', str(toy), str(tmp_path)],
+            [sys.executable, '-m', 'mmvisiongru.launch.torchrun', '2', str(toy), str(tmp_path)],
             env={**os.environ, 'PYTHONPATH': str(ROOT), 'MASTER_PORT': str(port)},
             capture_output=True, text=True, timeout=200,
         )  # fmt: skip

@@ -13,9 +13,9 @@ from children import in_child
 from mmengine.registry import RUNNERS
 from toy import ToyMetric, toy_config, toy_runner
 
-from mmvisiongru.checkpoint import load_checkpoint_file
+from mmvisiongru.checkpoint import find_checkpoint, load_checkpoint_file
 from mmvisiongru.errors import InputError
-from mmvisiongru.storage import UNFINISHED, find_checkpoint
+from mmvisiongru.files import UNFINISHED
 
 
 def die_at_file_operation(number: int) -> None:

@@ -10,10 +10,9 @@ from mmengine.registry import HOOKS
 from test_exact_resume import LAST, differing, run
 from toy import finish, start, toy_runner
 
-from mmvisiongru.checkpoint import load_checkpoint_file
+from mmvisiongru.checkpoint import find_checkpoint, load_checkpoint_file
 from mmvisiongru.engine.hooks import GuardHook
 from mmvisiongru.errors import InputError
-from mmvisiongru.storage import find_checkpoint
 
 LONG = pytest.mark.long
 

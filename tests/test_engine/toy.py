@@ -194,7 +194,7 @@ def start(processes: int, work_dir, **settings) -> subprocess.Popen:
     """Start the toy run as a user would, in processes of its own."""
     settings['launcher'] = 'pytorch' if processes > 1 else 'none'
     script = [str(Path(__file__)), str(work_dir), json.dumps(settings)]
-    launcher = ['-m', 'mmvisiongru.engine.torchrun', str(processes)] if processes > 1 else []
+    launcher = ['-m', 'mmvisiongru.launch.torchrun', str(processes)] if processes > 1 else []
     return subprocess.Popen(
         [sys.executable, *launcher, *script],
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
@@ -212,8 +212,8 @@ def finish(process: subprocess.Popen, timeout=200) -> tuple[int, str]:
 
 def main(work_dir, settings='{}'):
     """Run it; in several processes under torchrun."""
-    from mmvisiongru.engine.cli import one_line_errors
-    from mmvisiongru.engine.launch import prepare_launch
+    from mmvisiongru.launch.options import one_line_errors
+    from mmvisiongru.launch.processes import prepare_launch
 
     settings = json.loads(settings)
     with one_line_errors():

@@ -7,9 +7,9 @@ import torch
 import torch.utils.checkpoint
 from mmengine.analysis import get_model_complexity_info
 
-import mmvisiongru.models.layers.streaming as streaming
 from mmvisiongru.models import VisionGRU
 from mmvisiongru.models.backbones.visiongru import Stem
+from mmvisiongru.models.layers import strips
 
 ARCH = dict(embed_dims=[8, 16], depths=[1, 1])
 
@@ -17,7 +17,7 @@ ARCH = dict(embed_dims=[8, 16], depths=[1, 1])
 @pytest.fixture(autouse=True)
 def small_strips(monkeypatch):
     """Maps of a test's size are large then."""
-    monkeypatch.setattr(streaming, 'STRIP_TOKENS', 32)
+    monkeypatch.setattr(strips, 'STRIP_TOKENS', 32)
 
 
 def run(model, x, recompute):

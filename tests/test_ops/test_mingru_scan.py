@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmvisiongru.ops import mingru_scan, mingru_scan_2d, runnable_backends, torch_scan
+from mmvisiongru.ops import mingru_scan, mingru_scan_2d, runnable_backends
+from mmvisiongru.ops.mingru import torch_scan
 
 # The only tolerances of this file: 'max' is max|got - ref| / max|ref|, 'rms' the same of root mean squares.
 # 16-bit entries are dominated by the rounding of h (saved in the I/O dtype) and of the results.

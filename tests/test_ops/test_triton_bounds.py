@@ -18,7 +18,7 @@ import pytest
 import torch
 from test_triton_scan import CASES, H200, ROOT, inputs_of
 
-from mmvisiongru.ops import triton_scan
+from mmvisiongru.ops.mingru import triton_scan
 
 PAGE = mmap.PAGESIZE
 PLACES = ('before a forbidden page', 'after a forbidden page')

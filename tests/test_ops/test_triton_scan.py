@@ -20,7 +20,8 @@ import pytest
 import torch
 from test_mingru_scan import PATHS, ROOT, TOLERANCE, composed_2d, error, normal, run
 
-from mmvisiongru.ops import mingru_scan, mingru_scan_2d, runnable_backends, triton_scan
+from mmvisiongru.ops import mingru_scan, mingru_scan_2d, runnable_backends
+from mmvisiongru.ops.mingru import triton_scan
 
 triton = pytest.importorskip('triton', reason='Triton is not installed, as on other systems than Linux')
 if triton_scan._triton_version() < triton_scan.MIN_TRITON:
@@ -184,7 +185,7 @@ COMPILED = [
 
 def compiled(name, capability, grid_arguments, dtype='bf16', **constants):
     """Cross-compile a kernel with the arguments of a launch, every pointer and stride a multiple of 16."""
-    from mmvisiongru.ops import triton_kernels
+    from mmvisiongru.ops.mingru import triton_kernels
 
     kernel = getattr(triton_kernels, name)
     arguments = dict(grid_arguments, **constants)
@@ -322,7 +323,7 @@ def test_reasons(monkeypatch):
 def test_triton_is_not_needed_to_import_nor_imported_to_choose():
     code = (
         "import sys; sys.modules['triton'] = None; import torch;"
-        'from mmvisiongru.ops import mingru_scan, triton_scan, runnable_backends;'
+        'from mmvisiongru.ops import mingru_scan, runnable_backends;'
         "assert 'triton' not in runnable_backends(); mingru_scan(torch.ones(1, 2, 3), torch.ones(1, 2, 3))"
     )
     environment = os.environ | dict(TRITON_INTERPRET='0', PYTHONPATH=str(ROOT))

@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train_test import CLASSIFICATION, SEGMENTATION, make_folders, make_scenes, write_config
 
-from mmvisiongru.engine.launch import prepare_launch
+from mmvisiongru.launch.processes import prepare_launch
 from tools.analysis_tools import analyze_logs, confusion_matrix
 from tools.misc import print_config
 from tools.visualization import browse_dataset

@@ -20,7 +20,7 @@ from PIL import Image
 from small_runs import CLASSIFICATION, ROOT, SEGMENTATION, TOOLS, make_folders, make_scenes, write_config
 
 from mmvisiongru.checkpoint import load_checkpoint_file
-from mmvisiongru.engine.launch import has_gpu
+from mmvisiongru.launch.processes import has_gpu
 
 
 @pytest.fixture

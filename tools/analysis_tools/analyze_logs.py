@@ -16,8 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
-from mmvisiongru.engine.cli import one_line_errors
 from mmvisiongru.errors import InputError
+from mmvisiongru.launch.options import one_line_errors
 
 # One of them is what a run is about.
 METRICS = ('mIoU', 'accuracy/top1')

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from mmvisiongru.analysis import measure
 from mmvisiongru.analysis.models import build_model, forward
-from mmvisiongru.engine.cli import one_line_errors
+from mmvisiongru.launch.options import one_line_errors
 
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 

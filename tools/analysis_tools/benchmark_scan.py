@@ -21,7 +21,7 @@ from rich.table import Table
 
 from mmvisiongru.analysis import measure
 from mmvisiongru.ops import mingru_scan, runnable_backends
-from mmvisiongru.ops.mingru_scan import BACKENDS
+from mmvisiongru.ops.mingru import BACKENDS
 
 # Error RMS over reference RMS; float32 of a linear-space scan is far inside.
 TOLERANCE = dict(float32=2e-6, bfloat16=4e-3, float16=1e-3)

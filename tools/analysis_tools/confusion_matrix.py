@@ -14,11 +14,11 @@ from mmengine.config import Config, DictAction
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmpretrain.evaluation import ConfusionMatrix
 
-from mmvisiongru.engine.checkpoint import check_weights, read_weights, refuse_pickled_code
-from mmvisiongru.engine.cli import build_runner, one_line_errors
-from mmvisiongru.engine.config import check_data, load_config
-from mmvisiongru.engine.launch import prepare_launch
-from mmvisiongru.engine.names import check_names
+from mmvisiongru.checkpoint import check_weights, read_weights, refuse_pickled_code
+from mmvisiongru.launch.config import check_data, load_config
+from mmvisiongru.launch.names import check_names
+from mmvisiongru.launch.options import build_runner, one_line_errors
+from mmvisiongru.launch.processes import prepare_launch
 
 # With more classes numbers in the cells cannot be read.
 MOST_VALUES = 25

@@ -19,8 +19,8 @@ from rich.table import Table
 
 from mmvisiongru.analysis.flops import count
 from mmvisiongru.analysis.models import build_model, image_size
-from mmvisiongru.engine.cli import one_line_errors
 from mmvisiongru.errors import InputError
+from mmvisiongru.launch.options import one_line_errors
 
 KINDS = ('convolution', 'linear', 'attention', 'scan')
 

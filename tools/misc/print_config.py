@@ -9,8 +9,8 @@ from mmengine.config import DictAction
 from rich.console import Console
 from rich.syntax import Syntax
 
-from mmvisiongru.engine.cli import one_line_errors
-from mmvisiongru.engine.config import load_config
+from mmvisiongru.launch.config import load_config
+from mmvisiongru.launch.options import one_line_errors
 
 
 def parse_args(argv=None):

@@ -16,11 +16,11 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import ProgressBar
 from torch.utils.data import DataLoader, Dataset
 
-from mmvisiongru.engine.cli import one_line_errors
-from mmvisiongru.engine.config import check_data, load_config
 from mmvisiongru.engine.samples import GuardedDataset
 from mmvisiongru.errors import InputError
-from mmvisiongru.storage import write_text
+from mmvisiongru.files import write_text
+from mmvisiongru.launch.config import check_data, load_config
+from mmvisiongru.launch.options import one_line_errors
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 

@@ -16,8 +16,8 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.structures import PixelData
 
-from mmvisiongru.engine.cli import one_line_errors
-from mmvisiongru.engine.config import check_data, load_config
+from mmvisiongru.launch.config import check_data, load_config
+from mmvisiongru.launch.options import one_line_errors
 
 # Small images are enlarged to this, so that labels can be read.
 SHORT_SIDE = 256

@@ -16,13 +16,13 @@ import numpy as np
 from mmengine.config import Config, DictAction
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmvisiongru.engine.checkpoint import check_weights, read_weights, refuse_pickled_code
-from mmvisiongru.engine.cli import one_line_errors
-from mmvisiongru.engine.config import load_config
-from mmvisiongru.engine.names import check_names, resolve
+from mmvisiongru.checkpoint import check_weights, read_weights, refuse_pickled_code
 from mmvisiongru.engine.samples import PICTURES
 from mmvisiongru.errors import InputError
-from mmvisiongru.storage import check_folder
+from mmvisiongru.files import check_folder
+from mmvisiongru.launch.config import load_config
+from mmvisiongru.launch.names import check_names, resolve
+from mmvisiongru.launch.options import one_line_errors
 
 
 def find_images(path: str) -> list[str]:

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 
+from mmvisiongru.files import check_folder, remove_unfinished, write_text
 from mmvisiongru.registry import HOOKS
-from mmvisiongru.storage import check_folder, remove_unfinished, write_text
 
 
 @HOOKS.register_module()

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from mmvisiongru.checkpoint import check_pretrained
 from mmvisiongru.models.layers import ChannelsLastConv2d, MinGRU2D
-from mmvisiongru.models.layers.streaming import strip_rows, worth_streaming
-from mmvisiongru.ops.mingru_scan import BACKENDS, CANDIDATES
+from mmvisiongru.models.layers.strips import strip_rows, worth_streaming
+from mmvisiongru.ops.mingru import BACKENDS, CANDIDATES
 from mmvisiongru.ops.paths import PATHS
 from mmvisiongru.registry import MODELS
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmvisiongru.ops import mingru_scan_2d
 
 from .conv import ChannelsLastConv2d
-from .streaming import strip_rows, worth_streaming
+from .strips import strip_rows, worth_streaming
 
 
 class MinGRU2D(nn.Module):

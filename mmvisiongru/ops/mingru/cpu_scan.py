@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .paths import parse_paths
+from ..paths import parse_paths
 
-SOURCE = Path(__file__).parent / 'csrc' / 'mingru_scan.cpp'
+SOURCE = Path(__file__).parents[1] / 'csrc' / 'mingru_scan.cpp'
 FLAGS = ['-O3', '-march=native', '-std=c++17', '-fopenmp', '-fno-math-errno', '-fno-trapping-math']
 FLAGS += ['-shared', '-fPIC']
 # A thread is worth waking for about this many elements.

@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmvisiongru.engine import launch, torchrun
 from mmvisiongru.errors import InputError
+from mmvisiongru.launch import processes, torchrun
 
 SLURM = dict(
     SLURM_PROCID='5', SLURM_NTASKS='8', SLURM_LOCALID='1', SLURM_JOB_ID='4711012', SLURM_NODELIST='n[3-4]'
@@ -20,7 +20,7 @@ def started(monkeypatch):
     """A machine without a GPU on which process groups are only noted."""
     calls = []
     monkeypatch.setattr(os, 'environ', {'PATH': os.environ['PATH']})
-    monkeypatch.setattr(launch, 'has_gpu', lambda: False)
+    monkeypatch.setattr(processes, 'has_gpu', lambda: False)
     monkeypatch.setattr(torch.distributed, 'init_process_group', lambda *a, **k: calls.append((a, k)))
     monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 8)
     return calls
@@ -40,7 +40,7 @@ def test_slurm_without_gpu(started, monkeypatch, tmp_path):
     os.environ.update(SLURM, PATH=f'{tmp_path}:{os.environ["PATH"]}')
     monkeypatch.setenv('PATH', os.environ['PATH'])
     cfg = config(launcher='slurm', find_unused_parameters=True, sync_bn='torch')
-    notes = launch.prepare_launch(cfg)
+    notes = processes.prepare_launch(cfg)
 
     names = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
     assert [os.environ[name] for name in names] == ['5', '8', '1', 'n3', str(10000 + 4711012 % 20000)]
@@ -65,7 +65,7 @@ def test_slurm_without_gpu(started, monkeypatch, tmp_path):
 def test_given_port_and_wrapper_are_kept(started):
     os.environ.update(SLURM, MASTER_ADDR='head', MASTER_PORT='1234')
     cfg = config(launcher='slurm', model_wrapper_cfg=dict(type='MySeparateDDP', static_graph=True))
-    launch.prepare_launch(cfg)
+    processes.prepare_launch(cfg)
     assert (os.environ['MASTER_ADDR'], os.environ['MASTER_PORT']) == ('head', '1234')
     assert cfg.model_wrapper_cfg['type'] == 'MySeparateDDP'
     assert cfg.model_wrapper_cfg['static_graph'] is True
@@ -73,11 +73,11 @@ def test_given_port_and_wrapper_are_kept(started):
 
 
 def test_with_gpu_all_is_left_to_mmengine(started, monkeypatch):
-    monkeypatch.setattr(launch, 'has_gpu', lambda: True)
+    monkeypatch.setattr(processes, 'has_gpu', lambda: True)
     os.environ.update(RANK='0', WORLD_SIZE='2', LOCAL_RANK='0')
     cfg = config(launcher='pytorch')
     before = cfg.to_dict()
-    assert launch.prepare_launch(cfg) == []
+    assert processes.prepare_launch(cfg) == []
     assert cfg.to_dict() == before
     assert started == []
 
@@ -94,7 +94,7 @@ def test_with_gpu_all_is_left_to_mmengine(started, monkeypatch):
 def test_launcher_that_did_not_start_this_process(started, launcher, env, message):
     os.environ.update(env)
     with pytest.raises(InputError, match=message):
-        launch.prepare_launch(config(launcher=launcher))
+        processes.prepare_launch(config(launcher=launcher))
 
 
 @pytest.mark.parametrize(

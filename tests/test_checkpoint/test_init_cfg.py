@@ -1,4 +1,4 @@
-"""``init_cfg=dict(type='Pretrained')`` and the reading of checkpoints: mmvisiongru/checkpoint.py.
+"""``init_cfg=dict(type='Pretrained')`` and the reading of checkpoints.
 
 The name differs from that of the module, as pytest wants every file name once.
 """

@@ -1,32 +1,73 @@
-"""Checkpoints in front of a Runner: safe to read, whole, and fitting the model."""
+"""Whether a checkpoint fits a model."""
 
-import os
+from logging import WARNING
 
-from mmengine.model import BaseTTAModel, is_model_wrapper
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, PretrainedInit, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from mmvisiongru.checkpoint import load_checkpoint_file, state_dict_of, unfit_keys
 from mmvisiongru.errors import InputError
+
+from .load import load_checkpoint_file
 
 # A message stays one line on a screen or two, also when every key differs.
 SHOWN_KEYS = 4
 
 
-def refuse_pickled_code() -> None:
-    """Let no checkpoint in this process run code, by whatever way it is loaded.
+def state_dict_of(checkpoint, prefix: str | None = None) -> dict[str, Tensor]:
+    """The weights in a loaded checkpoint, those under ``prefix`` if one is given, without it.
 
-    mmengine retries a file that ``weights_only=True`` refuses without it, and allows ``getattr``, from which
-    a file can call any function. Files and http go through our loader from here on; the variable covers
-    the schemes that are left.
+    As mmengine loads them: without a prefix, the ``module.`` of a wrapped model is taken off. What holds no
+    weights gives none.
     """
+    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else {}
+    state = {k: v for k, v in state.items() if torch.is_tensor(v)} if isinstance(state, dict) else {}
+    if not prefix:
+        return {k.removeprefix('module.'): v for k, v in state.items()}
+    prefix = prefix.rstrip('.') + '.'
+    return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
 
-    # mmengine logs the end of this name as the backend that loads.
-    def load_from_mmvisiongru(path, map_location=None):
-        return load_checkpoint_file(path, map_location or 'cpu')
 
-    CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_mmvisiongru, force=True)
-    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+def unfit_keys(module: nn.Module, state: dict) -> list[str]:
+    """One line for each parameter or buffer that ``state`` lacks, holds in another shape, or has too many."""
+    own = module.state_dict()
+    lines = [f'missing {k}' for k in own if k not in state]
+    lines += [
+        f'shape of {k}: {tuple(state[k].shape)} in the file, {tuple(v.shape)} in the model'
+        for k, v in own.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    return lines + [f'unexpected {k}' for k in state if k not in own]
+
+
+def check_pretrained(module: nn.Module) -> None:
+    """Check the checkpoint that a module's ``init_cfg=dict(type='Pretrained')`` names before it is loaded.
+
+    Raises:
+        InputError: No parameter of the module is in the file. A partial match is logged, key by key.
+    """
+    cfgs = module.init_cfg if isinstance(module.init_cfg, (list, tuple)) else [module.init_cfg or {}]
+    for cfg in cfgs:
+        if cfg.get('type') not in ('Pretrained', PretrainedInit):
+            continue
+        path, prefix = cfg['checkpoint'], cfg.get('prefix')
+        state = state_dict_of(load_checkpoint_file(path), prefix)
+        unfit, own = unfit_keys(module, state), module.state_dict()
+        fitting = sum(k in state and state[k].shape == v.shape for k, v in own.items())
+        if not fitting:
+            raise InputError(
+                f'{path}: none of the {len(own)} parameters of {type(module).__name__} is in the '
+                f'{len(state)} keys under prefix {prefix!r}; {"; ".join(unfit[:3])}'
+            )
+        if unfit:
+            print_log(
+                f'{path}: {fitting} of {len(own)} parameters of {type(module).__name__} loaded; not '
+                'used:\n  ' + '\n  '.join(unfit),
+                logger='current',
+                level=WARNING,
+            )
 
 
 def read_weights(path: str, resume: bool = False) -> dict[str, Tensor]:

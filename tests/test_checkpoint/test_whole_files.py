@@ -11,18 +11,9 @@ import pytest
 import torch
 from children import in_child
 
-from mmvisiongru.checkpoint import load_checkpoint_file
+from mmvisiongru.checkpoint import check_whole, find_checkpoint, load_checkpoint_file, seal
 from mmvisiongru.errors import InputError
-from mmvisiongru.storage import (
-    UNFINISHED,
-    check_folder,
-    check_whole,
-    find_checkpoint,
-    new_file,
-    remove_unfinished,
-    seal,
-    write_text,
-)
+from mmvisiongru.files import UNFINISHED, check_folder, new_file, remove_unfinished, write_text
 
 
 def save(path, iteration=5, fill=1.0, sealed=True):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .paths import PATHS
+from ..paths import PATHS
 
 # In the order in which 'auto' prefers them; the reference is never chosen for the user.
 BACKENDS = {'cpu': 'cpu_scan', 'triton': 'triton_scan', 'torch': 'torch_scan', 'reference': 'reference'}

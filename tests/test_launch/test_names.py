@@ -7,8 +7,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from mmvisiongru.engine.names import check_names, unmatched_custom_keys
 from mmvisiongru.errors import InputError
+from mmvisiongru.launch.names import check_names, unmatched_custom_keys
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 SEGMENTATION = 'segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py'

@@ -3,16 +3,15 @@
 import os
 import pickle
 import re
-from logging import WARNING
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer, print_log
-from mmengine.model import PretrainedInit
-from torch import Tensor, nn
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 
 from mmvisiongru.errors import InputError
-from mmvisiongru.storage import check_whole
+
+from .seal import check_whole
 
 
 def _statistic(owner, name: str):
@@ -92,55 +91,17 @@ def load_checkpoint_file(path: str, map_location='cpu') -> dict:
         raise InputError(f'checkpoint {path} {reason}') from error
 
 
-def state_dict_of(checkpoint, prefix: str | None = None) -> dict[str, Tensor]:
-    """The weights in a loaded checkpoint, those under ``prefix`` if one is given, without it.
+def refuse_pickled_code() -> None:
+    """Let no checkpoint in this process run code, by whatever way it is loaded.
 
-    As mmengine loads them: without a prefix, the ``module.`` of a wrapped model is taken off. What holds no
-    weights gives none.
+    mmengine retries a file that ``weights_only=True`` refuses without it, and allows ``getattr``, from which
+    a file can call any function. Files and http go through our loader from here on; the variable covers
+    the schemes that are left.
     """
-    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else {}
-    state = {k: v for k, v in state.items() if torch.is_tensor(v)} if isinstance(state, dict) else {}
-    if not prefix:
-        return {k.removeprefix('module.'): v for k, v in state.items()}
-    prefix = prefix.rstrip('.') + '.'
-    return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
 
+    # mmengine logs the end of this name as the backend that loads.
+    def load_from_mmvisiongru(path, map_location=None):
+        return load_checkpoint_file(path, map_location or 'cpu')
 
-def unfit_keys(module: nn.Module, state: dict) -> list[str]:
-    """One line for each parameter or buffer that ``state`` lacks, holds in another shape, or has too many."""
-    own = module.state_dict()
-    lines = [f'missing {k}' for k in own if k not in state]
-    lines += [
-        f'shape of {k}: {tuple(state[k].shape)} in the file, {tuple(v.shape)} in the model'
-        for k, v in own.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    return lines + [f'unexpected {k}' for k in state if k not in own]
-
-
-def check_pretrained(module: nn.Module) -> None:
-    """Check the checkpoint that a module's ``init_cfg=dict(type='Pretrained')`` names before it is loaded.
-
-    Raises:
-        InputError: No parameter of the module is in the file. A partial match is logged, key by key.
-    """
-    cfgs = module.init_cfg if isinstance(module.init_cfg, (list, tuple)) else [module.init_cfg or {}]
-    for cfg in cfgs:
-        if cfg.get('type') not in ('Pretrained', PretrainedInit):
-            continue
-        path, prefix = cfg['checkpoint'], cfg.get('prefix')
-        state = state_dict_of(load_checkpoint_file(path), prefix)
-        unfit, own = unfit_keys(module, state), module.state_dict()
-        fitting = sum(k in state and state[k].shape == v.shape for k, v in own.items())
-        if not fitting:
-            raise InputError(
-                f'{path}: none of the {len(own)} parameters of {type(module).__name__} is in the '
-                f'{len(state)} keys under prefix {prefix!r}; {"; ".join(unfit[:3])}'
-            )
-        if unfit:
-            print_log(
-                f'{path}: {fitting} of {len(own)} parameters of {type(module).__name__} loaded; not '
-                'used:\n  ' + '\n  '.join(unfit),
-                logger='current',
-                level=WARNING,
-            )
+    CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_mmvisiongru, force=True)
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'

@@ -1,6 +1,6 @@
 """torchrun as dist_train.sh and dist_test.sh call it: nodes from the environment, errors without noise.
 
-python -m mmvisiongru.engine.torchrun PROCESSES SCRIPT [ARGS]
+python -m mmvisiongru.launch.torchrun PROCESSES SCRIPT [ARGS]
 """
 
 import logging

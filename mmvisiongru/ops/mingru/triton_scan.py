@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .paths import parse_paths
+from ..paths import parse_paths
 
 # As Triton does, read once: its interpreter then runs the kernels on CPU tensors.
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'

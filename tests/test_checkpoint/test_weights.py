@@ -13,7 +13,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_checkpoint
 from torch import nn
 
-from mmvisiongru.engine.checkpoint import check_weights, read_weights, refuse_pickled_code
+from mmvisiongru.checkpoint import check_weights, read_weights, refuse_pickled_code
 from mmvisiongru.errors import InputError
 from mmvisiongru.models import VisionGRU
 

@@ -9,7 +9,7 @@ s_t = dh_t + (1 - z_{t+1}) s_{t+1},   dc_t = z_t s_t,   dgate_t = s_t (c_t - h_{
 import torch
 from torch import Tensor
 
-from .paths import as_sequence, parse_paths, write_sequence
+from ..paths import as_sequence, parse_paths, write_sequence
 
 
 def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:

@@ -12,7 +12,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from .paths import as_sequence, parse_paths, write_sequence
+from ..paths import as_sequence, parse_paths, write_sequence
 from .reference import accumulation_dtype, steps
 
 

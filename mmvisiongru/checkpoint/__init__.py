@@ -1,0 +1,20 @@
+"""Checkpoints: read without running what is in them, whole, and fitting the model."""
+
+from .fit import check_pretrained, check_weights, read_weights, state_dict_of, unfit_keys
+from .load import load_checkpoint_file, refuse_pickled_code
+from .resume import find_checkpoint
+from .seal import check_whole, read_seal, seal
+
+__all__ = [
+    'check_pretrained',
+    'check_weights',
+    'check_whole',
+    'find_checkpoint',
+    'load_checkpoint_file',
+    'read_seal',
+    'read_weights',
+    'refuse_pickled_code',
+    'seal',
+    'state_dict_of',
+    'unfit_keys',
+]

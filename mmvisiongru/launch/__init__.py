@@ -1,0 +1,1 @@
+"""What happens before a Runner exists: command line, config, processes, and the checks of all three."""
