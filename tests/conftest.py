@@ -6,16 +6,24 @@ from pathlib import Path
 import pytest
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
+from mmengine.runner import CheckpointLoader
 from mmengine.visualization import Visualizer
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+pytest.register_assert_rewrite('tests.harness')
 
 
 @pytest.fixture(autouse=True)
-def forget_mmengine_globals():
+def _forget_mmengine_globals():
     """Let no test see the default scope, logger or buffers that a Runner of an earlier one made."""
     yield
     # Each class keeps its own instances, the visualizers of the tasks too.
     for manager in (DefaultScope, MessageHub, MMLogger, Visualizer, *Visualizer.__subclasses__()):
         manager._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def _forget_refusal(monkeypatch):
+    """Keep what refuse_pickled_code() changes in mmengine and torch to one test."""
+    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 import mmvisiongru
+from tests.harness import ROOT
 
-ROOT = Path(__file__).parent.parent
 MAINTAINED = {
     'torch': '2.15.0',
     'onedl-mmengine': '0.10.12',

@@ -19,10 +19,8 @@ from mmvisiongru.models import VisionGRU
 
 
 @pytest.fixture(autouse=True)
-def loader(monkeypatch):
+def _refuse():
     """refuse_pickled_code() for the time of a test."""
-    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
-    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
     refuse_pickled_code()
 
 

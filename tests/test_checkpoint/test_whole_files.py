@@ -9,11 +9,11 @@ import zipfile
 
 import pytest
 import torch
-from children import in_child
 
 from mmvisiongru.checkpoint import check_whole, find_checkpoint, load_checkpoint_file, seal
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import UNFINISHED, check_folder, new_file, remove_unfinished, write_text
+from tests.harness.children import in_child
 
 
 def save(path, iteration=5, fill=1.0, sealed=True):

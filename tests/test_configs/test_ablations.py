@@ -3,7 +3,8 @@
 from itertools import pairwise
 
 import pytest
-from config_builders import CLASSIFIER, CONFIGS, UPERNET, build_model, difference, load
+
+from tests.harness.config_builders import CLASSIFIER, CONFIGS, UPERNET, build_model, difference, load
 
 DIMS, DEPTHS = (72, 144, 288, 576), (2, 2, 8, 2)
 ABLATIONS = {

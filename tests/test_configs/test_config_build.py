@@ -5,7 +5,12 @@ import re
 
 import pytest
 import torch
-from config_builders import (
+from mmengine.registry import HOOKS, PARAM_SCHEDULERS, VISUALIZERS
+from mmpretrain.evaluation import Accuracy
+from mmseg.evaluation import IoUMetric
+
+from mmvisiongru.models.backbones import VisionGRU
+from tests.harness.config_builders import (
     CLASSIFIER,
     CONFIGS,
     LEAVES,
@@ -19,11 +24,6 @@ from config_builders import (
     load,
     scope,
 )
-from mmengine.registry import HOOKS, PARAM_SCHEDULERS, VISUALIZERS
-from mmpretrain.evaluation import Accuracy
-from mmseg.evaluation import IoUMetric
-
-from mmvisiongru.models.backbones import VisionGRU
 
 SAVE_BEST = {'IoUMetric': 'mIoU', 'Accuracy': 'accuracy/top1'}
 TRAINED = [name for name in LEAVES if load(name).get('train_cfg')]

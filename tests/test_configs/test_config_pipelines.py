@@ -4,7 +4,8 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from config_builders import CLASSIFIER, UPERNET, build_dataset, build_model, load
+
+from tests.harness.config_builders import CLASSIFIER, UPERNET, build_dataset, build_model, load
 
 
 @pytest.fixture(scope='module')

@@ -5,12 +5,20 @@ import math
 import numpy as np
 import pytest
 import torch
-from config_builders import CLASSIFIER, UPERNET, build_dataset, build_model, build_optimizer, load
 from mmengine.hooks import ParamSchedulerHook
 from mmengine.model import BaseModel, MomentumAnnealingEMA
 from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
+
+from tests.harness.config_builders import (
+    CLASSIFIER,
+    UPERNET,
+    build_dataset,
+    build_model,
+    build_optimizer,
+    load,
+)
 
 RELEASED = CLASSIFIER.replace('.py', '_released.py')
 CLASSIFIERS = [name for tiny in (CLASSIFIER, RELEASED) for name in (tiny, tiny.replace('tiny', 'base'))]

@@ -7,13 +7,13 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from toy import ROOT, finish, start
 
 from mmvisiongru.checkpoint import load_checkpoint_file
 from mmvisiongru.engine.hooks import StallHook
+from tests.harness import ROOT
+from tests.harness.toy import finish, start
 
 TIMEOUT = 8
 STALL = {'default_hooks.stall': dict(type='mmvisiongru.StallHook', timeout=TIMEOUT)}
@@ -106,7 +106,7 @@ def test_port_in_use(tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         begin = time.monotonic()
-        toy = Path(__file__).with_name('toy.py')
+        toy = ROOT / 'tests/harness/toy.py'
         done = subprocess.run(
             [sys.executable, '-m', 'mmvisiongru.launch.torchrun', '2', str(toy), str(tmp_path)],
             env={**os.environ, 'PYTHONPATH': str(ROOT), 'MASTER_PORT': str(port)},

@@ -4,56 +4,12 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 from mmengine.hooks import Hook
-from toy import finish, start, toy_runner
 
 from mmvisiongru.checkpoint import load_checkpoint_file
+from tests.harness.toy import LAST, KilledError, differing, finish, run, start, toy_runner
 
 LONG = pytest.mark.long
-LAST = {False: 'iter_18.pth', True: 'epoch_6.pth'}
-
-
-class KilledError(Exception):
-    """Takes the place of a kill in this process."""
-
-
-class KillHook(Hook):
-    """Ends a run before an iteration, counted from 1."""
-
-    def __init__(self, at):
-        self.at = at
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter + 1 == self.at:
-            raise KilledError
-
-
-def run(work_dir, kill_at=None, **settings):
-    """Run until the end or the kill."""
-    runner = toy_runner(work_dir, **settings)
-    if kill_at:
-        runner.register_hook(KillHook(kill_at))
-        with pytest.raises(KilledError):
-            runner.train()
-    else:
-        runner.train()
-
-
-def tensors(node, place=''):
-    """All tensors of a loaded checkpoint with their place."""
-    if torch.is_tensor(node):
-        yield place, node
-    elif isinstance(node, (dict, list, tuple)):
-        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from tensors(child, f'{place}.{key}')
-
-
-def differing(a, b) -> tuple[int, list[str]]:
-    """How many tensors two checkpoints have, and the names of those that differ in any bit."""
-    a, b = dict(tensors(load_checkpoint_file(str(a)))), dict(tensors(load_checkpoint_file(str(b))))
-    assert a.keys() == b.keys()
-    return len(a), [k for k in a if not torch.equal(a[k], b[k])]
 
 
 def scores(path) -> tuple:

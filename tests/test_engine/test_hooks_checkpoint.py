@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from children import in_child
 from mmengine.registry import RUNNERS
-from toy import ToyMetric, toy_config, toy_runner
 
 from mmvisiongru.checkpoint import find_checkpoint, load_checkpoint_file
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import UNFINISHED
+from tests.harness.children import in_child
+from tests.harness.toy import ToyMetric, toy_config, toy_runner
 
 
 def die_at_file_operation(number: int) -> None:

@@ -7,12 +7,11 @@ import pytest
 import torch
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
-from test_exact_resume import LAST, differing, run
-from toy import finish, start, toy_runner
 
 from mmvisiongru.checkpoint import find_checkpoint, load_checkpoint_file
 from mmvisiongru.engine.hooks import GuardHook
 from mmvisiongru.errors import InputError
+from tests.harness.toy import LAST, differing, finish, run, start, toy_runner
 
 LONG = pytest.mark.long
 

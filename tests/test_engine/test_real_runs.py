@@ -14,10 +14,10 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from PIL import Image
-from test_exact_resume import differing
-from toy import ROOT, finish
 
 from mmvisiongru.checkpoint import load_checkpoint_file
+from tests.harness import ROOT
+from tests.harness.toy import differing, finish
 
 pytestmark = pytest.mark.long
 
@@ -123,20 +123,19 @@ def data(tmp_path_factory):
 def train(processes, folder: Path, text, data, *options, kill_at=None, rank=0, **settings) -> tuple[int, str]:
     """Run tools/train.py in the folder; the exit code and the output."""
     folder.mkdir(exist_ok=True)
-    faults = [dict(type='toy.MemoryHook')]
+    faults = [dict(type='tests.harness.toy.MemoryHook')]
     if kill_at:
-        faults.append(dict(type='toy.FaultHook', at=kill_at, what='kill', rank=rank))
+        faults.append(dict(type='tests.harness.toy.FaultHook', at=kill_at, what='kill', rank=rank))
     settings = dict(dict(workers=0, iters=30, epochs=5, interval=4), **settings)
     config = folder / 'config.py'
     config.write_text(text.format(root=ROOT, data=data, faults=faults, **settings))
     launcher = ['-m', 'mmvisiongru.launch.torchrun', str(processes)] if processes > 1 else []
     parallel = ['--launcher', 'pytorch'] if processes > 1 else []
     command = [sys.executable, *launcher, str(ROOT / 'tools/train.py'), str(config), *parallel, *options]
-    paths = f'{ROOT}:{Path(__file__).parent}'
     return finish(
         subprocess.Popen(
             [*command, '--work-dir', str(folder / 'work'), '--no-pin-memory'],
-            env={**os.environ, 'PYTHONPATH': paths, 'OMP_NUM_THREADS': '1'},
+            env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

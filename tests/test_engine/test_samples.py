@@ -7,11 +7,11 @@ import pytest
 import torch
 from mmengine.registry import init_default_scope
 from PIL import Image
-from toy import toy_runner
 
 from mmvisiongru.engine.draws import Draw
 from mmvisiongru.engine.samples import GuardedDataset
 from mmvisiongru.errors import InputError
+from tests.harness.toy import toy_runner
 
 PIPELINE = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
 

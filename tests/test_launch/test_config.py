@@ -11,8 +11,8 @@ from mmengine.config import Config
 
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.config import VARIABLES, check_data, check_keys, known_keys, load_config
+from tests.harness import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 UPERNET = str(ROOT / 'configs/segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py')
 
 

@@ -1,7 +1,5 @@
 """Misspelt names inside a config."""
 
-from pathlib import Path
-
 import pytest
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -9,8 +7,9 @@ from torch import nn
 
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.names import check_names, unmatched_custom_keys
+from tests.harness import ROOT
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+CONFIGS = ROOT / 'configs'
 SEGMENTATION = 'segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py'
 LEAVES = [str(p.relative_to(CONFIGS)) for p in sorted(CONFIGS.glob('[!_]*/*.py'))]
 

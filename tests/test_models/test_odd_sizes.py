@@ -1,7 +1,5 @@
 """UperNet on images of any size, in training and in both ways of testing."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from mmengine.config import Config
@@ -9,7 +7,9 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-CONFIG = Path(__file__).resolve().parents[2] / 'configs/_base_/models/upernet_visiongru.py'
+from tests.harness import ROOT
+
+CONFIG = ROOT / 'configs/_base_/models/upernet_visiongru.py'
 SIZES = [(1, 1), (8, 8), (16, 16), (31, 31), (33, 33), (65, 65), (255, 255), (1, 70), (70, 1), (33, 65)]
 
 

@@ -5,7 +5,6 @@ import math
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisiongru.models.backbones import visiongru
 from mmvisiongru.models.backbones.visiongru import VisionGRU
+from tests.harness import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 # Widths that are no multiples of each other, so that a mixed-up one shows.
 SMALL = dict(embed_dims=[8, 12, 20, 28], depths=[1, 1, 2, 1])
 TWO_PATHS = ('row', 'row_reverse')

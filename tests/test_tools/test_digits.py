@@ -2,7 +2,6 @@
 
 import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +10,9 @@ from mmseg.datasets import BaseSegDataset, LoadAnnotations
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests.harness import ROOT
 from tools.dataset_converters import digits
 
-ROOT = Path(__file__).resolve().parents[2]
 FEW = dict(training=12, validation=6)
 
 

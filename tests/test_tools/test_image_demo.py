@@ -8,10 +8,9 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import CheckpointLoader
 from PIL import Image
-from small_runs import CLASSIFICATION, SEGMENTATION, make_scenes, write_config
 
+from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, make_scenes, write_config
 from tools.visualization import image_demo
 
 COLOURS = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
@@ -24,8 +23,6 @@ TASKS = dict(
 def task(request, tmp_path, monkeypatch):
     """A config with a trained model's checkpoint, and a folder of images."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
-    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
     make_scenes(tmp_path / 'ade')
     text, classes = TASKS[request.param]
     cfg = Config.fromfile(write_config(tmp_path / 'tiny.py', text, tmp_path / 'ade'))

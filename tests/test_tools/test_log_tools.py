@@ -6,12 +6,12 @@ import json
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_train_test import CLASSIFICATION, SEGMENTATION, make_folders, make_scenes, write_config
 
 from mmvisiongru.launch.processes import prepare_launch
+from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, make_folders, make_scenes, write_config
 from tools.analysis_tools import analyze_logs, confusion_matrix
 from tools.misc import print_config
 from tools.visualization import browse_dataset
@@ -26,8 +26,6 @@ TASKS = dict(segmentation=(SEGMENTATION, make_scenes), classification=(CLASSIFIC
 def run(request, tmp_path, monkeypatch):
     """A config whose model was trained for a few iterations, in the work dir beside it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
-    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
     text, make_data = TASKS[request.param]
     make_data(tmp_path / 'data')
     text = text.replace('persistent_workers=True,', '')

@@ -17,10 +17,9 @@ from mmseg.evaluation import IoUMetric
 from mmseg.structures import SegDataSample
 from PIL import Image
 
+from tests.harness import ROOT
 from tools.dataset_converters import digits
 from tools.misc import quickstart
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope='module')

@@ -15,12 +15,19 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import CheckpointLoader
 from PIL import Image
-from small_runs import CLASSIFICATION, ROOT, SEGMENTATION, TOOLS, make_folders, make_scenes, write_config
 
 from mmvisiongru.checkpoint import load_checkpoint_file
 from mmvisiongru.launch.processes import has_gpu
+from tests.harness import ROOT
+from tests.harness.small_runs import (
+    CLASSIFICATION,
+    SEGMENTATION,
+    TOOLS,
+    make_folders,
+    make_scenes,
+    write_config,
+)
 
 
 @pytest.fixture
@@ -33,10 +40,8 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys):
+def tool(capsys):
     """Calls the main function of a script in this process; gives the exit code and the lines on stderr."""
-    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
-    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
 
     def call(name, *args):
         code = 0

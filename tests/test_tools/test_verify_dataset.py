@@ -2,13 +2,14 @@
 
 import json
 import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-MAIN = runpy.run_path(str(Path(__file__).resolve().parents[2] / 'tools/misc/verify_dataset.py'))['main']
+from tests.harness import ROOT
+
+MAIN = runpy.run_path(str(ROOT / 'tools/misc/verify_dataset.py'))['main']
 
 CONFIG = """
 default_scope = 'mmseg'

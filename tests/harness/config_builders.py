@@ -4,14 +4,15 @@ import ast
 import copy
 import functools
 import re
-from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+from tests.harness import ROOT
+
+CONFIGS = ROOT / 'configs'
 CLASSIFIER = 'classification/visiongru-tiny_8xb128_in1k.py'
 UPERNET = 'segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py'
 LEAVES = sorted(

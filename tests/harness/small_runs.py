@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.harness import ROOT
+
 TOOLS = ROOT / 'tools'
 
 SEGMENTATION = """

@@ -1,6 +1,6 @@
 """A run of milliseconds with everything that resuming must restore: augmentation, dropout, EMA, schedules.
 
-As a script, it is a process that tests can kill: ``python toy.py WORK_DIR [JSON of settings] [faults]``.
+As a script, it is a process that tests can kill: ``python tests/harness/toy.py WORK_DIR [JSON of settings]``.
 """
 
 import json
@@ -26,8 +26,12 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[2]
+from mmvisiongru.checkpoint import load_checkpoint_file
+from tests.harness import ROOT
+
 SIZE = 12
+# The last checkpoint of a run of 18 iterations, by epoch or not.
+LAST = {False: 'iter_18.pth', True: 'epoch_6.pth'}
 
 
 class ToyDataset(BaseDataset):
@@ -120,6 +124,21 @@ class FaultHook(Hook):
         return runner.train_loop.dataloader_iterator._iterator._workers[0]
 
 
+class KilledError(Exception):
+    """Takes the place of a kill in this process."""
+
+
+class KillHook(Hook):
+    """Ends a run before an iteration, counted from 1."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter + 1 == self.at:
+            raise KilledError
+
+
 class MemoryHook(Hook):
     """Prints the memory that this process holds, every 100 iterations."""
 
@@ -190,6 +209,36 @@ def toy_runner(work_dir, resume=False, fault=None, **settings) -> Runner:
         return RUNNERS.build(cfg)
 
 
+def run(work_dir, kill_at=None, **settings):
+    """Run in this process until the end or the kill."""
+    runner = toy_runner(work_dir, **settings)
+    if not kill_at:
+        runner.train()
+        return
+    runner.register_hook(KillHook(kill_at))
+    try:
+        runner.train()
+    except KilledError:
+        return
+    raise AssertionError(f'the run ended before iteration {kill_at}')
+
+
+def tensors(node, place=''):
+    """All tensors of a loaded checkpoint with their place."""
+    if torch.is_tensor(node):
+        yield place, node
+    elif isinstance(node, (dict, list, tuple)):
+        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from tensors(child, f'{place}.{key}')
+
+
+def differing(a, b) -> tuple[int, list[str]]:
+    """How many tensors two checkpoints have, and the names of those that differ in any bit."""
+    a, b = dict(tensors(load_checkpoint_file(str(a)))), dict(tensors(load_checkpoint_file(str(b))))
+    assert a.keys() == b.keys()
+    return len(a), [k for k in a if not torch.equal(a[k], b[k])]
+
+
 def start(processes: int, work_dir, **settings) -> subprocess.Popen:
     """Start the toy run as a user would, in processes of its own."""
     settings['launcher'] = 'pytorch' if processes > 1 else 'none'
@@ -229,6 +278,5 @@ def main(work_dir, settings='{}'):
 
 
 if __name__ == '__main__':
-    sys.path.insert(0, str(ROOT))
     torch.set_num_threads(1)
     main(*sys.argv[1:])
