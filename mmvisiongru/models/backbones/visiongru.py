@@ -13,7 +13,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmvisiongru.checkpoint import check_pretrained
-from mmvisiongru.models.layers import ChannelsLastConv2d, MinGRU2D
+from mmvisiongru.models.layers import MLP, ChannelsLastConv2d, MinGRU2D
 from mmvisiongru.models.layers.strips import strip_rows, worth_streaming
 from mmvisiongru.ops.mingru import BACKENDS, CANDIDATES
 from mmvisiongru.ops.paths import PATHS
@@ -60,26 +60,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
-
-
-class MLP(nn.Module):
-    """W2 GELU(W1 x)."""
-
-    def __init__(self, dim: int, ratio: int):
-        super().__init__()
-        self.fc1 = nn.Linear(dim, dim * ratio)
-        self.fc2 = nn.Linear(dim * ratio, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.fc1(x)
-        # GELU again in the backward pass costs little; keeping it costs as much memory as ``hidden``. A
-        # compiler decides that by itself, and an exported graph has no backward pass.
-        if self.training and hidden.requires_grad and not torch.compiler.is_compiling():
-            return cp.checkpoint(self._out, hidden, use_reentrant=False, preserve_rng_state=False)
-        return self._out(hidden)
-
-    def _out(self, hidden: Tensor) -> Tensor:
-        return self.fc2(F.gelu(hidden))
 
 
 class Block(nn.Module):

@@ -2,5 +2,6 @@
 
 from .conv import ChannelsLastConv2d
 from .mingru import MinGRU2D
+from .mlp import MLP
 
-__all__ = ['ChannelsLastConv2d', 'MinGRU2D']
+__all__ = ['MLP', 'ChannelsLastConv2d', 'MinGRU2D']
