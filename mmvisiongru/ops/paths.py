@@ -1,13 +1,47 @@
 """Scan paths over a row-major map: the order in which its tokens are read."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from torch import Tensor
 
-PATHS = ('row', 'row_reverse', 'column', 'column_reverse')
+
+class Path(NamedTuple):
+    """Where a path begins and which way it runs. Every backend reads a path by these two."""
+
+    column: bool  # down the columns: the rows of the transposed map
+    reverse: bool  # from the last token to the first
+
+    def by_rows(self, x: Tensor) -> Tensor:
+        """View a map (B, H, W, D) as the one whose rows this path reads."""
+        return x.transpose(1, 2) if self.column else x
+
+    @property
+    def along_rows(self) -> str:
+        """Name of the path that reads the map of :meth:`by_rows` in the same order."""
+        return 'row_reverse' if self.reverse else 'row'
+
+    def in_order(self, strips: Sequence) -> Sequence:
+        """The strips of a map, top to bottom, in the order in which the path comes by."""
+        return strips[::-1] if self.reverse else strips
+
+    def last(self, h: Tensor) -> Tensor:
+        """The state (B, 1, D) after the last token read of a map (B, H, W, D) of :meth:`by_rows`."""
+        return h[:, 0, :1] if self.reverse else h[:, -1, -1:]
 
 
-def parse_paths(paths: str) -> tuple[tuple[bool, bool], ...]:
-    """Split ``'row,column_reverse'`` into one (is_column, is_reverse) pair a path."""
-    return tuple((p.startswith('column'), p.endswith('reverse')) for p in paths.split(','))
+PATHS = {
+    'row': Path(column=False, reverse=False),
+    'row_reverse': Path(column=False, reverse=True),
+    'column': Path(column=True, reverse=False),
+    'column_reverse': Path(column=True, reverse=True),
+}
+
+
+def check_paths(paths: Sequence[str], name: str = 'paths') -> None:
+    """Raise ValueError unless ``paths``, the argument ``name``, is a list of known paths."""
+    if isinstance(paths, str) or not paths or any(path not in PATHS for path in paths):
+        raise ValueError(f'{name} must be a list out of {tuple(PATHS)}, got {paths!r}')
 
 
 def as_sequence(x: Tensor, column: bool) -> Tensor:

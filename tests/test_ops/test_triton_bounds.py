@@ -18,7 +18,9 @@ import pytest
 import torch
 from test_triton_scan import CASES, H200, ROOT, inputs_of
 
+from mmvisiongru.ops import triton_launch
 from mmvisiongru.ops.mingru import triton_scan
+from mmvisiongru.ops.mingru.passes import Gates, Mode
 
 PAGE = mmap.PAGESIZE
 PLACES = ('before a forbidden page', 'after a forbidden page')
@@ -56,19 +58,14 @@ def run_case(case, guarded):
     P = len(case.paths)
     x = projected.view(B, H, W, P, 2, D)
     out, gradient = guarded.empty(B, H, W, P, D, dtype=case.dtype), guarded.empty(x.shape, dtype=case.dtype)
-    paths = ','.join(case.paths)
-    triton_scan._launch.cache_clear()
-    limits = dict(case.limits, _processors=lambda device: H200)
-    with mock.patch.multiple(triton_scan, **limits), mock.patch.object(torch, 'empty', guarded.empty):
-        triton_scan.forward(x[..., 1, :], x[..., 0, :], out, paths, case.candidate, state)
-        triton_scan.backward(
-            cotangent.view(out.shape),
-            *(x[..., 1, :], x[..., 0, :], out),
-            *(gradient[..., 1, :], gradient[..., 0, :]),
-            paths,
-            case.candidate,
-        )
-    triton_scan._launch.cache_clear()
+    inputs, gradients = (Gates(t[..., 1, :], t[..., 0, :]) for t in (x, gradient))
+    mode = Mode.of(','.join(case.paths), case.candidate)
+    triton_launch.launch.cache_clear()
+    limits = dict(case.limits, processors=lambda device: H200)
+    with mock.patch.multiple(triton_launch, **limits), mock.patch.object(torch, 'empty', guarded.empty):
+        triton_scan.forward(inputs, out, mode, state)
+        triton_scan.backward(cotangent.view(out.shape), inputs, out, gradients, mode)
+    triton_launch.launch.cache_clear()
     assert not out.isnan().any()
     assert not gradient.isnan().any()
 

@@ -20,11 +20,13 @@ import pytest
 import torch
 from test_mingru_scan import PATHS, ROOT, TOLERANCE, composed_2d, error, normal, run
 
-from mmvisiongru.ops import mingru_scan, mingru_scan_2d, runnable_backends
+from mmvisiongru.ops import mingru_scan, mingru_scan_2d, runnable_backends, triton_launch
 from mmvisiongru.ops.mingru import triton_scan
+from mmvisiongru.ops.mingru.passes import Gates, Mode
+from mmvisiongru.ops.paths import PATHS as KNOWN
 
 triton = pytest.importorskip('triton', reason='Triton is not installed, as on other systems than Linux')
-if triton_scan._triton_version() < triton_scan.MIN_TRITON:
+if triton_launch.triton_version() < triton_launch.MIN_TRITON:
     pytest.skip(f'Triton {triton.__version__} cannot compile the kernels', allow_module_level=True)
 
 CUDA = torch.cuda.is_available()
@@ -99,19 +101,19 @@ def measure(case, device):
     plans = []
 
     def plan(*args):
-        plans.append(triton_scan.Plan(*original(*args)))
+        plans.append(triton_launch.Plan(*original(*args)))
         return plans[-1]
 
-    original = triton_scan.plan
-    triton_scan._launch.cache_clear()
-    changed = dict(case.limits, plan=plan, _processors=lambda device: H200)
-    with mock.patch.multiple(triton_scan, **changed):
+    original = triton_launch.plan
+    triton_launch.launch.cache_clear()
+    changed = dict(case.limits, plan=plan, processors=lambda device: H200)
+    with mock.patch.multiple(triton_launch, **changed):
         got = (
             dict(out=scan(projected, state=state))
             if case.state
             else run(scan, projected, cotangent=cotangent)
         )
-    triton_scan._launch.cache_clear()
+    triton_launch.launch.cache_clear()
     assert all(x.dtype == case.dtype for x in got.values())
     kind = TOLERANCE[case.dtype][0]
     errors = {name: error(got[name], x, kind) for name, x in reference_of(case).items()}
@@ -129,8 +131,8 @@ def measure_far(device):
     hidden.copy_(values[1])
     grad = values[2].to(device)
     out = torch.empty_like(grad)
-    triton_scan.forward(gate, hidden, out, 'row', 'g')
-    triton_scan.backward(grad, gate, hidden, out, d_gate, d_hidden, 'row', 'g')
+    triton_scan.forward(Gates(gate, hidden), out, Mode.of('row', 'g'))
+    triton_scan.backward(grad, Gates(gate, hidden), out, Gates(d_gate, d_hidden), Mode.of('row', 'g'))
     scan = partial(mingru_scan, backend='reference')
     leaves = [x.double().view(1, L, D) for x in values]
     ref = run(scan, *leaves[:2], cotangent=leaves[2])
@@ -183,13 +185,21 @@ COMPILED = [
 ]
 
 
+def launch(shape, paths, backward):
+    """Grid and arguments of a launch on a large GPU."""
+    paths = tuple(KNOWN[path] for path in paths)
+    grid, arguments = triton_launch.launch(torch.Size(shape), paths, backward, H200)
+    return grid, dict(arguments, LINEAR=False)
+
+
 def compiled(name, capability, grid_arguments, dtype='bf16', **constants):
     """Cross-compile a kernel with the arguments of a launch, every pointer and stride a multiple of 16."""
+    from mmvisiongru.ops import triton_affine
     from mmvisiongru.ops.mingru import triton_kernels
 
-    kernel = getattr(triton_kernels, name)
+    kernel = getattr(triton_affine if name == 'chunk_states' else triton_kernels, name)
     arguments = dict(grid_arguments, **constants)
-    options = dict(triton_scan.OPTIONS, num_warps=arguments.pop('num_warps'))
+    options = dict(triton_launch.OPTIONS, num_warps=arguments.pop('num_warps'))
     signature, constexprs, attributes = {}, {}, {}
     for i, argument in enumerate(kernel.arg_names):
         if argument in ('states', 'first') and not arguments.get('CHUNKED'):
@@ -200,7 +210,7 @@ def compiled(name, capability, grid_arguments, dtype='bf16', **constants):
             signature[argument] = 'i32'
         else:
             signature[argument] = '*fp32' if argument in ('states', 'sums') else f'*{dtype}'
-        if signature[argument] != 'constexpr' and argument not in triton_kernels.SHAPES:
+        if signature[argument] != 'constexpr' and argument not in triton_affine.SHAPES:
             attributes[(i,)] = [['tt.divisibility', 16]]
     source = triton.compiler.ASTSource(kernel, signature, constexprs, attributes)
     target = triton.backends.compiler.GPUTarget('cuda', capability, 32)
@@ -224,7 +234,7 @@ def assert_fits(binary, registers, tmp_path):
 
 
 needs_compiler = pytest.mark.skipif(
-    triton_scan.INTERPRETED, reason='TRITON_INTERPRET is set: the kernels of this process are interpreted'
+    triton_launch.INTERPRETED, reason='TRITON_INTERPRET is set: the kernels of this process are interpreted'
 )
 
 
@@ -232,8 +242,7 @@ needs_compiler = pytest.mark.skipif(
 @pytest.mark.parametrize('capability', [80, 90])
 @pytest.mark.parametrize(('name', 'shape', 'paths', 'registers'), COMPILED)
 def test_no_spills(name, shape, paths, registers, capability, tmp_path):
-    launch = (torch.Size(shape), ','.join(paths), False, name == 'scan_backward', H200)
-    _, arguments = triton_scan._launch(*launch)
+    _, arguments = launch(shape, paths, name == 'scan_backward')
     chunked = arguments['chunks'] > 1
     assert chunked == (shape[0] == 1)
     assert_fits(compiled(name, capability, arguments, CHUNKED=chunked), registers, tmp_path)
@@ -242,10 +251,10 @@ def test_no_spills(name, shape, paths, registers, capability, tmp_path):
 @needs_compiler
 @pytest.mark.parametrize('capability', [80, 90])
 def test_no_spills_between_chunks(capability, tmp_path):
-    _, arguments = triton_scan._launch(torch.Size((1, 312, 312, 2, 144)), ','.join(ROWS), False, False, H200)
+    _, arguments = launch((1, 312, 312, 2, 144), ROWS, False)
     for backward in (False, True):
         assert_fits(compiled('chunk_sums', capability, arguments, BACKWARD=backward), 88, tmp_path)
-    binary = compiled('chunk_states', capability, {**arguments, **triton_scan.STATES})
+    binary = compiled('chunk_states', capability, {**arguments, **triton_launch.STATES})
     assert_fits(binary, 104, tmp_path)
 
 
@@ -269,28 +278,28 @@ def test_numbers(results, name):
 
 def test_one_launch_where_the_batch_fills_the_gpu():
     for sequences, length, inner in ((64, 3136, 144), (256, 3136, 144), (16, 784, 288), (256, 49, 1152)):
-        assert triton_scan.plan(sequences, length, inner, H200).chunks == 1
-    assert triton_scan.plan(256, 3136, 144, H200).warps == 1
-    assert triton_scan.plan(64, 3136, 144, H200).warps == 4
+        assert triton_launch.plan(sequences, length, inner, H200).chunks == 1
+    assert triton_launch.plan(256, 3136, 144, H200).warps == 1
+    assert triton_launch.plan(64, 3136, 144, H200).warps == 4
 
 
 @pytest.mark.parametrize('inner', [1, 16, 50, 144, 288, 576, 1152])
 @pytest.mark.parametrize('length', [1, 49, 3136, 24336, 97344])
 @pytest.mark.parametrize('sequences', [1, 2, 16, 256])
 def test_plan_covers_the_sequence(sequences, length, inner):
-    plan = triton_scan.plan(sequences, length, inner, H200)
+    plan = triton_launch.plan(sequences, length, inner, H200)
     assert (plan.chunks - 1) * plan.chunk < length <= plan.chunks * plan.chunk
-    assert plan.chunks == 1 or plan.chunk % triton_scan.STEPS == 0
+    assert plan.chunks == 1 or plan.chunk % triton_launch.STEPS == 0
     assert plan.rows * plan.lanes == plan.warps * 64
     assert inner % plan.lanes == 0 or plan.lanes == 16
     blocks = -(-inner // plan.lanes)
-    assert plan.chunks == 1 or sequences * blocks * 8 < triton_scan.WARPS_PER_PROCESSOR * H200
+    assert plan.chunks == 1 or sequences * blocks * 8 < triton_launch.WARPS_PER_PROCESSOR * H200
 
 
 @pytest.mark.parametrize('height', [1, 2, 3, 7, 56, 1000, 32767, 32768, 65537, (1 << 29) + 1])
 def test_division_by_the_height_is_exact(height):
     width = (1 << 30) // height - 1 or 1
-    _, arguments = triton_scan._launch(torch.Size((1, height, width, 1, 16)), 'column', False, False, 1)
+    _, arguments = launch((1, height, width, 1, 16), ('column',), False)
     magic, shift = arguments['magic'], arguments['shift']
     assert magic < 1 << 31
     edges = [n * height + d for n in (0, 1, 2, width // 2, width - 1, width) for d in (-1, 0, height - 1)]
@@ -299,24 +308,23 @@ def test_division_by_the_height_is_exact(height):
 
 
 def test_backward_reads_every_path_from_its_end():
-    shape = torch.Size((1, 3, 3, 4, 16))
-    forward, backward = (triton_scan._launch(shape, ','.join(PATHS), False, b, 1)[1] for b in (False, True))
+    forward, backward = (launch((1, 3, 3, 4, 16), PATHS, b)[1] for b in (False, True))
     assert (forward['COLUMN'], forward['REVERSE']) == (0b1100, 0b1010)
     assert (backward['COLUMN'], backward['REVERSE']) == (0b1100, 0b0101)
 
 
 def test_reasons(monkeypatch):
-    unsupported = triton_scan.unsupported.__wrapped__
-    monkeypatch.setattr(triton_scan, 'INTERPRETED', False)
+    unsupported = triton_launch.unsupported.__wrapped__
+    monkeypatch.setattr(triton_launch, 'INTERPRETED', False)
     cpu = torch.device('cpu')
     assert unsupported(cpu, torch.float32) == ['tensors are on cpu']
     assert 'triton' not in runnable_backends('cpu')
     assert unsupported(cpu, torch.float64) == ['tensors are on cpu', 'torch.float64 is not supported']
-    monkeypatch.setattr(triton_scan, 'INTERPRETED', True)
+    monkeypatch.setattr(triton_launch, 'INTERPRETED', True)
     assert unsupported(cpu, torch.bfloat16) == []
-    monkeypatch.setattr(triton_scan, 'version', mock.Mock(side_effect=PackageNotFoundError('triton')))
+    monkeypatch.setattr(triton_launch, 'version', mock.Mock(side_effect=PackageNotFoundError('triton')))
     assert unsupported(cpu, torch.float32) == ['Triton 3.3 or later is not installed']
-    monkeypatch.setattr(triton_scan, 'version', lambda name: '3.2.0+git1')
+    monkeypatch.setattr(triton_launch, 'version', lambda name: '3.2.0+git1')
     assert unsupported(cpu, torch.float32) == ['Triton 3.3 or later is not installed']
 
 

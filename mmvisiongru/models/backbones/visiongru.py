@@ -16,7 +16,7 @@ from mmvisiongru.checkpoint import check_pretrained
 from mmvisiongru.models.layers import MLP, ChannelsLastConv2d, MinGRU2D
 from mmvisiongru.models.layers.strips import strip_rows, worth_streaming
 from mmvisiongru.ops.mingru import BACKENDS, CANDIDATES
-from mmvisiongru.ops.paths import PATHS
+from mmvisiongru.ops.paths import check_paths
 from mmvisiongru.registry import MODELS
 
 # Side of the grid on which the positional embedding is stored: the stage-1 map of a 224 x 224 image.
@@ -217,8 +217,7 @@ class VisionGRU(BaseModule):
 
     @staticmethod
     def _check_options(scan_paths, dwconv_kernel_size, candidate, pos_embed, scan_backend) -> None:
-        if isinstance(scan_paths, str) or not scan_paths or set(scan_paths) - set(PATHS):
-            raise ValueError(f'scan_paths must be a list out of {PATHS}, got {scan_paths!r}')
+        check_paths(scan_paths, 'scan_paths')
         if dwconv_kernel_size and (dwconv_kernel_size < 0 or dwconv_kernel_size % 2 == 0):
             raise ValueError(f'dwconv_kernel_size must be odd or None, got {dwconv_kernel_size}')
         for name, value, known in (

@@ -1,46 +1,32 @@
-"""The minGRU scan: validation, choice of backend, and registration with the framework.
+"""The minGRU scan: validation, and registration with the framework.
 
 Two public functions share the backends. ``mingru_scan`` scans a sequence with separate pre-activations;
 ``mingru_scan_2d`` scans a projected map along several paths at once, which is what the mixer calls: the
 backends address the paths inside the one tensor, so nothing is flipped, split or concatenated.
-
-A backend is a module of this package that exports ``unsupported(device, dtype)``, ``forward`` and
-``backward`` with the signatures of ``reference.py``. A new one is a file and a line in ``BACKENDS``.
 """
 
 from collections.abc import Sequence
-from importlib import import_module
-from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ..paths import PATHS
+from ..backends import Backends, unit_stride
+from ..paths import check_paths
+from .passes import Gates, Mode
 
-# In the order in which 'auto' prefers them; the reference is never chosen for the user.
-BACKENDS = {'cpu': 'cpu_scan', 'triton': 'triton_scan', 'torch': 'torch_scan', 'reference': 'reference'}
+BACKENDS = Backends(
+    'scan',
+    __package__,
+    {'cpu': 'cpu_scan', 'triton': 'triton_scan', 'torch': 'torch_scan', 'reference': 'reference'},
+)
 CANDIDATES = ('g', 'linear')
-FLOPS_PER_ELEMENT = 4  # (1 - z) h + z c: two multiply-adds
-
-
-def _backend(name: str) -> ModuleType:
-    return import_module(f'.{BACKENDS[name]}', __package__)
+FLOPS_PER_ELEMENT = 4  # keep h + z c: two multiply-adds
 
 
 def runnable_backends(device='cpu', dtype: torch.dtype = torch.float32) -> list[str]:
-    """Names of the backends that can run on ``device``, the one that 'auto' takes first."""
-    device = torch.device(device)
-    return [name for name in BACKENDS if not _backend(name).unsupported(device, dtype)]
-
-
-def _resolve(name: str, x: Tensor) -> ModuleType:
-    """'auto' takes the first backend that can run; a named one runs or raises with every reason."""
-    if name == 'auto':
-        return next(b for b in map(_backend, BACKENDS) if not b.unsupported(x.device, x.dtype))
-    if reasons := _backend(name).unsupported(x.device, x.dtype):
-        raise RuntimeError(f"scan backend '{name}' cannot run on {x.device}, {x.dtype}: {'; '.join(reasons)}")
-    return _backend(name)
+    """Names of the scan's backends that can run on ``device``, the one that 'auto' takes first."""
+    return BACKENDS.runnable(device, dtype)
 
 
 def _check(x: Tensor, candidate: str, backend: str) -> None:
@@ -48,20 +34,19 @@ def _check(x: Tensor, candidate: str, backend: str) -> None:
         raise ValueError(f'the scan takes floating-point tensors, got {x.dtype}')
     if candidate not in CANDIDATES:
         raise ValueError(f'candidate must be one of {CANDIDATES}, got {candidate!r}')
-    if backend != 'auto' and backend not in BACKENDS:
-        raise ValueError(f"scan backend must be 'auto' or one of {tuple(BACKENDS)}, got {backend!r}")
+    BACKENDS.check(backend)
 
 
-def _unit_stride(x: Tensor) -> Tensor:
-    """Backends read rows of D contiguous elements; anything between the rows is addressed by stride."""
-    return x if x.stride(-1) == 1 or x.size(-1) == 1 else x.contiguous()
+def _row_map(x: Tensor) -> Tensor:
+    """View a sequence (B, L, D) as a map (B, 1, L, 1, D)."""
+    return unit_stride(x)[:, None, :, None]
 
 
 @torch.library.custom_op('mmvisiongru::mingru_scan', mutates_args=())
 def _scan_op(gate: Tensor, hidden: Tensor, reverse: bool, candidate: str, backend: str) -> Tensor:
     out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    gate, hidden, out_5d = (_unit_stride(x)[:, None, :, None] for x in (gate, hidden, out))
-    _resolve(backend, gate).forward(gate, hidden, out_5d, 'row_reverse' if reverse else 'row', candidate)
+    mode = Mode.of('row_reverse' if reverse else 'row', candidate)
+    BACKENDS.resolve(backend, gate).forward(Gates(_row_map(gate), _row_map(hidden)), _row_map(out), mode)
     return out
 
 
@@ -76,8 +61,9 @@ def _scan_backward_op(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     grads = tuple(torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) for _ in range(2))
-    args = (_unit_stride(x)[:, None, :, None] for x in (grad, gate, hidden, h, *grads))
-    _resolve(backend, gate).backward(*args, 'row_reverse' if reverse else 'row', candidate)
+    grad, gate, hidden, h, *out = map(_row_map, (grad, gate, hidden, h, *grads))
+    mode = Mode.of('row_reverse' if reverse else 'row', candidate)
+    BACKENDS.resolve(backend, gate).backward(grad, Gates(gate, hidden), h, Gates(*out), mode)
     return grads
 
 
@@ -87,7 +73,7 @@ def _scan_2d_op(
 ) -> Tensor:
     x = _split_paths(projected, paths)
     out = torch.empty((*x.shape[:4], x.size(5)), dtype=x.dtype, device=x.device)
-    _resolve(backend, x).forward(x[..., 1, :], x[..., 0, :], out, paths, candidate, state)
+    BACKENDS.resolve(backend, x).forward(_gates(x), out, Mode.of(paths, candidate), state)
     return out.flatten(3)
 
 
@@ -98,9 +84,7 @@ def _scan_2d_backward_op(
     x = _split_paths(projected, paths)
     grad, h = (t.contiguous().unflatten(3, (x.size(3), x.size(5))) for t in (grad, h))
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _resolve(backend, x).backward(
-        grad, x[..., 1, :], x[..., 0, :], h, out[..., 1, :], out[..., 0, :], paths, candidate
-    )
+    BACKENDS.resolve(backend, x).backward(grad, _gates(x), h, _gates(out), Mode.of(paths, candidate))
     return out.flatten(3)
 
 
@@ -108,6 +92,11 @@ def _split_paths(projected: Tensor, paths: str) -> Tensor:
     """View (B, H, W, P 2D) as (B, H, W, P, 2, D): path, then hidden and gate."""
     number = paths.count(',') + 1
     return projected.contiguous().unflatten(3, (number, 2, projected.size(3) // (2 * number)))
+
+
+def _gates(x: Tensor) -> Gates:
+    """View (B, H, W, P, 2, D) as two maps."""
+    return Gates(x[..., 1, :], x[..., 0, :])
 
 
 @_scan_op.register_fake
@@ -230,9 +219,8 @@ def mingru_scan_2d(
         ValueError: The channels do not divide into P * 2 parts, or an option is unknown.
         RuntimeError: The named backend cannot run here; the message says why.
     """
-    if unknown := [p for p in paths if p not in PATHS]:
-        raise ValueError(f'scan path must be one of {PATHS}, got {unknown[0]!r}')
-    if projected.dim() != 4 or not paths or projected.size(3) % (2 * len(paths)):
+    check_paths(paths)
+    if projected.dim() != 4 or projected.size(3) % (2 * len(paths)):
         raise ValueError(
             f'projected must be (B, H, W, P * 2D) with P = {len(paths)} paths, got {tuple(projected.shape)}'
         )

@@ -4,22 +4,22 @@ h_t = (1 - z_t) h_{t-1} + z_t c_t,   z_t = sigmoid(gate_t),   c_t = g(hidden_t),
 (arXiv:2410.01201, appendix B.3.1). Backward, with s_t = dL/dh_t summed over all later uses of h_t:
 
 s_t = dh_t + (1 - z_{t+1}) s_{t+1},   dc_t = z_t s_t,   dgate_t = s_t (c_t - h_{t-1}) z_t (1 - z_t)
+
+1 - z is computed as sigmoid(-gate): the difference would have no digit left where a gate is open.
 """
 
 import torch
 from torch import Tensor
 
-from ..paths import as_sequence, parse_paths, write_sequence
+from ..backends import accumulation_dtype
+from ..chunks import steps
+from ..paths import as_sequence, write_sequence
+from .passes import Gates, Mode
 
 
 def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
     """Runs everywhere."""
     return []
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Scan state is float32, or float64 for float64 input."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def candidate_and_slope(hidden: Tensor, candidate: str) -> tuple[Tensor, Tensor]:
@@ -34,42 +34,28 @@ def candidate_and_slope(hidden: Tensor, candidate: str) -> tuple[Tensor, Tensor]
     )
 
 
-def steps(length: int, reverse: bool):
-    """Positions in reading order."""
-    return reversed(range(length)) if reverse else range(length)
-
-
-def forward(
-    gate: Tensor, hidden: Tensor, out: Tensor, paths: str, candidate: str, state: Tensor | None = None
-) -> None:
-    """Scan each path p of gate, hidden (B, H, W, P, D) into ``out``, from ``state`` (B, P, D) or from 0."""
-    acc = accumulation_dtype(gate.dtype)
-    for p, (column, reverse) in enumerate(parse_paths(paths)):
-        z = torch.sigmoid(as_sequence(gate[..., p, :], column).to(acc))
-        c, _ = candidate_and_slope(as_sequence(hidden[..., p, :], column).to(acc), candidate)
+def forward(x: Gates, out: Tensor, mode: Mode, state: Tensor | None = None) -> None:
+    """Scan, see ``passes.py``."""
+    acc = accumulation_dtype(out.dtype)
+    for p, (column, reverse) in enumerate(mode.paths):
+        gate, hidden = (as_sequence(t, column).to(acc) for t in x.path(p))
+        z, keep = torch.sigmoid(gate), torch.sigmoid(-gate)
+        c, _ = candidate_and_slope(hidden, mode.candidate)
         h = torch.empty_like(z)
         previous = z.new_zeros(z.size(0), z.size(2)) if state is None else state[:, p].to(acc)
         for t in steps(z.size(1), reverse):
-            previous = h[:, t] = (1 - z[:, t]) * previous + z[:, t] * c[:, t]
+            previous = h[:, t] = keep[:, t] * previous + z[:, t] * c[:, t]
         write_sequence(h, column, out[..., p, :])
 
 
-def backward(
-    grad: Tensor,
-    gate: Tensor,
-    hidden: Tensor,
-    h: Tensor,
-    grad_gate: Tensor,
-    grad_hidden: Tensor,
-    paths: str,
-    candidate: str,
-) -> None:
-    """Write the gradients of :func:`forward` given dL/dh; every tensor is (B, H, W, P, D)."""
-    acc = accumulation_dtype(gate.dtype)
-    for p, (column, reverse) in enumerate(parse_paths(paths)):
-        dh, hs = (as_sequence(x[..., p, :], column).to(acc) for x in (grad, h))
-        z = torch.sigmoid(as_sequence(gate[..., p, :], column).to(acc))
-        c, slope = candidate_and_slope(as_sequence(hidden[..., p, :], column).to(acc), candidate)
+def backward(grad: Tensor, x: Gates, h: Tensor, out: Gates, mode: Mode) -> None:
+    """Write the gradients of :func:`forward`, see ``passes.py``."""
+    acc = accumulation_dtype(h.dtype)
+    for p, (column, reverse) in enumerate(mode.paths):
+        maps = (grad[..., p, :], h[..., p, :], *x.path(p))
+        dh, hs, gate, hidden = (as_sequence(t, column).to(acc) for t in maps)
+        z, keep = torch.sigmoid(gate), torch.sigmoid(-gate)
+        c, slope = candidate_and_slope(hidden, mode.candidate)
         length = z.size(1)
         d_gate, d_hidden = torch.empty_like(z), torch.empty_like(z)
         carry = z.new_zeros(z.size(0), z.size(2))
@@ -77,8 +63,9 @@ def backward(
             s = dh[:, t] + carry
             before = t + 1 if reverse else t - 1
             previous = hs[:, before] if 0 <= before < length else torch.zeros_like(s)
-            d_gate[:, t] = s * (c[:, t] - previous) * z[:, t] * (1 - z[:, t])
+            d_gate[:, t] = s * (c[:, t] - previous) * z[:, t] * keep[:, t]
             d_hidden[:, t] = s * z[:, t] * slope[:, t]
-            carry = s * (1 - z[:, t])
-        write_sequence(d_gate, column, grad_gate[..., p, :])
-        write_sequence(d_hidden, column, grad_hidden[..., p, :])
+            # Of a nearly closed gate keep is 1 less a rest that it rounds; every token would round it again.
+            carry = torch.where(z[:, t] < 0.5, s - z[:, t] * s, keep[:, t] * s)
+        for value, target in zip((d_gate, d_hidden), out.path(p), strict=True):
+            write_sequence(value, column, target)

@@ -1,10 +1,9 @@
 r"""Torch backend: a two-level scan in linear space, for any device, dtype and length.
 
 L tokens are cut into n chunks of k = floor(sqrt(L)) tokens and a tail. Every chunk is scanned at the same
-time, k steps deep, for its end state and the product of its (1 - z); n steps carry the state from chunk to
-chunk; a second k steps write every h. Only 3 sqrt(L) operations follow one another, each on B n D
-elements, and nothing but z and c is stored. Linear space is well conditioned (0 < 1 - z < 1): no log, no
-cumulative sum that grows with L.
+time, k steps deep, for its end state and the product of its keep = 1 - z; n steps carry the state from chunk
+to chunk; a second k steps write every h. Only 3 sqrt(L) operations follow one another, each on B n D
+elements. Linear space is well conditioned (0 < keep < 1): no log, no cumulative sum that grows with L.
 """
 
 from math import isqrt
@@ -12,8 +11,10 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from ..paths import as_sequence, parse_paths, write_sequence
-from .reference import accumulation_dtype, steps
+from ..backends import accumulation_dtype
+from ..chunks import split, steps
+from ..paths import as_sequence, write_sequence
+from .passes import Gates, Mode
 
 
 def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
@@ -28,11 +29,10 @@ def _candidate(hidden: Tensor, candidate: str) -> Tensor:
     return torch.sigmoid(hidden).clamp_(max=0.5).add_(hidden.clamp(min=0))
 
 
-def _split(x: Tensor):
-    """Cut (B, L, D) into whole chunks (B, n, k, D) and a tail (B, L - n k, D)."""
-    chunk = max(1, isqrt(x.size(1)))
-    whole = x.size(1) - x.size(1) % chunk
-    return x[:, :whole].unflatten(1, (whole // chunk, chunk)), x[:, whole:]
+def _split(*maps: Tensor):
+    """Whole chunks and tail of maps (B, L, D)."""
+    size = max(1, isqrt(maps[0].size(1)))
+    return zip(*(split(x, size) for x in maps), strict=True)
 
 
 def _carry(end: Tensor, keep: Tensor, state: Tensor, reverse: bool) -> Tensor:
@@ -47,49 +47,53 @@ def _carry(end: Tensor, keep: Tensor, state: Tensor, reverse: bool) -> Tensor:
     return end
 
 
-def _forward_tokens(z: Tensor, c: Tensor, out: Tensor, state: Tensor, reverse: bool) -> None:
-    """Scan the second to last dim token by token; ``state`` enters and leaves in place."""
-    for t in steps(z.size(-2), reverse):
-        state.lerp_(c[..., t, :], z[..., t, :])
+def _forward_tokens(keep: Tensor, add: Tensor, out: Tensor, state: Tensor, reverse: bool) -> None:
+    """h_t = keep_t h_{t-1} + add_t along the second to last dim; ``state`` enters and leaves in place."""
+    for t in steps(keep.size(-2), reverse):
+        torch.addcmul(add[..., t, :], keep[..., t, :], state, out=state)
         out[..., t, :] = state
 
 
-def _scan(z: Tensor, c: Tensor, out: Tensor, state: Tensor, reverse: bool) -> None:
-    (z_chunks, z_tail), (c_chunks, c_tail), (out_chunks, out_tail) = map(_split, (z, c, out))
-    end = torch.zeros_like(z_chunks[:, :, 0])
-    keep = torch.ones_like(end)
-    for t in steps(z_chunks.size(2), reverse):
-        end.lerp_(c_chunks[:, :, t], z_chunks[:, :, t])
-        keep.addcmul_(keep, z_chunks[:, :, t], value=-1)
+def _scan(keep: Tensor, add: Tensor, out: Tensor, state: Tensor, reverse: bool) -> None:
+    chunks, tail = _split(keep, add, out)
+    end = torch.zeros_like(chunks[0][:, :, 0])
+    product = torch.ones_like(end)
+    for t in steps(chunks[0].size(2), reverse):
+        torch.addcmul(chunks[1][:, :, t], chunks[0][:, :, t], end, out=end)
+        product.mul_(chunks[0][:, :, t])
     if reverse:
-        _forward_tokens(z_tail, c_tail, out_tail, state, reverse)
-    _forward_tokens(z_chunks, c_chunks, out_chunks, _carry(end, keep, state, reverse), reverse)
+        _forward_tokens(*tail, state, reverse)
+    _forward_tokens(*chunks, _carry(end, product, state, reverse), reverse)
     if not reverse:
-        _forward_tokens(z_tail, c_tail, out_tail, state, reverse)
+        _forward_tokens(*tail, state, reverse)
 
 
-def forward(
-    gate: Tensor, hidden: Tensor, out: Tensor, paths: str, candidate: str, state: Tensor | None = None
-) -> None:
-    """Scan each path p of gate, hidden (B, H, W, P, D) into ``out``, from ``state`` (B, P, D) or from 0."""
-    if not gate.numel():
+def forward(x: Gates, out: Tensor, mode: Mode, state: Tensor | None = None) -> None:
+    """Scan, see ``passes.py``."""
+    if not out.numel():
         return
-    acc = accumulation_dtype(gate.dtype)
-    for p, (column, reverse) in enumerate(parse_paths(paths)):
-        z = torch.sigmoid(as_sequence(gate[..., p, :], column).to(acc))
-        c = _candidate(as_sequence(hidden[..., p, :], column).to(acc), candidate)
+    acc = accumulation_dtype(out.dtype)
+    for p, (column, reverse) in enumerate(mode.paths):
+        gate, hidden = (as_sequence(t, column).to(acc) for t in x.path(p))
+        # Not in place: without a conversion they are the caller's.
+        add = torch.sigmoid(gate).mul_(_candidate(hidden, mode.candidate))
+        keep = gate.neg().sigmoid_()
         # A copy: the scan leaves its last state there.
-        start = z.new_zeros(z.size(0), z.size(2)) if state is None else state[:, p].to(acc, copy=True)
+        start = add.new_zeros(add.size(0), add.size(2)) if state is None else state[:, p].to(acc, copy=True)
         if column:
-            h = torch.empty_like(z)
-            _scan(z, c, h, start, reverse)
+            h = torch.empty_like(add)
+            _scan(keep, add, h, start, reverse)
             write_sequence(h, column, out[..., p, :])
         else:
-            _scan(z, c, as_sequence(out[..., p, :], column), start, reverse)
+            _scan(keep, add, as_sequence(out[..., p, :], column), start, reverse)
 
 
 def _adjoint_tokens(z: Tensor, dh: Tensor, s: Tensor, carry: Tensor, reverse: bool) -> None:
-    """s_t = dh_t + carry,  carry = (1 - z_t) s_t, token by token; ``carry`` is updated in place."""
+    """s_t = dh_t + carry,  carry = s_t - z_t s_t, token by token; ``carry`` is updated in place.
+
+    Not keep_t s_t: of a nearly closed gate keep is 1 less a rest that it rounds, and every token would round
+    it again.
+    """
     for t in steps(z.size(-2), reverse):
         carry.add_(dh[..., t, :])
         s[..., t, :] = carry
@@ -99,19 +103,19 @@ def _adjoint_tokens(z: Tensor, dh: Tensor, s: Tensor, carry: Tensor, reverse: bo
 def _adjoint_scan(z: Tensor, dh: Tensor, reverse: bool) -> Tensor:
     """s_t = dh_t + (1 - z_{t+1}) s_{t+1}, from the last address to the first if ``reverse``."""
     s = torch.empty_like(z)
-    (z_chunks, z_tail), (dh_chunks, dh_tail), (s_chunks, s_tail) = map(_split, (z, dh, s))
+    chunks, tail = _split(z, dh, s)
     carry = z.new_zeros(z.size(0), z.size(2))
-    end = torch.zeros_like(z_chunks[:, :, 0])
+    end = torch.zeros_like(chunks[0][:, :, 0])
     keep = torch.ones_like(end)
-    for t in steps(z_chunks.size(2), reverse):
-        end.add_(dh_chunks[:, :, t])
-        end.addcmul_(end, z_chunks[:, :, t], value=-1)
-        keep.addcmul_(keep, z_chunks[:, :, t], value=-1)
+    for t in steps(chunks[0].size(2), reverse):
+        end.add_(chunks[1][:, :, t])
+        end.addcmul_(end, chunks[0][:, :, t], value=-1)
+        keep.addcmul_(keep, chunks[0][:, :, t], value=-1)
     if reverse:
-        _adjoint_tokens(z_tail, dh_tail, s_tail, carry, reverse)
-    _adjoint_tokens(z_chunks, dh_chunks, s_chunks, _carry(end, keep, carry, reverse), reverse)
+        _adjoint_tokens(*tail, carry, reverse)
+    _adjoint_tokens(*chunks, _carry(end, keep, carry, reverse), reverse)
     if not reverse:
-        _adjoint_tokens(z_tail, dh_tail, s_tail, carry, reverse)
+        _adjoint_tokens(*tail, carry, reverse)
     return s
 
 
@@ -121,27 +125,19 @@ def _previous(h: Tensor, reverse: bool) -> Tensor:
     return torch.cat((h[:, 1:], first) if reverse else (first, h[:, :-1]), dim=1)
 
 
-def backward(
-    grad: Tensor,
-    gate: Tensor,
-    hidden: Tensor,
-    h: Tensor,
-    grad_gate: Tensor,
-    grad_hidden: Tensor,
-    paths: str,
-    candidate: str,
-) -> None:
-    """Write the gradients of :func:`forward` given dL/dh; every tensor is (B, H, W, P, D)."""
-    if not gate.numel():
+def backward(grad: Tensor, x: Gates, h: Tensor, out: Gates, mode: Mode) -> None:
+    """Write the gradients of :func:`forward`, see ``passes.py``."""
+    if not grad.numel():
         return
-    acc = accumulation_dtype(gate.dtype)
-    for p, (column, reverse) in enumerate(parse_paths(paths)):
-        dh, hs, x = (as_sequence(t[..., p, :], column).to(acc) for t in (grad, h, hidden))
-        z = torch.sigmoid(as_sequence(gate[..., p, :], column).to(acc))
-        c = _candidate(x, candidate)
+    acc = accumulation_dtype(h.dtype)
+    for p, (column, reverse) in enumerate(mode.paths):
+        maps = (grad[..., p, :], h[..., p, :], *x.path(p))
+        dh, hs, gate, hidden = (as_sequence(t, column).to(acc) for t in maps)
+        z = torch.sigmoid(gate)
+        c = _candidate(hidden, mode.candidate)
         d_hidden = _adjoint_scan(z, dh, not reverse).mul_(z)
-        d_gate = (c - _previous(hs, reverse)).mul_(d_hidden).mul_(1 - z)
-        if candidate == 'g':
-            d_hidden.mul_(torch.where(x >= 0, 1.0, c * (1 - c)))
-        write_sequence(d_gate, column, grad_gate[..., p, :])
-        write_sequence(d_hidden, column, grad_hidden[..., p, :])
+        d_gate = (c - _previous(hs, reverse)).mul_(d_hidden).mul_(gate.neg().sigmoid_())
+        if mode.candidate == 'g':
+            d_hidden.mul_(torch.where(hidden >= 0, 1.0, c * (1 - c)))
+        for value, target in zip((d_gate, d_hidden), out.path(p), strict=True):
+            write_sequence(value, column, target)

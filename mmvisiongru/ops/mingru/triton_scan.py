@@ -1,196 +1,74 @@
 """Triton backend: one fused kernel a pass over all paths, for NVIDIA GPUs; see ``triton_kernels.py``.
 
-A pass is one launch where the sequences of a batch fill the GPU with up to ``MAX_WARPS`` warps each; it then
-moves 6 bytes per inner element in 16-bit types, 12 backward. Where they do not, as for one large image, the
-sequences are cut into chunks and a pass is three launches: the sum of each chunk, the states between chunks,
-and the scan itself, which reads its input again (10 bytes, 16 backward).
+A pass that is one launch moves 6 bytes per inner element in 16-bit types, 12 backward; in chunks, 10 and 16.
 """
-
-import os
-from contextlib import nullcontext
-from functools import cache, lru_cache
-from importlib.metadata import PackageNotFoundError, version
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..paths import parse_paths
+from .. import triton_launch
+from ..triton_launch import OPTIONS, STATES, alike, on, strides, unsupported
+from .passes import Gates, Mode
 
-# As Triton does, read once: its interpreter then runs the kernels on CPU tensors.
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-
-STEPS = 8  # tokens of a row in registers, and as many on their way
-THREAD_LANES = 2  # channels of a thread: accesses of 4 bytes in 16-bit types
-WARP_LANES = 32 * THREAD_LANES
-MAX_WARPS = 8  # on the tile of one sequence
-# 4 KiB on their way for each: about twice what hides the latency of an H200's memory.
-WARPS_PER_PROCESSOR = 16
-MIN_CHUNK = 32  # tokens; a chunk costs 24 bytes a channel, a token 10
-MAX_TOKENS = 1 << 30  # of a sequence: token numbers are 32-bit
-MIN_TRITON = (3, 3)  # the first with tuples in kernels
-# Of the scan over chunks: 8 float32 are a sector, and 64 rows of them 8 warps.
-STATES = dict(ROWS=64, LANES=8, num_warps=8)
-OPTIONS = dict(num_stages=1, enable_fp_fusion=True)
+__all__ = ['backward', 'forward', 'unsupported']
 
 
-def _triton_version() -> tuple[int, ...]:
-    """(major, minor) of the installed Triton, which is not imported; (0, 0) if there is none."""
-    try:
-        return tuple(int(n) for n in version('triton').split('.')[:2])
-    except PackageNotFoundError:
-        return 0, 0
-
-
-@cache
-def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Needs Triton, an NVIDIA GPU of compute capability 8.0, and a dtype that a float32 state serves."""
-    reasons = []
-    if _triton_version() < MIN_TRITON:
-        reasons.append('Triton {}.{} or later is not installed'.format(*MIN_TRITON))
-    if device.type == 'cuda':
-        if not torch.cuda.is_available():
-            reasons.append('no CUDA device')
-        elif torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
-            reasons.append('needs an NVIDIA GPU of compute capability 8.0 or later')
-    elif device.type != 'cpu' or not INTERPRETED:
-        reasons.append(f'tensors are on {device.type}')
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        reasons.append(f'{dtype} is not supported')
-    return reasons
-
-
-class Plan(NamedTuple):
-    """Spread of a scan over a GPU: a program has ``warps`` warps for ``lanes`` channels of one sequence."""
-
-    lanes: int
-    warps: int
-    chunk: int
-    chunks: int
-
-    @property
-    def rows(self) -> int:
-        return WARP_LANES * self.warps // self.lanes
-
-
-def plan(sequences: int, length: int, inner: int, processors: int) -> Plan:
-    """One launch, unless chunks would put at least twice as many warps to work."""
-    # The largest power of two that divides D leaves no lane idle; 16 make a sector of 32 bytes.
-    lanes = min(64, max(16, inner & -inner))
-    programs = sequences * -(-inner // lanes)
-    wanted = WARPS_PER_PROCESSOR * processors
-    warps = 1
-    # No more rows than hold the sequence: the others would idle.
-    while warps < MAX_WARPS and programs * warps < wanted and warps * WARP_LANES * STEPS < length * lanes:
-        warps *= 2
-    chunks = min(-(-wanted * WARP_LANES // (programs * lanes)), length // MIN_CHUNK)
-    if chunks * lanes < 2 * warps * WARP_LANES:
-        return Plan(lanes, warps, length, 1)
-    chunk = STEPS * -(-length // (chunks * STEPS))
-    return Plan(lanes, 4, chunk, -(-length // chunk))
-
-
-@cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == 'cuda' else 1
-
-
-@lru_cache(maxsize=1024)
-def _launch(shape: torch.Size, paths: str, linear: bool, backward: bool, processors: int):
-    """Grid and arguments that the kernels share for maps of ``shape`` (B, H, W, P, D)."""
-    B, H, W, P, D = shape
-    assert H * W < MAX_TOKENS, f'{H} x {W} tokens'
-    how = plan(B * P, H * W, D, processors)
-    # One bit a path.
-    column, reverse = (sum(x << p for p, x in enumerate(xs)) for xs in zip(*parse_paths(paths), strict=True))
-    # time // H is time * magic >> shift, exactly, for every time below MAX_TOKENS.
-    shift = 30 + (H - 1).bit_length()
-    arguments = dict(D=D, lanes=B * P * D, L=H * W, W=W, magic=-(-(1 << shift) // H), shift=shift)
-    arguments.update(chunk=how.chunk, chunks=how.chunks, STEPS=STEPS, ROWS=how.rows, LANES=how.lanes)
-    arguments.update(P=P, COLUMN=column, REVERSE=reverse ^ ((1 << P) - 1) if backward else reverse)
-    grid = (B * P * -(-D // how.lanes), -(-how.chunks // how.rows))
-    return grid, dict(arguments, LINEAR=linear, num_warps=how.warps, **OPTIONS)
-
-
-def _strides(x: Tensor) -> tuple[int, int, int]:
-    """Strides of image, token and path of a map (B, H, W, P, D), 0 where there is only one of them."""
-    B, H, W, P, _ = x.shape
-    b, h, w, p, _ = x.stride()
-    return b if B > 1 else 0, w if W > 1 else h if H > 1 else 0, p if P > 1 else 0
-
-
-def _alike(*maps: Tensor) -> tuple:
-    """The maps, then the strides they share; copies maps of unlike layouts, which are rare."""
-    rows_join = all(1 in x.shape[1:3] or x.stride(1) == x.size(2) * x.stride(2) for x in maps)
-    if not rows_join or len(set(map(_strides, maps))) > 1:
-        maps = tuple(x.contiguous() for x in maps)
-    return *maps, *_strides(maps[0])
-
-
-def _on(device: torch.device):
-    """Triton launches on the current device."""
-    return torch.cuda.device(device) if device.type == 'cuda' else nullcontext()
-
-
-def _enter_chunks(gate, value, state, strides, value_strides, grid, arguments, backward=False) -> Tensor:
+def _enter_chunks(gate, value, state, layout, value_layout, grid, arguments, backward=False) -> Tensor:
     """State before each chunk, (chunks, lanes); ``value`` is hidden, or backward the gradient of h."""
-    from . import triton_kernels as kernels
+    from .. import triton_affine
+    from . import triton_kernels
 
     chunks, lanes = arguments['chunks'], arguments['lanes']
     sums = torch.empty(2, chunks, lanes, dtype=torch.float32, device=gate.device)
-    kernels.chunk_sums[grid](gate, value, sums, *strides, *value_strides, BACKWARD=backward, **arguments)
+    triton_kernels.chunk_sums[grid](gate, value, sums, *layout, *value_layout, BACKWARD=backward, **arguments)
     grid = (-(-lanes // STATES['LANES']),)
-    kernels.chunk_states[grid](sums, state, lanes, chunks, STEPS=STEPS, **STATES, **OPTIONS)
+    triton_affine.chunk_states[grid](
+        sums, state, lanes, chunks, STEPS=arguments['STEPS'], **STATES, **OPTIONS
+    )
     return sums[1]
 
 
-def forward(
-    gate: Tensor, hidden: Tensor, out: Tensor, paths: str, candidate: str, state: Tensor | None = None
-) -> None:
-    """Scan each path p of gate, hidden (B, H, W, P, D) into ``out``, from ``state`` (B, P, D) or from 0."""
-    if not gate.numel():
+def _launch(x: Gates, mode: Mode, backward: bool):
+    processors = triton_launch.processors(x.gate.device)
+    grid, arguments = triton_launch.launch(x.gate.shape, mode.paths, backward, processors)
+    return grid, dict(arguments, LINEAR=mode.candidate == 'linear')
+
+
+def forward(x: Gates, out: Tensor, mode: Mode, state: Tensor | None = None) -> None:
+    """Scan, see ``passes.py``."""
+    if not out.numel():
         return
-    from . import triton_kernels as kernels
+    from . import triton_kernels
 
     assert out.is_contiguous()
-    gate, hidden, *strides = _alike(gate, hidden)
-    grid, arguments = _launch(gate.shape, paths, candidate == 'linear', False, _processors(gate.device))
+    gate, hidden, *layout = alike(*x)
+    grid, arguments = _launch(x, mode, False)
     chunked = arguments['chunks'] > 1
-    with _on(gate.device):
+    with on(gate.device):
         if state is not None:
             state = state.to(torch.float32).contiguous()
         if chunked:
-            state = _enter_chunks(gate, hidden, state, strides, strides, grid, arguments)
-        kernels.scan_forward[grid](gate, hidden, out, state, *strides, CHUNKED=chunked, **arguments)
+            state = _enter_chunks(gate, hidden, state, layout, layout, grid, arguments)
+        triton_kernels.scan_forward[grid](gate, hidden, out, state, *layout, CHUNKED=chunked, **arguments)
 
 
-def backward(
-    grad: Tensor,
-    gate: Tensor,
-    hidden: Tensor,
-    h: Tensor,
-    grad_gate: Tensor,
-    grad_hidden: Tensor,
-    paths: str,
-    candidate: str,
-) -> None:
-    """Write the gradients of :func:`forward` given dL/dh; every tensor is (B, H, W, P, D)."""
-    if not gate.numel():
+def backward(grad: Tensor, x: Gates, h: Tensor, out: Gates, mode: Mode) -> None:
+    """Write the gradients of :func:`forward`, see ``passes.py``."""
+    if not h.numel():
         return
-    from . import triton_kernels as kernels
+    from . import triton_kernels
 
-    gate, hidden, *strides = _alike(gate, hidden)
-    grad, h, *dense = _alike(grad.contiguous(), h.contiguous())
-    assert _strides(grad_gate) == _strides(grad_hidden)
-    out_strides = _strides(grad_gate)
-    grid, arguments = _launch(gate.shape, paths, candidate == 'linear', True, _processors(gate.device))
+    gate, hidden, *layout = alike(*x)
+    grad, h, *dense = alike(grad.contiguous(), h.contiguous())
+    assert strides(out.gate) == strides(out.hidden)
+    grid, arguments = _launch(x, mode, True)
     chunked, state = arguments['chunks'] > 1, None
-    with _on(gate.device):
+    with on(gate.device):
         if chunked:
-            state = _enter_chunks(gate, grad, None, strides, dense, grid, arguments, backward=True)
-        kernels.scan_backward[grid](
-            *(grad, gate, hidden, h, grad_gate, grad_hidden, state),
-            *(*strides, *out_strides),
+            state = _enter_chunks(gate, grad, None, layout, dense, grid, arguments, backward=True)
+        triton_kernels.scan_backward[grid](
+            *(grad, gate, hidden, h, *out, state),
+            *(*layout, *strides(out.gate)),
             CHUNKED=chunked,
             **arguments,
         )

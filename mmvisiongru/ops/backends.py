@@ -1,0 +1,71 @@
+"""The backends of an operator: which there are, which can run, and which is taken.
+
+A backend is a module that exports ``unsupported(device, dtype)``, the reasons why it cannot run there, and
+the passes of its operator. It is imported when it is first asked for, so that Triton and compiled code cost
+nothing until then.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+
+class Backends:
+    """Backends by name, in the order in which 'auto' prefers them.
+
+    Args:
+        operator (str): Name of the operator, for messages.
+        package (str): Package of the modules.
+        modules (dict[str, str]): Name of each backend and its module. The last but one runs everywhere; the
+            last is the reference, which 'auto' never takes.
+    """
+
+    def __init__(self, operator: str, package: str, modules: dict[str, str]):
+        self.operator, self.package, self.modules = operator, package, modules
+
+    def __iter__(self):
+        return iter(self.modules)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.modules
+
+    def module(self, name: str) -> ModuleType:
+        """Import the module of a backend."""
+        return import_module(f'.{self.modules[name]}', self.package)
+
+    def runnable(self, device='cpu', dtype: torch.dtype = torch.float32) -> list[str]:
+        """Names of the backends that can run on ``device``, the one that 'auto' takes first."""
+        device = torch.device(device)
+        return [name for name in self if not self.module(name).unsupported(device, dtype)]
+
+    def resolve(self, name: str, x: Tensor) -> ModuleType:
+        """Choose a backend for x: 'auto' takes the first that can run, a named one runs or raises.
+
+        Raises:
+            RuntimeError: The named backend cannot run; the message has every reason.
+        """
+        if name == 'auto':
+            return next(b for b in map(self.module, self) if not b.unsupported(x.device, x.dtype))
+        if reasons := self.module(name).unsupported(x.device, x.dtype):
+            where = f'{x.device}, {x.dtype}'
+            raise RuntimeError(
+                f"{self.operator} backend '{name}' cannot run on {where}: {'; '.join(reasons)}"
+            )
+        return self.module(name)
+
+    def check(self, name: str) -> None:
+        """Raise ValueError unless ``name`` is 'auto' or a backend."""
+        if name != 'auto' and name not in self:
+            raise ValueError(f"{self.operator} backend must be 'auto' or one of {tuple(self)}, got {name!r}")
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Sums over tokens are kept in float32, or in float64 for float64 input."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    """Backends read rows of contiguous channels; anything between the rows is addressed by stride."""
+    return x if x.stride(-1) == 1 or x.size(-1) == 1 else x.contiguous()

@@ -1,0 +1,148 @@
+r"""Affine scans along the paths of a map, for Triton kernels; importing this module needs Triton.
+
+h_t = keep_t h_{t-1} + add_t.  A program owns LANES channels of one path of one image. Its tile is
+ROWS x LANES, and each row holds STEPS successive tokens in registers while the loads of the next tile are in
+flight. There are two kinds of rows:
+
+- cooperating: the rows hold neighbouring spans of tokens and exchange their (keep, add) once a tile, so that
+  one sequence has ROWS x STEPS tokens in flight and every byte is read once;
+- chunked: each row walks a chunk of its own, from the state that a pass over the chunks and ``chunk_states``
+  found.
+
+A reading order is a matter of addresses: the number of a token is computed from its time, nothing is copied.
+"""
+
+# ruff: noqa: N803 (constants of a kernel and sizes are upper case)
+
+import triton
+import triton.language as tl
+
+# Numbers that change from map to map: a value of theirs must not make a kernel of its own.
+SHAPES = ('L', 'W', 'magic', 'shift', 'chunk', 'chunks')
+
+
+@triton.jit
+def locate(
+    L,
+    W,
+    magic,
+    shift,
+    D,
+    P: tl.constexpr,
+    COLUMN: tl.constexpr,
+    REVERSE: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """Image, path, channels (1, LANES) and reading order of this program."""
+    blocks = tl.cdiv(D, LANES)
+    sequence = tl.program_id(0) // blocks
+    channel = tl.program_id(0) % blocks * LANES + tl.arange(0, LANES)[None, :]
+    path = sequence % P
+    column = (COLUMN >> path) & 1
+    reverse = (REVERSE >> path) & 1
+    # A row path is a column path over a map of height infinity, where time // H = 0.
+    order = (reverse * (L - 1), 1 - 2 * reverse, L // W, 1 + column * (W - 1), column * magic, shift)
+    return (sequence // P).to(tl.int64), path.to(tl.int64), channel, order
+
+
+@triton.jit
+def _token(time, order, COLUMN: tl.constexpr):
+    """Row-major number of the token read at ``time``; a column path reads (time % H) W + time // H."""
+    first, sign, height, pitch, magic, shift = order
+    if COLUMN:
+        # time // H as a multiplication: a division is some twenty instructions.
+        quotient = ((time.to(tl.int64) * magic) >> shift).to(tl.int32)
+        time = (time - quotient * height) * pitch + quotient
+    return first + sign * time
+
+
+@triton.jit
+def at(pointer, stride, time, step: tl.constexpr, order, COLUMN: tl.constexpr):
+    """Address of the token ``step`` after ``time``: along rows one product serves all steps."""
+    if COLUMN:
+        return pointer + _token(time + step, order, COLUMN).to(tl.int64) * stride
+    else:
+        start = pointer + _token(time, order, COLUMN).to(tl.int64) * stride
+        return start + step * (order[1].to(tl.int64) * stride)
+
+
+@triton.jit
+def load(pointer, stride, time, end, valid, fill, order, COLUMN: tl.constexpr, STEPS: tl.constexpr):
+    """STEPS tokens from ``time`` (ROWS, 1) on, as a tuple of (ROWS, LANES); ``fill`` from ``end`` on."""
+    steps = ()
+    for i in tl.static_range(STEPS):
+        here = at(pointer, stride, time, i, order, COLUMN)
+        steps += (tl.load(here, mask=(time + i < end) & valid, other=fill),)
+    return steps
+
+
+@triton.jit
+def _then(keep, add, keep_before, add_before, keep_2, add_2, keep_before_2, add_before_2):
+    """Compose two runs of rows, as (keep, add) of all their rows and of all but the last."""
+    return keep * keep_2, keep_2 * add + add_2, keep * keep_before_2, keep_before_2 * add + add_before_2
+
+
+@triton.jit
+def exchange(keep, add, state, ROWS: tl.constexpr):
+    """States that enter the rows (ROWS, LANES) and that leaves the tile; ``state`` (1, LANES) enters it."""
+    keep, add, keep_before, add_before = tl.associative_scan(
+        (keep, add, tl.full(keep.shape, 1, tl.float32), tl.zeros(add.shape, tl.float32)), 0, _then
+    )
+    last = tl.arange(0, ROWS)[:, None] == ROWS - 1
+    leaving = tl.sum(tl.where(last, keep * state + add, 0), 0, keep_dims=True)
+    return keep_before * state + add_before, leaving
+
+
+@triton.jit
+def rows(L, chunk, CHUNKED: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr):
+    """Number, first time and end of each row (ROWS, 1), and the time from tile to tile."""
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
+    if CHUNKED:
+        return row, row * chunk, tl.minimum(row * chunk + chunk, L), STEPS
+    else:
+        return row, row * STEPS, L, ROWS * STEPS
+
+
+@triton.jit
+def enter(states, row, lane, valid, chunks, lanes, CHUNKED: tl.constexpr):
+    """States before each chunked row, or before the first row, from ``states`` (chunks, lanes) or zero."""
+    if states is None:
+        return tl.zeros(lane.shape, tl.float32)
+    elif CHUNKED:
+        return tl.load(states + row.to(tl.int64) * lanes + lane, mask=(row < chunks) & valid, other=0.0)
+    else:
+        return tl.load(states + lane, mask=valid, other=0.0)
+
+
+@triton.jit(do_not_specialize=SHAPES)
+def chunk_states(
+    sums,
+    first,
+    lanes,
+    chunks,
+    STEPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """Replace the add of each chunk in sums (2, chunks, lanes) by the state that enters it."""
+    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)[None, :]
+    valid = lane < lanes
+    row = tl.arange(0, ROWS)[:, None] * STEPS
+    state = enter(first, row, lane, valid, 1, lanes, False)
+    for _ in range(tl.cdiv(chunks, ROWS * STEPS)):
+        keeps, adds = (), ()
+        for i in tl.static_range(STEPS):
+            here = sums + (row + i).to(tl.int64) * lanes + lane
+            mask = (row + i < chunks) & valid
+            keeps += (tl.load(here, mask=mask, other=1.0),)
+            adds += (tl.load(here + chunks.to(tl.int64) * lanes, mask=mask, other=0.0),)
+        keep, add = keeps[0], adds[0]
+        for i in tl.static_range(1, STEPS):
+            keep *= keeps[i]
+            add = keeps[i] * add + adds[i]
+        h, state = exchange(keep, add, state, ROWS)
+        for i in tl.static_range(STEPS):
+            here = sums + (row + i + chunks).to(tl.int64) * lanes + lane
+            tl.store(here, h, mask=(row + i < chunks) & valid)
+            h = keeps[i] * h + adds[i]
+        row += ROWS * STEPS

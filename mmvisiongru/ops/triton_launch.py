@@ -1,0 +1,132 @@
+"""Launching Triton kernels of ``triton_affine.py``: where they run, and how a map is spread over a GPU.
+
+A pass is one launch where the sequences of a batch fill the GPU with up to ``MAX_WARPS`` warps each. Where
+they do not, as for one large image, the sequences are cut into chunks and a pass is three launches: the sum
+of each chunk, the states between chunks, and the scan itself, which reads its input again.
+"""
+
+import os
+from contextlib import nullcontext
+from functools import cache, lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .paths import Path
+
+# As Triton does, read once: its interpreter then runs the kernels on CPU tensors.
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+
+STEPS = 8  # tokens of a row in registers, and as many on their way
+THREAD_LANES = 2  # channels of a thread: accesses of 4 bytes in 16-bit types
+WARP_LANES = 32 * THREAD_LANES
+MAX_WARPS = 8  # on the tile of one sequence
+# 4 KiB on their way for each: about twice what hides the latency of an H200's memory.
+WARPS_PER_PROCESSOR = 16
+MIN_CHUNK = 32  # tokens; a chunk costs 24 bytes a channel, a token 10
+MAX_TOKENS = 1 << 30  # of a sequence: token numbers are 32-bit
+MIN_TRITON = (3, 3)  # the first with tuples in kernels
+# Of the scan over chunks: 8 float32 are a sector, and 64 rows of them 8 warps.
+STATES = dict(ROWS=64, LANES=8, num_warps=8)
+OPTIONS = dict(num_stages=1, enable_fp_fusion=True)
+
+
+def triton_version() -> tuple[int, ...]:
+    """(major, minor) of the installed Triton, which is not imported; (0, 0) if there is none."""
+    try:
+        return tuple(int(n) for n in version('triton').split('.')[:2])
+    except PackageNotFoundError:
+        return 0, 0
+
+
+@cache
+def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Needs Triton, an NVIDIA GPU of compute capability 8.0, and a dtype that a float32 state serves."""
+    reasons = []
+    if triton_version() < MIN_TRITON:
+        reasons.append('Triton {}.{} or later is not installed'.format(*MIN_TRITON))
+    if device.type == 'cuda':
+        if not torch.cuda.is_available():
+            reasons.append('no CUDA device')
+        elif torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+            reasons.append('needs an NVIDIA GPU of compute capability 8.0 or later')
+    elif device.type != 'cpu' or not INTERPRETED:
+        reasons.append(f'tensors are on {device.type}')
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        reasons.append(f'{dtype} is not supported')
+    return reasons
+
+
+class Plan(NamedTuple):
+    """Spread of a scan over a GPU: a program has ``warps`` warps for ``lanes`` channels of one sequence."""
+
+    lanes: int
+    warps: int
+    chunk: int
+    chunks: int
+
+    @property
+    def rows(self) -> int:
+        return WARP_LANES * self.warps // self.lanes
+
+
+def plan(sequences: int, length: int, inner: int, processors: int) -> Plan:
+    """One launch, unless chunks would put at least twice as many warps to work."""
+    # The largest power of two that divides D leaves no lane idle; 16 make a sector of 32 bytes.
+    lanes = min(64, max(16, inner & -inner))
+    programs = sequences * -(-inner // lanes)
+    wanted = WARPS_PER_PROCESSOR * processors
+    warps = 1
+    # No more rows than hold the sequence: the others would idle.
+    while warps < MAX_WARPS and programs * warps < wanted and warps * WARP_LANES * STEPS < length * lanes:
+        warps *= 2
+    chunks = min(-(-wanted * WARP_LANES // (programs * lanes)), length // MIN_CHUNK)
+    if chunks * lanes < 2 * warps * WARP_LANES:
+        return Plan(lanes, warps, length, 1)
+    chunk = STEPS * -(-length // (chunks * STEPS))
+    return Plan(lanes, 4, chunk, -(-length // chunk))
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == 'cuda' else 1
+
+
+@lru_cache(maxsize=1024)
+def launch(shape: torch.Size, paths: tuple[Path, ...], backward: bool, processors: int):
+    """Grid and arguments that kernels share for maps of ``shape`` (B, H, W, P, D) and a pass over them."""
+    B, H, W, P, D = shape
+    assert H * W < MAX_TOKENS, f'{H} x {W} tokens'
+    how = plan(B * P, H * W, D, processors)
+    # One bit a path.
+    column, reverse = (sum(x << p for p, x in enumerate(xs)) for xs in zip(*paths, strict=True))
+    # time // H is time * magic >> shift, exactly, for every time below MAX_TOKENS.
+    shift = 30 + (H - 1).bit_length()
+    arguments = dict(D=D, lanes=B * P * D, L=H * W, W=W, magic=-(-(1 << shift) // H), shift=shift)
+    arguments.update(chunk=how.chunk, chunks=how.chunks, STEPS=STEPS, ROWS=how.rows, LANES=how.lanes)
+    arguments.update(P=P, COLUMN=column, REVERSE=reverse ^ ((1 << P) - 1) if backward else reverse)
+    grid = (B * P * -(-D // how.lanes), -(-how.chunks // how.rows))
+    return grid, dict(arguments, num_warps=how.warps, **OPTIONS)
+
+
+def strides(x: Tensor) -> tuple[int, int, int]:
+    """Strides of image, token and path of a map (B, H, W, P, D), 0 where there is only one of them."""
+    B, H, W, P, _ = x.shape
+    b, h, w, p, _ = x.stride()
+    return b if B > 1 else 0, w if W > 1 else h if H > 1 else 0, p if P > 1 else 0
+
+
+def alike(*maps: Tensor) -> tuple:
+    """The maps, then the strides they share; copies maps of unlike layouts, which are rare."""
+    rows_join = all(1 in x.shape[1:3] or x.stride(1) == x.size(2) * x.stride(2) for x in maps)
+    if not rows_join or len(set(map(strides, maps))) > 1:
+        maps = tuple(x.contiguous() for x in maps)
+    return *maps, *strides(maps[0])
+
+
+def on(device: torch.device):
+    """Triton launches on the current device."""
+    return torch.cuda.device(device) if device.type == 'cuda' else nullcontext()

@@ -1,0 +1,60 @@
+"""The compiled library of the CPU backends: what it is built from, and what a damaged one leads to."""
+
+import ctypes
+import logging
+import shutil
+
+import pytest
+import torch
+
+from mmvisiongru.ops import native, runnable_backends
+from mmvisiongru.ops.mingru import cpu_scan
+from mmvisiongru.ops.native import Map, Shape
+
+pytestmark = pytest.mark.skipif('cpu' not in runnable_backends(), reason='no C++ compiler on this machine')
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    """A cache that begins empty."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    return tmp_path / 'mmvisiongru'
+
+
+@pytest.mark.parametrize('file', ['mingru_scan.cpp', 'map.h'])
+def test_a_changed_source_or_header_is_another_library(monkeypatch, tmp_path, file):
+    shutil.copytree(native.SOURCES, tmp_path / 'csrc')
+    monkeypatch.setattr(native, 'SOURCES', tmp_path / 'csrc')
+    before = native._cache_path('mingru_scan', 'g++')
+    with open(tmp_path / 'csrc' / file, 'a') as source:
+        source.write('// changed\n')
+    assert native._cache_path('mingru_scan', 'g++') != before
+
+
+@pytest.mark.parametrize('damage', ['empty', 'cut', 'flipped'])
+def test_a_damaged_library_is_built_again(own_cache, caplog, damage):
+    native._load('mingru_scan')
+    (path,) = own_cache.iterdir()
+    whole = path.read_bytes()
+    flipped = bytes([*whole[:4000], whole[4000] ^ 1, *whole[4001:]])
+    path.unlink()
+    path.write_bytes({'empty': b'', 'cut': whole[: len(whole) // 2], 'flipped': flipped}[damage])
+    with caplog.at_level(logging.WARNING, logger='mmvisiongru'):
+        assert native._load('mingru_scan').mingru_forward
+    assert [record.getMessage() for record in caplog.records] == [f'{path} is damaged and is built again']
+    assert native._is_whole(path)
+    caplog.clear()
+    native._load('mingru_scan')
+    assert not caplog.records
+
+
+def test_calls_with_wrong_arguments_fail():
+    x = torch.zeros(1, 1, 1, 1, 1)
+    flags = (ctypes.c_uint8 * 1)(0)
+    head = (0, 0, Shape(*x.shape), flags, flags, 1)
+    forward = cpu_scan._functions()['forward']
+    forward(*head, Map.of(x), Map.of(x), Map.of(x), None)
+    with pytest.raises(TypeError, match='takes at least'):
+        forward(*head, Map.of(x), Map.of(x))
+    with pytest.raises(ctypes.ArgumentError):
+        forward(*head, Map.of(x), Map.of(x), x.data_ptr(), None)
