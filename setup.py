@@ -76,7 +76,11 @@ setup(
     # overwrite a working set. `mmvisiongru/__init__.py` checks what is there and says what to do;
     # the extra `mim` asks for the default.
     install_requires=['packaging'],
-    extras_require={'mim': requirements('mminstall'), 'tests': requirements('tests')},
+    extras_require={
+        'mim': requirements('mminstall'),
+        'deploy': requirements('deploy'),
+        'tests': requirements('tests'),
+    },
     cmdclass={'build_py': BuildPyWithMim, 'sdist': SdistWithMim},
     options={'build': {'build_base': BUILD.name}, 'egg_info': {'egg_base': BUILD.name}},
     zip_safe=False,

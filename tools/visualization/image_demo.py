@@ -12,16 +12,16 @@ from pathlib import Path
 
 import mmcv
 import mmengine
-import numpy as np
 from mmengine.config import Config, DictAction
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import init_default_scope
 
 from mmvisiongru.checkpoint import check_weights, read_weights, refuse_pickled_code
 from mmvisiongru.engine.samples import PICTURES
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import check_folder
+from mmvisiongru.launch.classes import dataset_meta
 from mmvisiongru.launch.config import load_config
-from mmvisiongru.launch.names import check_names, resolve
+from mmvisiongru.launch.names import check_names
 from mmvisiongru.launch.options import one_line_errors
 
 
@@ -80,20 +80,6 @@ def segment(cfg: Config, weights: dict, images: list[str], args) -> list[str]:
         best = shares.argsort(descending=True)[:3]
         lines.append(', '.join(f'{classes[i]} {shares[i]:.1%}' for i in best))
     return lines
-
-
-def dataset_meta(cfg: Config) -> dict | None:
-    """Classes and palette of the test data set, None if only an instance could tell."""
-    settings = cfg.test_dataloader.dataset
-    kind = resolve(settings.type, DATASETS, cfg.default_scope)
-    meta = kind._load_metainfo(settings.get('metainfo')) if hasattr(kind, '_load_metainfo') else {}
-    if not meta.get('classes'):
-        return None
-    # As mmseg does for classes without colours.
-    palette = meta.get('palette') or []
-    if len(palette) != len(meta['classes']):
-        palette = np.random.RandomState(42).randint(0, 255, (len(meta['classes']), 3)).tolist()
-    return dict(classes=meta['classes'], palette=palette)
 
 
 def classify(cfg: Config, weights: dict, images: list[str], args) -> list[str]:

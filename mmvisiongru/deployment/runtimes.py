@@ -1,0 +1,37 @@
+"""Files of ONNX in the runtimes that may be here."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+
+Run = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+def onnx_runtime(path: str) -> Run:
+    """A file in ONNX Runtime, on as many threads as torch has: images to outputs by name."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Warnings are about its own optimisations.
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(zip(names, session.run(None, {'images': images}), strict=True))
+
+
+def openvino(path: str, precision: str = 'f32') -> Run:
+    """A file in OpenVINO. Where the processor has bf16, that is what OpenVINO computes in unless told."""
+    from openvino import Core
+
+    settings = dict(INFERENCE_PRECISION_HINT=precision, INFERENCE_NUM_THREADS=torch.get_num_threads())
+    model = Core().compile_model(path, 'CPU', settings)
+    names = [output.any_name for output in model.outputs]
+    return lambda images: {name: np.array(x) for name, x in zip(names, model(images).values(), strict=True)}
+
+
+def has_openvino() -> bool:
+    """Whether OpenVINO, which nothing here requires, is installed."""
+    return find_spec('openvino') is not None

@@ -1,0 +1,103 @@
+r"""The minGRU scan as two ``Scan`` of ONNX: along the lines of the map, all at once, then from line to line.
+
+With a = 1 - z and b = z c (:mod:`mmvisiongru.ops`) the recurrence is h_t = a_t h_{t-1} + b_t. The first Scan
+starts every line from 0 and keeps its h and the product k of its a; the second carries the state from end to
+end; what enters a line reaches its tokens as k times it. That is W + H steps for H W tokens read by rows, and
+no size is in the graph.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from onnxscript import FLOAT, graph, script
+from onnxscript import opset18 as op
+from onnxscript.values import Opset
+
+# Registers the operators as well.
+from mmvisiongru.ops.paths import parse_paths
+
+DOMAIN = Opset('mmvisiongru', 1)
+
+
+# A tensor that is a state and also an output of a body needs a name for each: under one name ONNX Runtime
+# takes the memory for both. Inputs of a body want an element type and no names of sizes.
+@script(DOMAIN)
+def scan_lines(a: FLOAT[...], b: FLOAT[...], one: Sequence[int], two: Sequence[int]) -> FLOAT[...]:
+    """h from a and b (W, B, H, D), line by line; directions of 1 and of 2 tensors, 1 for reverse."""
+    zeros = op.Expand(op.Constant(value_float=0.0), op.Shape(a, start=1))
+    ones = op.Expand(op.Constant(value_float=1.0), op.Shape(a, start=1))
+
+    @graph()
+    def token(h: FLOAT[...], k: FLOAT[...], a_t: FLOAT[...], b_t: FLOAT[...]):
+        h_t = a_t * h + b_t
+        k_t = a_t * k
+        return h_t, k_t, op.Identity(h_t), op.Identity(k_t)
+
+    ends, products, local, keep = op.Scan(
+        zeros, ones, a, b,
+        body=token, num_scan_inputs=2, scan_input_directions=two, scan_output_directions=two,
+    )  # fmt: skip
+
+    @graph()
+    def line(state: FLOAT[...], k_t: FLOAT[...], end: FLOAT[...]):
+        return k_t * state + end, op.Identity(state)
+
+    _last, entering = op.Scan(
+        op.Gather(zeros, op.Constant(value_int=0), axis=1), products, ends,
+        body=line, num_scan_inputs=2, scan_input_axes=[1, 1], scan_output_axes=[1],
+        scan_input_directions=two, scan_output_directions=one,
+    )  # fmt: skip
+    return local + keep * entering
+
+
+@script(DOMAIN)
+def scan_tokens(a: FLOAT[...], b: FLOAT[...], one: Sequence[int], two: Sequence[int]) -> FLOAT[...]:
+    """h from a and b (B, L, D), token by token: a sequence has no lines."""
+
+    @graph()
+    def token(h: FLOAT[...], a_t: FLOAT[...], b_t: FLOAT[...]):
+        h_t = a_t * h + b_t
+        return h_t, op.Identity(h_t)
+
+    start = op.Expand(op.Constant(value_float=0.0), op.Shape(op.Gather(a, op.Constant(value_int=0), axis=1)))
+    _last, out = op.Scan(
+        start, a, b,
+        body=token, num_scan_inputs=2, scan_input_axes=[1, 1], scan_output_axes=[1],
+        scan_input_directions=two, scan_output_directions=one,
+    )  # fmt: skip
+    return out
+
+
+def coefficients(gate, hidden, candidate: str):
+    """a = 1 - z and b = z c."""
+    z = op.Sigmoid(gate)
+    # g(x) without a branch: x + 0.5 is above sigmoid(x) where x > 0, and below it elsewhere.
+    c = hidden if candidate == 'linear' else op.Max(op.Sigmoid(hidden), op.Add(hidden, 0.5))
+    return op.Sub(1.0, z), op.Mul(z, c)
+
+
+def mingru_scan(gate, hidden, reverse: bool, candidate: str, backend: str):
+    """``mmvisiongru::mingru_scan``."""
+    return scan_tokens(*coefficients(gate, hidden, candidate), one=[int(reverse)], two=[int(reverse)] * 2)
+
+
+def mingru_scan_2d(projected, paths: str, candidate: str, backend: str, state=None):
+    """``mmvisiongru::mingru_scan_2d``."""
+    if state is not None:
+        raise NotImplementedError('a scan that starts from a state has no translation')
+    directions = parse_paths(paths)
+    parts = op.Split(projected, axis=3, num_outputs=2 * len(directions))
+    outs = []
+    for (column, reverse), hidden, gate in zip(directions, parts[::2], parts[1::2], strict=True):
+        # Steps come first, lines before channels: (W, B, H, D), or (H, B, W, D) for columns.
+        there, back = ([1, 0, 2, 3], [1, 0, 2, 3]) if column else ([2, 0, 1, 3], [1, 2, 0, 3])
+        a, b = (op.Transpose(x, perm=there) for x in coefficients(gate, hidden, candidate))
+        h = scan_lines(a, b, one=[int(reverse)], two=[int(reverse)] * 2)
+        outs.append(op.Transpose(h, perm=back))
+    return op.Concat(*outs, axis=3)
+
+
+TABLE = {
+    torch.ops.mmvisiongru.mingru_scan.default: mingru_scan,
+    torch.ops.mmvisiongru.mingru_scan_2d.default: mingru_scan_2d,
+}

@@ -1,0 +1,31 @@
+"""Adaptive average pooling of maps of any size: two matrix products.
+
+ONNX has no such operator. The exporter takes a plain pooling whose window fits the size of the example, and
+the graph fails at other sizes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from onnxscript import opset18 as op
+
+
+def averages(size, bins: int):
+    """Matrix (bins, size): row i averages positions floor(i size / bins) to ceil((i + 1) size / bins)."""
+    first = op.Unsqueeze(op.Range(0, bins, 1), [1])
+    start = op.Div(op.Mul(first, size), bins)
+    end = op.Div(op.Add(op.Mul(op.Add(first, 1), size), bins - 1), bins)
+    at = op.Range(0, op.Squeeze(size), 1)
+    inside = op.And(op.GreaterOrEqual(at, start), op.Less(at, end))
+    return op.Div(op.Cast(inside, to=1), op.Cast(op.Sub(end, start), to=1))
+
+
+def adaptive_avg_pool2d(x, output_size: Sequence[int]):
+    """``aten::_adaptive_avg_pool2d`` of (B, C, H, W)."""
+    rows = averages(op.Shape(x, start=2, end=3), output_size[0])
+    columns = averages(op.Shape(x, start=3, end=4), output_size[1])
+    # The wide product first: with a matrix on its right it is one GEMM.
+    return op.MatMul(rows, op.MatMul(x, op.Transpose(columns, perm=[1, 0])))
+
+
+TABLE = {torch.ops.aten._adaptive_avg_pool2d.default: adaptive_avg_pool2d}

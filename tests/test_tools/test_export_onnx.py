@@ -1,0 +1,228 @@
+"""tools/deployment: a file that computes what torch does, its metrics, and pictures where torch is not."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import CheckpointLoader
+from PIL import Image
+from small_runs import CLASSIFICATION, SEGMENTATION, TOOLS, make_folders, make_scenes, write_config
+
+for package in ('onnx', 'onnxscript', 'onnxruntime'):
+    pytest.importorskip(package, reason='ONNX export needs requirements/deploy.txt')
+
+import onnx
+
+from mmvisiongru import deployment
+from mmvisiongru.deployment import export as exporting
+from mmvisiongru.deployment.runtimes import has_openvino, onnx_runtime, openvino
+from mmvisiongru.deployment.verify import TOLERANCE
+from tools.deployment import export
+from tools.visualization import image_demo
+
+# UperNet pools to four sizes; SyncBN is in the base. Trained on BGR, as nothing converts it.
+UPERNET = """
+model.update(
+    backbone=dict(
+        type='mmvisiongru.VisionGRU', arch=dict(embed_dims=[8, 16, 32, 64], depths=[1, 1, 1, 1]),
+        scan_paths=('row', 'column_reverse'), pos_embed='absolute', out_norm_cfg=dict(type='LN'),
+    ),
+    decode_head=dict(
+        type='UPerHead', in_channels=[8, 16, 32, 64], in_index=[0, 1, 2, 3], channels=8, num_classes=3,
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
+    ),
+)
+"""
+RESIZED = """
+pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='ResizeEdge', scale=48), dict(type='CenterCrop', crop_size=40),
+    dict(type='PackInputs'),
+]
+val_dataloader['dataset']['pipeline'] = pipeline
+data_preprocessor['to_rgb'] = True
+model['backbone'].update(candidate='linear', dwconv_kernel_size=None)
+"""
+NO_TORCH = """
+import runpy, sys
+for name in ('torch', 'mmengine', 'mmcv', 'cv2', 'mmvisiongru'):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in, and no trace of it in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
+    return tmp_path
+
+
+def prepare(here, text, extra):
+    """Data, a config and the checkpoint of a model that is not what it was initialised as."""
+    make = make_scenes if text == SEGMENTATION else make_folders
+    make(here / 'data')
+    cfg = Config.fromfile(write_config(here / 'small.py', text, here / 'data', extra))
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    classes = ('wall', 'building', 'sky') if text == SEGMENTATION else ('a', 'b')
+    meta = dict(dataset_meta=dict(classes=classes))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), 'small.pth')
+
+
+def demo(*args):
+    """Run demo_onnx.py where nothing but its own needs can be imported."""
+    command = [sys.executable, '-c', NO_TORCH, str(TOOLS / 'deployment/demo_onnx.py'), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def rows(text):
+    """The table of metrics."""
+    names = ('torch', 'ONNX Runtime', 'ONNX Runtime, int8', 'OpenVINO')
+    lines = {line[:20].strip(): [float(x) for x in line[20:].split()] for line in text.splitlines()[-5:]}
+    return {name: lines[name] for name in names if name in lines}
+
+
+def test_segmentor(here, capsys):
+    prepare(here, SEGMENTATION, UPERNET)
+    export.main(['small.py', 'small.pth', 'out/model.onnx', '--int8', '--eval'])
+    out = capsys.readouterr().out
+    table = rows(out)
+    assert set(table) == {'torch', 'ONNX Runtime', 'ONNX Runtime, int8'} | (
+        {'OpenVINO'} if has_openvino() else set()
+    )
+    for name in set(table) - {'ONNX Runtime, int8'}:
+        np.testing.assert_allclose(table[name], table['torch'], atol=0.05)
+    assert table['torch'][0] > 5
+    assert 'of the labels differ' in out
+
+    meta = {p.key: p.value for p in onnx.load('out/model.onnx').metadata_props}
+    assert json.loads(meta['classes']) == ['wall', 'building', 'sky']
+    assert (meta['task'], json.loads(meta['size']), meta['config']) == ('segmentation', None, 'small.py')
+    assert sorted(os.listdir('out')) == ['model.int8.onnx', 'model.onnx']
+
+    images = here / 'data/images/validation'
+    done = demo(images, 'out/model.onnx', '--out', 'pictures', '--opacity', '1')
+    assert done.returncode == 0, done.stderr
+    image_demo.main(
+        [str(images), 'small.py', 'small.pth', '--device', 'cpu', '--out-dir', 'expected', '--opacity', '1']
+    )
+    expected = capsys.readouterr().out
+    for line in done.stdout.splitlines()[:-1]:
+        assert line in expected
+    for i in range(3):
+        found, wanted = (np.asarray(Image.open(f'{d}/{i}.jpg')).astype(int) for d in ('pictures', 'expected'))
+        # But for JPEG and the letters.
+        assert (np.abs(found - wanted).max(2) < 40).mean() > 0.8
+
+
+def test_classifier(here, capsys):
+    prepare(here, CLASSIFICATION, RESIZED)
+    export.main(['small.py', 'small.pth', 'model.onnx', '--output', 'scores', 'labels', '--eval'])
+    table = rows(capsys.readouterr().out)
+    assert table['ONNX Runtime'] == table['torch'] != []
+    images = here / 'data/val/a'
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 70, 3)).astype('uint8')).save(
+        images / 'big.png'
+    )
+    done = demo(images, 'model.onnx', '--out', 'pictures')
+    assert done.returncode == 0, done.stderr
+    image_demo.main([str(images), 'small.py', 'small.pth', '--device', 'cpu', '--out-dir', 'expected'])
+    expected = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(images))]
+    for found, wanted in zip(done.stdout.splitlines(), expected, strict=False):
+        *name, score = found.split()
+        *known, wanted_score = wanted.split()
+        assert name == known
+        # The bilinear resizing of cv2 rounds to other eighths of a grey level.
+        assert abs(float(score[:-1]) - float(wanted_score[:-1])) < 0.2
+    assert len(os.listdir('pictures')) == 4
+
+
+@pytest.fixture
+def digits(here):
+    """The config and checkpoint of a classifier."""
+    prepare(here, CLASSIFICATION, '')
+
+
+def fails(capsys, *args):
+    """The line that export.py ends with; nothing must have been written."""
+    with pytest.raises(SystemExit, match='2'):
+        export.main(['small.py', 'small.pth', 'model.onnx', *args])
+    assert not any('model' in name for name in os.listdir())
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_fixed_size_and_a_file_that_differs(digits, capsys, monkeypatch):
+    export.main(['small.py', 'small.pth', 'fixed.onnx', '--shape', '37', '50', '--output', 'logits'])
+    session = onnx_runtime('fixed.onnx')
+    assert session(np.zeros((1, 3, 37, 50), np.float32))['logits'].shape == (1, 2)
+    if has_openvino():
+        images = np.random.default_rng(0).uniform(0, 255, (1, 3, 37, 50)).astype('float32')
+        found, wanted = openvino('fixed.onnx')(images)['logits'], session(images)['logits']
+        np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+    proto = onnx.load('fixed.onnx')
+    bias = next(x for x in proto.graph.initializer if x.name.endswith('head.fc.bias'))
+    wrong = onnx.numpy_helper.to_array(bias) + 5 * TOLERANCE * np.abs(wanted_scale(session))
+    bias.CopyFrom(onnx.numpy_helper.from_array(wrong.astype('float32'), bias.name))
+    monkeypatch.setattr(exporting, 'export', lambda *_: proto)
+    error = fails(capsys, '--shape', '37', '50', '--output', 'logits')
+    assert error.startswith('error: logits of the file differ from torch by ')
+
+
+def wanted_scale(session):
+    """The largest logit of the image that the file is verified with."""
+    from mmvisiongru.deployment.verify import random_images
+
+    return session(random_images((1, 3, 37, 50)).numpy())['logits'].max()
+
+
+def test_layer_that_cannot_be_exported(digits, capsys, monkeypatch):
+    monkeypatch.setattr(exporting, 'translation_table', dict)
+    error = fails(capsys)
+    assert error.startswith('error: the model cannot be exported: ')
+    assert 'mmvisiongru.mingru_scan_2d' in error
+
+
+def test_input_that_cannot_be_used(digits, capsys, monkeypatch):
+    assert (
+        fails(capsys, '--output', 'boxes')
+        == "error: unknown output 'boxes'; there are labels, logits, scores"
+    )
+    error = fails(capsys, '--cfg-options', 'model.head.num_classes=5')
+    assert error.startswith(
+        'error: checkpoint small.pth does not fit the model: shape of head.fc.weight: (2, 16)'
+    )
+    versions = {'torch': '2.6.0', 'onnx': '1.20', 'onnxruntime': '1.23'}
+    monkeypatch.setattr(deployment, '_version', lambda need: versions.get(need.split('>')[0]))
+    error = fails(capsys)
+    assert 'needs torch>=2.7 (found 2.6.0), onnxscript>=0.5.4 (found none); pip install' in error
+
+
+def test_demo_on_input_that_cannot_be_used(here):
+    Image.new('RGB', (8, 8)).save('a.png')
+    (here / 'broken.onnx').write_text('x')
+    other = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20]> g (float x) => (float y) { y = Abs(x) }'
+    )
+    onnx.save(other, 'other.onnx')
+    for model, message in (
+        ('none.onnx', 'model none.onnx does not exist'),
+        ('broken.onnx', 'broken.onnx is not a readable ONNX file ('),
+        ('other.onnx', 'other.onnx was not written by tools/deployment/export.py'),
+    ):
+        done = demo('a.png', model)
+        assert (done.returncode, done.stderr.count('\n')) == (2, 1)
+        assert done.stderr.startswith(f'error: {message}')

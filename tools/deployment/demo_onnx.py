@@ -1,0 +1,215 @@
+"""Pictures of what a file of tools/deployment/export.py says about images. Both tasks, without torch.
+
+    python tools/deployment/demo_onnx.py IMAGE_OR_FOLDER model.onnx --out work_dirs/demo
+
+Needs onnxruntime, numpy and pillow, and nothing of this repository: it can be copied. Lines and colours are
+those of tools/visualization/image_demo.py.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+PICTURES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used."""
+
+
+class Model:
+    """A file with its metadata."""
+
+    def __init__(self, path: str):
+        if not Path(path).is_file():
+            raise InputError(f'model {path} does not exist')
+        try:
+            options = onnxruntime.SessionOptions()
+            # Errors come as exceptions; its own lines about them would come on top.
+            options.log_severity_level = 4
+            self.session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+        # The exceptions of ONNX Runtime have no common base.
+        except Exception as error:
+            raise InputError(
+                f'{path} is not a readable ONNX file ({" ".join(str(error).split())[:200]})'
+            ) from error
+        meta = self.session.get_modelmeta().custom_metadata_map
+        if not {'classes', 'palette', 'task', 'size', 'resize'} <= set(meta):
+            raise InputError(
+                f'{path} was not written by tools/deployment/export.py: its metadata are missing'
+            )
+        self.task = meta['task']
+        self.classes, self.palette, self.size, self.steps = (
+            json.loads(meta[key]) for key in ('classes', 'palette', 'size', 'resize')
+        )
+        self.outputs = [output.name for output in self.session.get_outputs()]
+
+    def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """The outputs for an image (H, W, 3), RGB, without the dimension of the batch."""
+        x = image.astype(np.float32).transpose(2, 0, 1)[None]
+        return {k: v[0] for k, v in zip(self.outputs, self.session.run(None, {'images': x}), strict=True)}
+
+
+def interpolate(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear resizing of (..., H, W) between pixel centres, as cv2 and torch do; pillow would smooth."""
+    for axis, n in zip((-2, -1), size, strict=True):
+        old = x.shape[axis]
+        at = np.clip((np.arange(n) + 0.5) * old / n - 0.5, 0, old - 1)
+        low = np.floor(at).astype(int)
+        shape = (-1, 1) if axis == -2 else (-1,)
+        share = (at - low).astype(np.float32).reshape(shape)
+        x = x.take(low, axis) * (1 - share) + x.take(np.minimum(low + 1, old - 1), axis) * share
+    return x
+
+
+def resize(image: np.ndarray, size: tuple[int, int], backend='cv2', interpolation='bilinear') -> np.ndarray:
+    """An image (H, W, 3) in another size; bilinear but with pillow."""
+    if image.shape[:2] == tuple(size):
+        return image
+    if backend == 'pillow':
+        kind = Image.Resampling[interpolation.upper()]
+        return np.asarray(Image.fromarray(image).resize(size[::-1], kind))
+    return np.rint(interpolate(image.transpose(2, 0, 1), size)).astype(np.uint8).transpose(1, 2, 0)
+
+
+def follow(step: dict, image: np.ndarray) -> np.ndarray:
+    """One step of the test pipeline that changes the size."""
+    height, width = image.shape[:2]
+    how = {key: step[key] for key in ('backend', 'interpolation') if step.get(key)}
+    if step['type'] == 'CenterCrop':
+        size = step['crop_size']
+        crop_w, crop_h = (size, size) if isinstance(size, int) else size
+        top, left = (max(0, round((n - crop) / 2)) for n, crop in ((height, crop_h), (width, crop_w)))
+        return image[top : top + crop_h, left : left + crop_w]
+    scale = step['scale']
+    if step['type'] == 'ResizeEdge':
+        edge = step.get('edge', 'short')
+        wide = edge == 'width' or (edge == 'short' and width < height) or (edge == 'long' and width > height)
+        size = (int(scale * height / width), scale) if wide else (scale, int(scale * width / height))
+        return resize(image, size, **how)
+    if not step.get('keep_ratio'):
+        wanted_w, wanted_h = (scale, scale) if isinstance(scale, int) else scale
+        return resize(image, (wanted_h, wanted_w), **how)
+    factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
+    return resize(image, (int(height * factor + 0.5), int(width * factor + 0.5)), **how)
+
+
+def read(path: Path) -> np.ndarray:
+    """An image (H, W, 3), RGB, upright."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+    except OSError as error:
+        raise InputError(f'{path} is not an image that can be read') from error
+
+
+def segment(model: Model, image: np.ndarray, outputs: dict, opacity: float) -> tuple[Image.Image, str]:
+    """The classes over the image, and the three most frequent ones."""
+    size = image.shape[:2]
+    maps = outputs.get('logits', outputs.get('scores'))
+    if maps is not None:
+        labels = (maps if maps.shape[1:] == size else interpolate(maps, size)).argmax(0)
+    else:
+        # Labels cannot be interpolated: the nearest one.
+        rows, columns = (
+            (np.arange(n) * old // n) for n, old in zip(size, outputs['labels'].shape, strict=True)
+        )
+        labels = outputs['labels'][rows][:, columns]
+    mask = Image.fromarray(np.array(model.palette, np.uint8)[labels])
+    draw, font = ImageDraw.Draw(mask), ImageFont.load_default(max(1, round(0.06 * min(size))))
+    for label in np.unique(labels)[::-1]:
+        points = np.argwhere(labels == label)
+        # The pixel of the class that is nearest to its middle.
+        y, x = points[np.abs(points - np.median(points, 0)).sum(1).argmin()].tolist()
+        box = draw.textbbox((x, y), model.classes[label], font)
+        draw.rectangle(box, fill=tuple(model.palette[label]), outline=(0, 0, 0))
+        draw.text((x, y), model.classes[label], (255, 255, 255), font)
+    picture = (image * (1 - opacity) + np.asarray(mask) * opacity).astype(np.uint8)
+    shares = np.bincount(labels.ravel(), minlength=len(model.classes)) / labels.size
+    best = np.argsort(-shares, kind='stable')[:3]
+    return Image.fromarray(picture), ', '.join(f'{model.classes[i]} {shares[i]:.1%}' for i in best)
+
+
+def classify(model: Model, image: np.ndarray, outputs: dict, opacity: float) -> tuple[Image.Image, str]:
+    """The class on the image, with its score where the file gives one."""
+    scores = outputs.get('scores')
+    if 'logits' in outputs:
+        scores = np.exp(outputs['logits'] - outputs['logits'].max())
+        scores /= scores.sum()
+    label = int(outputs['labels'] if scores is None else scores.argmax())
+    score = '' if scores is None else f' {scores[label]:.1%}'
+    picture = Image.fromarray(image)
+    text = f'Prediction: {label}{score.replace(" ", ", ")} ({model.classes[label]})'
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(max(8, min(picture.size) // 30))
+    draw.rectangle(draw.textbbox((2, 2), text, font), fill=(0, 0, 0))
+    draw.text((2, 2), text, (255, 255, 255), font)
+    return picture, f'{model.classes[label]}{score}'
+
+
+def find_images(path: str, out: str, segmentor: bool) -> dict[Path, Path]:
+    """The image, or all in the folder, each with the picture to write, which overwrites nothing."""
+    source = Path(path)
+    found = [source]
+    if source.is_dir():
+        found = sorted(p for p in source.iterdir() if p.suffix.lower() in PICTURES)
+    if not found:
+        raise InputError(f'no image ({", ".join(PICTURES)}) in {path}')
+    if missing := [p for p in found if not p.is_file()]:
+        raise InputError(f'image {missing[0]} does not exist')
+    if any(p.parent.resolve() == Path(out).resolve() for p in found):
+        raise InputError(f'--out {out} holds the images themselves; pictures would overwrite them')
+    targets = {p: Path(out, p.name if segmentor else f'{p.stem}.png') for p in found}
+    (name, times), *_ = Counter(targets.values()).most_common(1)
+    if times > 1:
+        raise InputError(f'two images would be drawn as {name}')
+    return targets
+
+
+def parse_args(argv=None):
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('img', help='image file or folder')
+    parser.add_argument('model', help='file of tools/deployment/export.py')
+    parser.add_argument('--out', default='work_dirs/demo', help='folder for the pictures')
+    parser.add_argument('--opacity', type=float, default=0.5, help='of the classes over the image')
+    return parser.parse_args(argv)
+
+
+def run(args) -> None:
+    """Predict and draw."""
+    model = Model(args.model)
+    draw = segment if model.task == 'segmentation' else classify
+    targets = find_images(args.img, args.out, model.task == 'segmentation')
+    for source, target in targets.items():
+        image = read(source)
+        x = image
+        if model.size:
+            x = resize(x, model.size)
+        else:
+            for step in model.steps:
+                x = follow(step, x)
+        picture, line = draw(model, image, model(x), args.opacity)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(target, **dict(quality=95) if target.suffix.lower() in ('.jpg', '.jpeg') else {})
+        print(f'{source}: {line}')
+    print(f'{len(targets)} pictures in {args.out}')
+
+
+def main(argv=None):
+    """Run, and end with one line when the input cannot be used."""
+    args = parse_args(argv)
+    try:
+        run(args)
+    except (InputError, OSError) as error:
+        print('error:', ' '.join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,145 @@
+"""Export a trained classifier or segmentor to ONNX, for images of any size, and check it against torch.
+
+    python tools/deployment/export.py CONFIG CHECKPOINT model.onnx
+    python tools/deployment/export.py CONFIG CHECKPOINT model.onnx --int8 --eval
+
+The file takes 'images': RGB, float32, (B, 3, H, W), 0 to 255; it normalises them itself. docs/deployment.md
+says how to run it.
+"""
+
+import argparse
+import os.path as osp
+import time
+from contextlib import ExitStack
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import load_checkpoint
+
+from mmvisiongru.checkpoint import check_weights, load_checkpoint_file, read_weights, refuse_pickled_code
+from mmvisiongru.deployment import check_stack
+from mmvisiongru.errors import InputError
+from mmvisiongru.files import check_folder, new_file
+from mmvisiongru.launch.config import check_data, load_config
+from mmvisiongru.launch.names import check_names
+from mmvisiongru.launch.options import build_runner, one_line_errors
+
+
+def parse_args(argv=None):
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('out', metavar='OUT.onnx', help='the file to write')
+    parser.add_argument(
+        '--output',
+        nargs='+',
+        help='of labels, logits, scores (default: labels of a segmentor, scores of a classifier)',
+    )
+    parser.add_argument(
+        '--shape', nargs=2, type=int, metavar=('H', 'W'), help='one image of this size only (default: any)'
+    )
+    parser.add_argument(
+        '--int8', action='store_true', help='write OUT.int8.onnx too: matrix products with weights in 8 bits'
+    )
+    parser.add_argument(
+        '--eval', action='store_true', help="metrics of torch and the files on the config's test set"
+    )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings over it, KEY=VALUE')
+    return parser.parse_args(argv)
+
+
+def build(cfg: Config, checkpoint: str, weights: dict):
+    """The model with its weights and data preprocessor."""
+    init_default_scope(cfg.default_scope)
+    settings = dict(cfg.model)
+    # As mmengine's Runner does: mmpretrain keeps it beside the model.
+    settings.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
+    model = MODELS.build(settings)
+    check_weights(model, weights, checkpoint)
+    load_checkpoint(model, checkpoint, map_location='cpu', logger='silent')
+    return model
+
+
+def write(args, cfg: Config, weights: dict) -> dict[str, str]:
+    """Export, verify and quantise. Returns the files by the name of what runs them."""
+    from mmvisiongru.deployment.export import export, quantize, save
+    from mmvisiongru.deployment.describe import describe
+    from mmvisiongru.deployment.runtimes import onnx_runtime
+    from mmvisiongru.deployment.verify import SHAPES, loss, verify
+    from mmvisiongru.deployment.wrapper import Deployed
+
+    segmentor = cfg.default_scope != 'mmpretrain'
+    outputs = args.output or (['labels'] if segmentor else ['scores'])
+    model = Deployed(build(cfg, args.checkpoint, weights), segmentor, outputs)
+    meta = load_checkpoint_file(args.checkpoint).get('meta') or {}
+    entries, unknown = describe(cfg, meta, model.classes, args.shape)
+    for step in unknown:
+        print(f'note: {step} of the test pipeline is not in the file; feed images as it leaves them')
+
+    start = time.perf_counter()
+    proto = export(model, outputs, args.shape)
+    seconds = time.perf_counter() - start
+    shapes = [(1, 3, *args.shape)] if args.shape else SHAPES
+    quantised = f'{osp.splitext(args.out)[0]}.int8.onnx'
+    with ExitStack() as files:
+        path = files.enter_context(new_file(args.out))
+        save(proto, path, entries)
+        run = onnx_runtime(path)
+        error = verify(model, run, shapes)
+        print(f'{args.out}: {len(proto.graph.node)} nodes in {seconds:.0f} s, {", ".join(outputs)}')
+        print(
+            f'differs from torch by {error:.1e} of the largest value at most, for images '
+            + ', '.join('x'.join(map(str, shape)) for shape in shapes)
+        )
+        if args.int8:
+            smaller = files.enter_context(new_file(quantised))
+            quantize(path, smaller)
+            size = (1, 3, *(args.shape or (224, 224)))
+            print(f'{quantised}: {loss(run, onnx_runtime(smaller), size)}, random image {size[2]}x{size[3]}')
+    return {'ONNX Runtime': args.out} | ({'ONNX Runtime, int8': quantised} if args.int8 else {})
+
+
+def evaluate_files(args, cfg: Config, weights: dict, files: dict[str, str]) -> None:
+    """Print the metrics of torch and of the files in all runtimes that are here."""
+    from mmvisiongru.deployment.evaluate import evaluate
+    from mmvisiongru.deployment.runtimes import has_openvino, onnx_runtime, openvino
+
+    runs = {name: onnx_runtime(path) for name, path in files.items()}
+    if has_openvino():
+        runs['OpenVINO'] = openvino(args.out)
+    cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.out))[0])
+    cfg.load_from, cfg.resume, cfg.launcher = args.checkpoint, False, 'none'
+    # Torch refuses to keep workers when there are none.
+    if not cfg.test_dataloader.num_workers:
+        cfg.test_dataloader.persistent_workers = False
+    runner = build_runner(cfg)
+    check_weights(runner.model, weights, args.checkpoint)
+    table = evaluate(runner, runs)
+    names = list(table['torch'])
+    print(f'\n{"":20}' + ''.join(f'{name:>16}' for name in names))
+    for row, metrics in table.items():
+        print(f'{row:20}' + ''.join(f'{metrics[name]:16.2f}' for name in names))
+
+
+def main(argv=None):
+    """Export."""
+    args = parse_args(argv)
+    with one_line_errors():
+        check_stack()
+        refuse_pickled_code()
+        if not args.out.endswith('.onnx'):
+            raise InputError(f'the file to write must end in .onnx, got {args.out}')
+        cfg = load_config(args.config, args.cfg_options, ('model', 'test_dataloader'))
+        check_names(cfg)
+        if args.eval:
+            check_data(cfg, ('test_dataloader',))
+        weights = read_weights(args.checkpoint)
+        check_folder(osp.dirname(args.out) or '.')
+        files = write(args, cfg, weights)
+        if args.eval:
+            evaluate_files(args, cfg, weights, files)
+
+
+if __name__ == '__main__':
+    main()
