@@ -1,17 +1,16 @@
-"""Operators in ONNX: the scans against the reference, pooling against torch, at sizes other than the example's."""
+"""Operators in ONNX against the reference, at sizes other than the example's."""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-pytest.importorskip('onnxruntime', reason='ONNX export needs requirements/deploy.txt')
-pytest.importorskip('onnxscript', reason='ONNX export needs requirements/deploy.txt')
-
-import onnxruntime
-
-from mmvisiongru.deployment.translations import translation_table
 from mmvisiongru.ops import mingru_scan, mingru_scan_2d
+
+onnxruntime, _ = (
+    pytest.importorskip(name, reason='ONNX export needs requirements/deploy.txt')
+    for name in ('onnxruntime', 'onnxscript')
+)
 
 
 class Call(nn.Module):
@@ -27,7 +26,9 @@ class Call(nn.Module):
 
 def to_session(module, *example):
     """Export with all but the last size free; the graph must hold standard operators only."""
-    free = tuple({i: torch.export.Dim.DYNAMIC for i in range(x.dim() - 1)} for x in example)
+    from mmvisiongru.deployment.translations import translation_table
+
+    free = tuple(dict.fromkeys(range(x.dim() - 1), torch.export.Dim.DYNAMIC) for x in example)
     program = torch.onnx.export(
         module.eval(),
         example,

@@ -63,8 +63,8 @@ def build(cfg: Config, checkpoint: str, weights: dict):
 
 def write(args, cfg: Config, weights: dict) -> dict[str, str]:
     """Export, verify and quantise. Returns the files by the name of what runs them."""
-    from mmvisiongru.deployment.export import export, quantize, save
     from mmvisiongru.deployment.describe import describe
+    from mmvisiongru.deployment.export import export, quantize, save
     from mmvisiongru.deployment.runtimes import onnx_runtime
     from mmvisiongru.deployment.verify import SHAPES, loss, verify
     from mmvisiongru.deployment.wrapper import Deployed
