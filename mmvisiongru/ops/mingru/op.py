@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..backends import Backends, unit_stride
-from ..paths import check_paths
+from ..paths import PATHS, check_paths
 from .passes import Gates, Mode
+from .transforms import Scan, is_transformed
 
 BACKENDS = Backends(
     'scan',
@@ -191,7 +192,8 @@ def mingru_scan(
     if (gate.dtype, gate.device) != (hidden.dtype, hidden.device):
         raise ValueError(f'gate is {gate.dtype} on {gate.device}, hidden {hidden.dtype} on {hidden.device}')
     _check(gate, candidate, backend)
-    return _scan_op(gate, hidden, reverse, candidate, backend)
+    scan = Scan.apply if is_transformed() else _scan_op
+    return scan(gate, hidden, reverse, candidate, backend)
 
 
 def mingru_scan_2d(
@@ -228,4 +230,17 @@ def mingru_scan_2d(
     expected = (projected.size(0), len(paths), projected.size(3) // (2 * len(paths)))
     if state is not None and tuple(state.shape) != expected:
         raise ValueError(f'state must be (B, P, D) = {expected}, got {tuple(state.shape)}')
+    if state is None and is_transformed():
+        return _scan_2d_by_sequences(projected, paths, candidate, backend)
     return _scan_2d_op(projected, ','.join(paths), candidate, backend, state)
+
+
+def _scan_2d_by_sequences(projected: Tensor, paths: Sequence[str], candidate: str, backend: str) -> Tensor:
+    """:func:`mingru_scan_2d` path by path, for transforms that look into it."""
+    outs = []
+    for path, part in zip((PATHS[name] for name in paths), projected.chunk(len(paths), 3), strict=True):
+        size = path.by_rows(part).shape[1:3]
+        hidden, gate = (path.by_rows(x).flatten(1, 2) for x in part.chunk(2, 3))
+        h = mingru_scan(gate, hidden, reverse=path.reverse, candidate=candidate, backend=backend)
+        outs.append(path.by_rows(h.unflatten(1, size)))
+    return torch.cat(outs, 3)
