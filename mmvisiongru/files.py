@@ -58,6 +58,12 @@ def remove_unfinished(folder: str) -> None:
                 os.remove(osp.join(folder, name))
 
 
+def is_local(path: str, backend_args: dict | None = None) -> bool:
+    """Whether mmengine's file backend for a path, named or told by the path, is the one for local files."""
+    name = (backend_args or {}).get('backend')
+    return name in ('local', 'disk') if name else '://' not in path
+
+
 def check_folder(folder: str) -> None:
     """Make a folder, and raise InputError unless a file can be written to it."""
     try:

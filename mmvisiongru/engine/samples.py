@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from mmvisiongru.engine.draws import Draw, seed_all
 from mmvisiongru.errors import InputError
+from mmvisiongru.files import is_local
 
 # What PIL calls one channel of at most 8 bits, and of more.
 MAP_MODES, WIDE_MODES = ('L', 'P', '1'), ('I', 'I;16', 'I;16B', 'I;16L')
@@ -22,7 +23,8 @@ PICTURES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 class GuardedDataset(Dataset):
     """Loads the samples of a data set, each with random numbers of its own, and checks them.
 
-    Labels are checked each time, as augmentation may spoil them, files when they are first read.
+    Labels are checked each time, as augmentation may spoil them, files when they are first read. For others it
+    is the data set: they read its attributes, and set them, such as another ``pipeline`` in mid-run.
 
     Args:
         dataset (dict): Config of the data set.
@@ -31,11 +33,13 @@ class GuardedDataset(Dataset):
             cannot be used is replaced by the next that can. None: an evaluation, where none may.
     """
 
+    OWN = frozenset(('dataset', 'run_seed', 'max_bad_samples', 'bad', 'good'))
+
     def __init__(self, dataset: dict, seed: int, max_bad_samples: int | None = None):
         self.dataset = DATASETS.build(dataset)
         if hasattr(self.dataset, 'full_init'):
             self.dataset.full_init()
-        self.seed, self.max_bad_samples = seed, max_bad_samples
+        self.run_seed, self.max_bad_samples = seed, max_bad_samples
         # In memory that the workers share, one flag a sample: passed over; files looked at and good.
         self.bad, self.good = (
             torch.zeros(len(self.dataset), dtype=torch.uint8).share_memory_() for _ in range(2)
@@ -49,9 +53,15 @@ class GuardedDataset(Dataset):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
+    def __setattr__(self, name, value):
+        if name in self.OWN:
+            super().__setattr__(name, value)
+        else:
+            setattr(self.dataset, name, value)
+
     def __getitem__(self, index: int):
         if isinstance(index, Draw):
-            seed_all(self.seed, 'sample', *index.place)
+            seed_all(self.run_seed, 'sample', *index.place)
         index = int(index)
         for _ in range(1 + (self.max_bad_samples or 0)):
             try:
@@ -72,9 +82,14 @@ class GuardedDataset(Dataset):
             Exception: Whatever the pipeline raises; ValueError for what it would have let pass.
         """
         info = self.dataset.get_data_info(index) if hasattr(self.dataset, 'get_data_info') else {}
-        if not self.good[index]:
+        if not self.good[index] and not reads_elsewhere(self.dataset):
             check_files(info)
-        sample = self.dataset[index]
+        try:
+            sample = self.dataset[index]
+        except FileNotFoundError as error:
+            if not error.filename:
+                raise
+            raise ValueError(f'{error.filename} does not exist') from error
         check_labels(sample, self.dataset, info, self.max_bad_samples is None)
         self.good[index] = 1
         return sample
@@ -107,12 +122,26 @@ def files_of(dataset, index: int) -> str:
     return ' with '.join(str(info[k]) for k in ('img_path', 'seg_map_path') if info.get(k)) or 'no file known'
 
 
+def reads_elsewhere(node) -> bool:
+    """Whether a data set, or any part or transform of it, reads by another backend than that of local files."""
+    if isinstance(node, (list, tuple)):
+        return any(map(reads_elsewhere, node))
+    args = getattr(node, 'backend_args', None) or getattr(node, 'file_client_args', None)
+    return not is_local('', args) or any(
+        reads_elsewhere(vars(node)[part])
+        for part in ('dataset', 'datasets', 'pipeline', 'transforms')
+        if part in getattr(node, '__dict__', ())
+    )
+
+
 def check_files(info: dict) -> None:
     """Look at the heads and tails of a sample's files, which decoders accept when they should not.
 
+    What is no local file may yet be found by the data set: it is not judged here.
+
     Raises:
-        ValueError: A file is missing, empty or cut short; a map is in colour, holds more than 8 bits can, or
-            is not of the image's size.
+        ValueError: A file is empty or cut short; a map is in colour, holds more than 8 bits can, or is not of
+            the image's size.
     """
     image, label = (_local(info.get(key)) for key in ('img_path', 'seg_map_path'))
     for path in filter(None, (image, label)):
@@ -122,12 +151,10 @@ def check_files(info: dict) -> None:
 
 
 def _local(path) -> str | None:
-    return path if isinstance(path, str) and '://' not in path else None
+    return path if isinstance(path, str) and osp.isfile(path) else None
 
 
 def _check_end(path: str) -> None:
-    if not osp.isfile(path):
-        raise ValueError(f'{path} does not exist')
     with open(path, 'rb') as file:
         head = file.read(4)
         if not head:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.fileio import LocalBackend, register_backend
 from mmengine.registry import init_default_scope
 from PIL import Image
 
@@ -182,3 +183,62 @@ def test_broken_sample_ends_a_validation(tmp_path):
     runner = toy_runner(tmp_path, **{'val_dataloader.dataset.broken': [5]}, max_bad_samples=2)
     with pytest.raises(InputError, match='sample 5, no file known: OSError: this one is broken'):
         runner.train()
+
+
+class KeyBackend(LocalBackend):
+    """A store: the keys are the names of files in ``root``, and look like paths."""
+
+    def __init__(self, root):
+        self.root = Path(root)
+
+    def get(self, filepath):
+        return (self.root / filepath).read_bytes()
+
+    def list_dir_or_file(self, dir_path, *args, **kwargs):
+        yield from super().list_dir_or_file(self.root / dir_path, *args, **kwargs)
+
+
+register_backend('keys', KeyBackend, force=True)
+
+
+@pytest.mark.parametrize('local', ['nothing', 'other files'])
+def test_files_of_another_backend_are_left_to_it(scenes, tmp_path, monkeypatch, local):
+    """The keys name no local file, or one that has nothing to do with the data set."""
+    monkeypatch.chdir(tmp_path / 'map')
+    if local == 'other files':
+        for key in ('img/1.jpg', 'map/1.png'):
+            Path(key).parent.mkdir()
+            Path(key).write_bytes(b'')
+    args = dict(backend='keys', root=str(scenes))
+    pipeline = [dict(PIPELINE[0], backend_args=args), dict(PIPELINE[1], backend_args=args), PIPELINE[2]]
+    for dataset in (
+        segmentation('', pipeline=pipeline, backend_args=args),
+        GuardedDataset(
+            dict(
+                type='ConcatDataset',
+                datasets=[
+                    dict(
+                        type='BaseSegDataset', data_prefix=dict(img_path='img', seg_map_path='map'),
+                        metainfo=dict(classes=('a', 'b', 'c')), pipeline=pipeline, backend_args=args,
+                    )
+                ],
+            ),
+            seed=0,
+        ),
+    ):  # fmt: skip
+        assert torch.equal(dataset[1]['inputs'], segmentation(scenes)[1]['inputs'])
+        # What is missing there is named.
+        (scenes / 'map/2.png').rename(scenes / 'map/kept.png')
+        with pytest.raises(InputError, match=r'map/2\.png'):
+            dataset[2]
+        (scenes / 'map/kept.png').rename(scenes / 'map/2.png')
+        assert len(dataset[2]['inputs']) == 3
+
+
+def test_attributes_are_those_of_the_data_set(scenes):
+    dataset = segmentation(scenes)
+    dataset.pipeline = lambda info: dict(seen=info['img_path'])
+    dataset.epoch = 'kept'
+    assert dataset[1] == dict(seen=f'{scenes}/img/1.jpg')
+    assert dataset.dataset.epoch == dataset.epoch == 'kept'
+    assert vars(dataset).keys() == GuardedDataset.OWN
