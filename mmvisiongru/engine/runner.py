@@ -19,6 +19,10 @@ from mmvisiongru.registry import RUNNERS
 
 
 class ResumableEpochLoop(EpochBasedTrainLoop):
+# How a config names the loop that the one below takes the place of.
+EPOCH_LOOPS = ('EpochBasedTrainLoop', 'mmengine.EpochBasedTrainLoop', EpochBasedTrainLoop)
+
+
     """mmengine's loop, which can also go on in the middle of an epoch."""
 
     def run_epoch(self) -> None:
@@ -51,9 +55,11 @@ class ReliableRunner(Runner):
         if isinstance(loop, BaseLoop):
             return loop
         self._train_dataloader = self._guard(self._train_dataloader, self.cfg.get('max_bad_samples', 0))
-        if isinstance(loop, dict) and (loop.get('by_epoch') or loop.get('type') == 'EpochBasedTrainLoop'):
-            arguments = {k: v for k, v in loop.items() if k not in ('by_epoch', 'type')}
-            loop = dict(type=ResumableEpochLoop, **arguments)
+        # Both, or neither, are for mmengine to refuse.
+        if isinstance(loop, dict) and ('type' in loop) != ('by_epoch' in loop):
+            if loop.get('by_epoch') or loop.get('type') in EPOCH_LOOPS:
+                arguments = {k: v for k, v in loop.items() if k not in ('by_epoch', 'type')}
+                loop = dict(type=ResumableEpochLoop, **arguments)
         loop = super().build_train_loop(loop)
         loop.dataloader.worker_init_fn = partial(_init_worker, loop.dataloader.worker_init_fn)
         return loop
