@@ -87,6 +87,9 @@ class AtomicCheckpointHook(CheckpointHook):
             write_text(osp.join(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
 
     def _save_best_checkpoint(self, runner, metrics) -> None:
+        # Nothing was trained that could be the best.
+        if not hasattr(self, 'file_backend'):
+            return
         with self._removing_last() as outdated:
             super()._save_best_checkpoint(runner, metrics)
         best = {getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()}
