@@ -1,7 +1,7 @@
 """Checkpoints: read without running what is in them, whole, and fitting the model."""
 
-from .fit import check_pretrained, check_weights, read_weights, state_dict_of, unfit_keys
-from .load import load_checkpoint_file, refuse_pickled_code
+from .fit import check_pretrained, check_weights, pretrained_paths, read_weights, state_dict_of, unfit_keys
+from .load import load_checkpoint_file, refuse_code_in, refuse_pickled_code
 from .resume import find_checkpoint
 from .seal import check_whole, read_seal, seal
 
@@ -11,8 +11,10 @@ __all__ = [
     'check_whole',
     'find_checkpoint',
     'load_checkpoint_file',
+    'pretrained_paths',
     'read_seal',
     'read_weights',
+    'refuse_code_in',
     'refuse_pickled_code',
     'seal',
     'state_dict_of',

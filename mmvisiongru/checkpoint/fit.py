@@ -42,17 +42,21 @@ def unfit_keys(module: nn.Module, state: dict) -> list[str]:
     return lines + [f'unexpected {k}' for k in state if k not in own]
 
 
+def pretrained_paths(module: nn.Module) -> list[tuple[str, str | None]]:
+    """Checkpoint and prefix of each ``init_cfg=dict(type='Pretrained')`` of a module."""
+    cfgs = getattr(module, 'init_cfg', None) or []
+    cfgs = cfgs if isinstance(cfgs, (list, tuple)) else [cfgs]
+    cfgs = [cfg for cfg in cfgs if cfg.get('type') in ('Pretrained', PretrainedInit)]
+    return [(cfg['checkpoint'], cfg.get('prefix')) for cfg in cfgs]
+
+
 def check_pretrained(module: nn.Module) -> None:
     """Check the checkpoint that a module's ``init_cfg=dict(type='Pretrained')`` names before it is loaded.
 
     Raises:
         InputError: No parameter of the module is in the file. A partial match is logged, key by key.
     """
-    cfgs = module.init_cfg if isinstance(module.init_cfg, (list, tuple)) else [module.init_cfg or {}]
-    for cfg in cfgs:
-        if cfg.get('type') not in ('Pretrained', PretrainedInit):
-            continue
-        path, prefix = cfg['checkpoint'], cfg.get('prefix')
+    for path, prefix in pretrained_paths(module):
         state = state_dict_of(load_checkpoint_file(path), prefix)
         unfit, own = unfit_keys(module, state), module.state_dict()
         fitting = sum(k in state and state[k].shape == v.shape for k, v in own.items())

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import load_from_http, load_from_local
 
 from mmvisiongru.errors import InputError
 
@@ -91,8 +92,18 @@ def load_checkpoint_file(path: str, map_location='cpu') -> dict:
         raise InputError(f'checkpoint {path} {reason}') from error
 
 
+def refuse_code_in(path: str) -> None:
+    """Raise InputError if mmengine, which is about to load this checkpoint, would run code that is in it.
+
+    Nothing outside this call changes, unlike with :func:`refuse_pickled_code`. What comes from a storage
+    service or a model zoo is not looked at.
+    """
+    if CheckpointLoader._get_checkpoint_loader(path) in (load_from_local, load_from_http):
+        load_checkpoint_file(path)
+
+
 def refuse_pickled_code() -> None:
-    """Let no checkpoint in this process run code, by whatever way it is loaded.
+    """Let no checkpoint in this process run code, by whatever way it is loaded. For programs, not libraries.
 
     mmengine retries a file that ``weights_only=True`` refuses without it, and allows ``getattr``, from which
     a file can call any function. Files and http go through our loader from here on; the variable covers

@@ -13,7 +13,7 @@ def find_checkpoint(work_dir: str) -> tuple[str | None, list[str]]:
     """The whole checkpoint of the most iterations from which a run can be resumed.
 
     ``last_checkpoint`` is only a hint of where to look: it may be missing, empty, older than the newest file,
-    or name the folder before it was moved.
+    or name the folder before it was moved. Where checkpoints go to a storage service, it is all there is.
 
     Returns:
         tuple[str | None, list[str]]: Its path, and what to log: damaged files that were passed over.
@@ -44,7 +44,8 @@ def find_checkpoint(work_dir: str) -> tuple[str | None, list[str]]:
         if not last or osp.basename(last) != osp.basename(path):
             notes.append(f'last_checkpoint of {work_dir} names {last or "nothing"}; going on from {path}')
         return path, notes
-    return None, notes
+    # A storage service cannot be searched: what is written last is all there is to know.
+    return last if '://' in last else None, notes
 
 
 def _last_checkpoint(work_dir: str) -> str:

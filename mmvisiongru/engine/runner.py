@@ -6,23 +6,23 @@ do the rest.
 
 import os
 import os.path as osp
+from contextlib import contextmanager
 from functools import partial
 
 from mmengine.dist import is_main_process
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
-from mmvisiongru.checkpoint import find_checkpoint, refuse_pickled_code, seal
+from mmvisiongru.checkpoint import find_checkpoint, pretrained_paths, refuse_code_in, seal
 from mmvisiongru.engine.draws import build_numbered_sampler
 from mmvisiongru.engine.samples import GuardedDataset
-from mmvisiongru.files import new_file
+from mmvisiongru.files import is_local, new_file
 from mmvisiongru.registry import RUNNERS
 
-
-class ResumableEpochLoop(EpochBasedTrainLoop):
 # How a config names the loop that the one below takes the place of.
 EPOCH_LOOPS = ('EpochBasedTrainLoop', 'mmengine.EpochBasedTrainLoop', EpochBasedTrainLoop)
 
 
+class ResumableEpochLoop(EpochBasedTrainLoop):
     """mmengine's loop, which can also go on in the middle of an epoch."""
 
     def run_epoch(self) -> None:
@@ -46,19 +46,37 @@ class ReliableRunner(Runner):
     samples may be passed over, and, in ``tools/train.py``, ``load_coverage``.
     """
 
-    def __init__(self, *args, **kwargs):
-        refuse_pickled_code()
-        super().__init__(*args, **kwargs)
+    def train(self):
+        """Train. Whatever way it ends, the hooks give back what they took of the process."""
+        with self._giving_back():
+            return super().train()
+
+    def val(self):
+        """Validate, likewise."""
+        with self._giving_back():
+            return super().val()
+
+    def test(self):
+        """Test, likewise."""
+        with self._giving_back():
+            return super().test()
+
+    @contextmanager
+    def _giving_back(self):
+        try:
+            yield
+        finally:
+            self.call_hook('give_back')
 
     def build_train_loop(self, loop):
         """Build the loop over checked samples, numbered so that it can be resumed at any of them."""
         if isinstance(loop, BaseLoop):
             return loop
         self._train_dataloader = self._guard(self._train_dataloader, self.cfg.get('max_bad_samples', 0))
-        # Both, or neither, are for mmengine to refuse.
-        if isinstance(loop, dict) and ('type' in loop) != ('by_epoch' in loop):
-            if loop.get('by_epoch') or loop.get('type') in EPOCH_LOOPS:
-                arguments = {k: v for k, v in loop.items() if k not in ('by_epoch', 'type')}
+        if isinstance(loop, dict) and (loop.get('by_epoch') or loop.get('type') in EPOCH_LOOPS):
+            arguments = {k: v for k, v in loop.items() if k not in ('by_epoch', 'type')}
+            # Both are for mmengine to refuse.
+            if len(arguments) == len(loop) - 1:
                 loop = dict(type=ResumableEpochLoop, **arguments)
         loop = super().build_train_loop(loop)
         loop.dataloader.worker_init_fn = partial(_init_worker, loop.dataloader.worker_init_fn)
@@ -99,14 +117,33 @@ class ReliableRunner(Runner):
             self._resume = self._load_from is not None
         super().load_or_resume()
 
-    def save_checkpoint(self, out_dir, filename, *args, meta=None, **kwargs):
-        """Save a checkpoint that is there whole, with its checksum, or not at all."""
+    def _init_model_weights(self) -> None:
+        """Let no ``init_cfg`` of the model load a file that would run code."""
+        for module in self.model.modules():
+            for path, _ in pretrained_paths(module):
+                refuse_code_in(path)
+        super()._init_model_weights()
+
+    def load_checkpoint(self, filename, *args, **kwargs):
+        """Load a checkpoint that is whole and holds data only."""
+        refuse_code_in(filename)
+        return super().load_checkpoint(filename, *args, **kwargs)
+
+    def save_checkpoint(
+        self, out_dir, filename, file_client_args=None, *args, meta=None, backend_args=None, **kwargs
+    ):
+        """Save a checkpoint that is there whole, with its checksum, or not at all.
+
+        On other storage than local files, as mmengine does.
+        """
         meta = {} if meta is None else meta
-        if '://' in out_dir:
-            return super().save_checkpoint(out_dir, filename, *args, meta=meta, **kwargs)
+        settings = dict(kwargs, meta=meta, backend_args=backend_args)
+        if not is_local(out_dir, backend_args or file_client_args):
+            return super().save_checkpoint(out_dir, filename, file_client_args, *args, **settings)
         if is_main_process():
             with new_file(osp.join(out_dir, filename)) as unfinished:
-                super().save_checkpoint(out_dir, osp.basename(unfinished), *args, meta=meta, **kwargs)
+                name = osp.basename(unfinished)
+                super().save_checkpoint(out_dir, name, file_client_args, *args, **settings)
                 seal(unfinished, meta['iter'])
 
 

@@ -23,8 +23,8 @@ PICTURES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 class GuardedDataset(Dataset):
     """Loads the samples of a data set, each with random numbers of its own, and checks them.
 
-    Labels are checked each time, as augmentation may spoil them, files when they are first read. For others it
-    is the data set: they read its attributes, and set them, such as another ``pipeline`` in mid-run.
+    Labels are checked each time, as augmentation may spoil them, files when they are first read. To others it
+    is the data set itself: they read its attributes, and set them, such as a new ``pipeline`` in mid-run.
 
     Args:
         dataset (dict): Config of the data set.
@@ -123,7 +123,7 @@ def files_of(dataset, index: int) -> str:
 
 
 def reads_elsewhere(node) -> bool:
-    """Whether a data set, or any part or transform of it, reads by another backend than that of local files."""
+    """Whether a data set, or any part or transform of it, has a file backend that is not the local one."""
     if isinstance(node, (list, tuple)):
         return any(map(reads_elsewhere, node))
     args = getattr(node, 'backend_args', None) or getattr(node, 'file_client_args', None)

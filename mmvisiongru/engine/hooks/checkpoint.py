@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 
-from mmvisiongru.files import check_folder, remove_unfinished, write_text
+from mmvisiongru.files import check_folder, is_local, remove_unfinished, write_text
 from mmvisiongru.registry import HOOKS
 
 
@@ -31,7 +31,7 @@ class AtomicCheckpointHook(CheckpointHook):
             self.best_ckpt_path = self._in_out_dir(self.best_ckpt_path)
         for metric, path in getattr(self, 'best_ckpt_path_dict', {}).items():
             self.best_ckpt_path_dict[metric] = path and self._in_out_dir(path)
-        if is_main_process() and '://' not in self.out_dir:
+        if is_main_process() and is_local(self.out_dir, self.backend_args or self.file_client_args):
             check_folder(self.out_dir)
             remove_unfinished(self.out_dir)
 

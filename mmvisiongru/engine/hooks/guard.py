@@ -1,6 +1,7 @@
 """Stopping at the end of an iteration: asked to by a signal, or because the numbers are lost."""
 
 import signal
+import threading
 import time
 
 import torch
@@ -37,15 +38,18 @@ class GuardHook(Hook):
             raise ValueError(f'patience must be at least 1, got {patience}')
         self.patience = patience
         self.in_a_row, self.fault, self.bad_gradient, self.stepped = 0, None, False, False
-        self.signal, self.since, self.handlers, self.group = 0, 0.0, {}, None
+        self.signal, self.since, self.handlers, self.handles, self.group = 0, 0.0, {}, [], None
 
     def before_train(self, runner) -> None:
         """Take over the signals, and look at gradients right before the optimizer uses them."""
-        for number in SIGNALS:
-            self.handlers[number] = signal.signal(number, self._on_signal)
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self.handlers[number] = signal.signal(number, self._on_signal)
+        else:
+            runner.logger.warning('not in the main thread: SIGTERM and SIGINT do not stop this run')
         wrapper = runner.optim_wrapper
         for one in wrapper.optim_wrappers.values() if hasattr(wrapper, 'optim_wrappers') else [wrapper]:
-            one.optimizer.register_step_pre_hook(self._before_step)
+            self.handles.append(one.optimizer.register_step_pre_hook(self._before_step))
         if get_world_size() > 1 and distributed.get_backend() != 'gloo':
             # On the CPU: the flags must not wait for the GPU.
             self.group = distributed.new_group(backend='gloo')
@@ -122,7 +126,7 @@ class GuardHook(Hook):
         # All processes share a gradient; the loss tells whose it was.
         guilty = [fault for bad_loss, fault in faults if bad_loss] or [fault for _, fault in faults]
         last = runner.message_hub.runtime_info.get('last_ckpt')
-        self._release()
+        self.give_back(runner)
         raise InputError(
             f'numbers that are not finite in {self.in_a_row} iterations in a row, from {"; ".join(guilty)}; '
             f'last checkpoint: {last or "none yet"}'
@@ -150,17 +154,19 @@ class GuardHook(Hook):
         if get_world_size() > 1:
             # No process leaves before the file is there: a launcher ends the others with the first.
             distributed.barrier(group=self.group)
-        self._release()
+        self.give_back(runner)
         raise SystemExit(128 + number)
 
-    def after_train(self, runner) -> None:
-        """Give the signals back."""
-        self._release()
-
-    def _release(self) -> None:
+    def give_back(self, runner) -> None:
+        """Give the signals and the optimizer back."""
         for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        self.handlers = {}
+            # None: it was not set from Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for handle in self.handles:
+            handle.remove()
+        self.handlers, self.handles, self.signal = {}, [], 0
+
+    after_train = give_back
 
 
 def _accumulating(runner) -> bool:

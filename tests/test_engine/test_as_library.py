@@ -1,0 +1,240 @@
+"""A Runner in another program: what it leaves behind, and where it must behave as mmengine's does."""
+
+import faulthandler
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.dataset import BaseDataset
+from mmengine.fileio import FileClient, LocalBackend, register_backend
+from mmengine.hooks import Hook
+from mmengine.model import BaseModule
+from mmengine.runner import CheckpointLoader, IterBasedTrainLoop
+
+from mmvisiongru.checkpoint import find_checkpoint
+from mmvisiongru.errors import InputError
+from tests.harness.toy import ToyMetric, ToyModel, toy_runner
+
+STALL = {'default_hooks.stall': dict(type='mmvisiongru.StallHook', timeout=1800)}
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    """Whether the stall watch is on, as a list of one; it does not really run."""
+    on = [False]
+    monkeypatch.setattr(faulthandler, 'dump_traceback_later', lambda *a, **k: on.__setitem__(0, True))
+    monkeypatch.setattr(faulthandler, 'cancel_dump_traceback_later', lambda: on.__setitem__(0, False))
+    return on
+
+
+def test_training_that_failed_gives_back_signals_watch_and_optimizer(tmp_path, watch):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    runner = toy_runner(tmp_path, fault=dict(at=5, what='fail'), **STALL)
+    with pytest.raises(RuntimeError, match='a fault of this rank'):
+        runner.train()
+    assert runner.iter == 4
+    assert watch == [False]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    assert not runner.optim_wrapper.optimizer._optimizer_step_pre_hooks
+
+
+def test_validation_that_failed_gives_back_the_watch(tmp_path, watch, monkeypatch):
+    monkeypatch.setattr(ToyMetric, 'compute_metrics', lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        toy_runner(tmp_path, **STALL).val()
+    assert watch == [False]
+
+
+def test_training_in_a_thread(tmp_path):
+    """As in Ray Tune, Optuna and gradio; Python lets only the main thread handle signals."""
+    errors = []
+
+    def train():
+        try:
+            toy_runner(tmp_path).train()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert errors == []
+    assert find_checkpoint(str(tmp_path))[0] == str(tmp_path / 'iter_18.pth')
+    log = next(tmp_path.rglob('*.log')).read_text()
+    assert log.count('not in the main thread: SIGTERM and SIGINT do not stop this run') == 1
+
+
+class Marker:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+def crafted(folder: Path) -> tuple[Path, Path]:
+    """A checkpoint that runs code, and the trace that the code leaves."""
+    trace, path = folder / 'trace', folder / 'crafted.pth'
+    torch.save(dict(state_dict=ToyModel().state_dict(), extra=Marker(trace)), path)
+    return path, trace
+
+
+def test_own_loads_are_guarded_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
+    schemes = dict(CheckpointLoader._schemes)
+    path, trace = crafted(tmp_path)
+    toy_runner(tmp_path / 'a', iters=3).train()
+    with pytest.raises(InputError, match=r'crafted\.pth asks for .*, which is no data and could run code'):
+        toy_runner(tmp_path / 'b', load_from=str(path)).train()
+    with pytest.raises(InputError, match=r'crafted\.pth asks for '):
+        toy_runner(tmp_path / 'c', load_from=str(path), resume=True).train()
+    assert not trace.exists()
+
+    # What the user trusts is the user's.
+    assert CheckpointLoader._schemes == schemes
+    assert 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ
+    torch.load(path, weights_only=False)
+    assert trace.exists()
+
+
+class PretrainedModel(ToyModel):
+    """With a part that starts from a file."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.part = BaseModule(init_cfg=dict(type='Pretrained', checkpoint=path))
+
+
+def test_init_cfg_of_any_part_is_guarded(tmp_path):
+    path, trace = crafted(tmp_path)
+    with pytest.raises(InputError, match=r'crafted\.pth asks for '):
+        toy_runner(tmp_path, model=dict(type=PretrainedModel, path=str(path))).train()
+    assert not trace.exists()
+
+
+class NumberDataset(BaseDataset):
+    """Samples 0 to 11 through a pipeline."""
+
+    def load_data_list(self):
+        return [dict(number=i) for i in range(12)]
+
+
+class Times:
+    """The number of a sample times a factor."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, info):
+        return dict(inputs=torch.tensor([self.factor * (1.0 + info['number'])]))
+
+
+class NumberModel(ToyModel):
+    """Learns nothing in particular."""
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        return dict(loss=sum(p.square().sum() for p in self.parameters()))
+
+
+class SeenHook(Hook):
+    """Notes in which epochs negative numbers arrive."""
+
+    def __init__(self):
+        self.seen = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.seen.append((runner.epoch + 1, all(float(x) < 0 for x in data_batch['inputs'])))
+
+
+# A worker takes torch five seconds to end.
+@pytest.mark.parametrize('workers', [0, pytest.param(1, marks=pytest.mark.long)])
+def test_pipeline_that_a_hook_sets_takes_effect(tmp_path, workers):
+    recipe = dict(action_epoch=3, train_pipeline=[dict(type=Times, factor=-1)])
+    runner = toy_runner(
+        tmp_path, by_epoch=True, iters=12, workers=workers, val_cfg=None, val_evaluator=None,
+        val_dataloader=None, model=dict(type=NumberModel),
+        custom_hooks=[dict(type='mmpretrain.SwitchRecipeHook', schedule=[recipe])],
+        **{'train_dataloader.dataset': dict(type=NumberDataset, pipeline=[dict(type=Times, factor=1)])},
+        **{'default_hooks.checkpoint.save_best': None},
+    )  # fmt: skip
+    hook = SeenHook()
+    runner.register_hook(hook)
+    runner.train()
+    assert hook.seen == [(epoch, epoch >= 3) for epoch in (1, 2, 3, 4) for _ in range(3)]
+
+
+class OwnLoop(IterBasedTrainLoop):
+    """A loop that a user wrote."""
+
+
+def test_loop_of_the_user_is_taken_and_a_contradiction_refused(tmp_path):
+    runner = toy_runner(tmp_path, val_cfg=None, val_dataloader=None, val_evaluator=None, iters=3)
+    both = dict(type=OwnLoop, by_epoch=True, max_iters=3)
+    with pytest.raises(RuntimeError, match='Only one of `type` or `by_epoch` can exist'):
+        runner.build_train_loop(both)
+    assert type(runner.build_train_loop(dict(type=OwnLoop, max_iters=3))) is OwnLoop
+
+
+class StoreBackend(LocalBackend):
+    """A store whose keys look like local paths, or begin with store://."""
+
+    root = None
+
+    def _place(self, key):
+        return os.path.join(self.root, str(key).replace('://', '/').lstrip('/'))
+
+    def get(self, filepath):
+        return super().get(self._place(filepath))
+
+    def put(self, obj, filepath):
+        super().put(obj, self._place(filepath))
+
+    def remove(self, filepath):
+        super().remove(self._place(filepath))
+
+    def isfile(self, filepath):
+        return super().isfile(self._place(filepath))
+
+    def join_path(self, filepath, *filepaths):
+        return '/'.join([str(filepath), *map(str, filepaths)])
+
+
+register_backend('store', StoreBackend, prefixes='store', force=True)
+FileClient.register_backend('store', StoreBackend, prefixes='store', force=True)
+
+
+@pytest.mark.parametrize(
+    ('out_dir', 'backend_args'),
+    [(None, dict(backend='store')), ('store://bucket', dict(backend='store')), ('store://bucket', None)],
+)
+def test_checkpoints_in_another_store(tmp_path, monkeypatch, out_dir, backend_args):
+    monkeypatch.setattr(StoreBackend, 'root', str(tmp_path / 'store'))
+    monkeypatch.setattr(ToyMetric, 'compute_metrics', lambda *args: dict(acc=1.0))
+    results = []
+    for runner, hook in (('Runner', 'CheckpointHook'), (None, 'mmvisiongru.AtomicCheckpointHook')):
+        settings = dict(type=hook, out_dir=out_dir, backend_args=backend_args)
+        more = {f'default_hooks.checkpoint.{k}': v for k, v in settings.items()}
+        more |= dict(runner_type=runner) if runner else {}
+        toy_runner(tmp_path / 'work', iters=9, **more).train()
+        files = sorted(p.relative_to(tmp_path) for p in (tmp_path / 'store').rglob('*.pth'))
+        assert not list((tmp_path / 'work').rglob('*.pth'))
+        results.append(((tmp_path / 'work/last_checkpoint').read_text(), files))
+        shutil.rmtree(tmp_path / 'store')
+    assert results[0] == results[1]
+    assert [path.name for path in files] == ['best_acc_iter_6.pth', 'iter_6.pth', 'iter_9.pth']
+    if out_dir:
+        # A store cannot be searched: resuming takes the last one, as mmengine does.
+        assert find_checkpoint(str(tmp_path / 'work')) == ('store://bucket/work/iter_9.pth', [])
+
+
+@pytest.mark.parametrize('best', [None, 'acc'])
+def test_validation_alone(tmp_path, best):
+    metrics = toy_runner(tmp_path, **{'default_hooks.checkpoint.save_best': best}).val()
+    assert 0 <= metrics['acc'] <= 1
+    assert not list(tmp_path.rglob('*.pth'))
