@@ -61,6 +61,19 @@ def test_scan_rows(tmp_path, capsys):
     assert '2x37x12' in capsys.readouterr().out
 
 
+def test_peak_memory_of_nothing_has_no_ratio(capsys):
+    times = {f'{kind}_{key}': 1.0 for kind in ('forward', 'train') for key in ('ms', 'bytes_per_s')}
+    errors = dict.fromkeys(('h', 'd_gate', 'd_hidden'), 0.0)
+    rows = [
+        dict(name=name, shape=(1, 2, 3), train_peak_mb=memory, **times, **errors)
+        for name, memory in (('torch', 0.0), ('cpu', 5.0))
+    ]
+    for baseline, ratios in (('torch', ['-', '-']), ('cpu', ['0.00', '1.00'])):
+        benchmark_scan.print_table(rows, baseline, bandwidth=1.0)
+        lines = [line.strip('│ \n').split() for line in capsys.readouterr().out.splitlines()]
+        assert [line[-1] for line in lines if line[0] == '1x2x3'] == ratios
+
+
 def test_wrong_backend_is_never_timed(monkeypatch):
     def off(gate, hidden):
         return hidden * (1 + 1e-5 * gate)

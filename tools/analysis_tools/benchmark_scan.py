@@ -154,7 +154,9 @@ def print_table(rows: list[dict], baseline: str, bandwidth: float) -> None:
         for kind in ('forward', 'train'):
             cells += [f'{row[kind + "_ms"]:.2f}', f'{b[kind + "_ms"] / row[kind + "_ms"]:.1f}']
             cells.append(f'{row[kind + "_bytes_per_s"] / bandwidth:.0%}')
-        cells += [f'{row["train_peak_mb"]:.0f}', f'{row["train_peak_mb"] / b["train_peak_mb"]:.2f}']
+        memory, base_memory = row['train_peak_mb'], b['train_peak_mb']
+        # A pass may need none beside what the allocator kept: there is no ratio to that.
+        cells += [f'{memory:.0f}', f'{memory / base_memory:.2f}' if base_memory else '-']
         table.add_row('x'.join(map(str, row['shape'])), row['name'], *cells)
     Console(width=150).print(table)
 
