@@ -1,6 +1,12 @@
-"""Processes that a test lets die."""
+"""Processes that a test starts, and those that it lets die."""
 
 import os
+import random
+import socket
+
+# Seconds within which any process of a test ends, on a busy machine too. Only one that hangs takes longer, so
+# this is no measure of speed.
+PATIENCE = 600
 
 
 def in_child(action) -> int:
@@ -12,3 +18,18 @@ def in_child(action) -> int:
         finally:
             os._exit(0)
     return os.WTERMSIG(os.waitpid(pid, 0)[1])
+
+
+def free_port() -> int:
+    """A port that stays free until a test uses it.
+
+    Not one that the system would choose: those it gives to any other process in the meantime.
+    """
+    for port in random.SystemRandom().sample(range(10000, 30000), 100):
+        with socket.socket() as sock:
+            try:
+                sock.bind(('', port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError('none of 100 ports is free')

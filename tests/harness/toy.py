@@ -28,6 +28,7 @@ from torch import nn
 
 from mmvisiongru.checkpoint import load_checkpoint_file
 from tests.harness import ROOT
+from tests.harness.children import PATIENCE
 
 SIZE = 12
 # The last checkpoint of a run of 18 iterations, by epoch or not.
@@ -253,7 +254,7 @@ def start(processes: int, work_dir, **settings) -> subprocess.Popen:
     )
 
 
-def finish(process: subprocess.Popen, timeout=200) -> tuple[int, str]:
+def finish(process: subprocess.Popen, timeout=PATIENCE) -> tuple[int, str]:
     """Wait for it; the exit code and all it said."""
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out + err

@@ -139,8 +139,7 @@ def train(processes, folder: Path, text, data, *options, kill_at=None, rank=0, *
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-        ),
-        timeout=500,
+        )
     )
 
 
@@ -190,7 +189,10 @@ def test_load(tmp_path, data):
 
 @pytest.mark.parametrize('text', [SEGMENTATION, CLASSIFICATION], ids=['seg', 'cls'])
 def test_cost(tmp_path, data, text, monkeypatch):
-    """The hooks of this project and the checks of samples take under 1 % of a step."""
+    """The hooks of this project and the checks of samples take under 1 % of a step.
+
+    Of its processor time, which nothing else that runs on the machine is counted in.
+    """
     import faulthandler
 
     from mmvisiongru.engine import hooks, samples
@@ -199,11 +201,11 @@ def test_cost(tmp_path, data, text, monkeypatch):
 
     def timed(function, name):
         def call(*args, **kwargs):
-            begin = time.perf_counter()
+            begin = time.process_time()
             try:
                 return function(*args, **kwargs)
             finally:
-                spent[name] += time.perf_counter() - begin
+                spent[name] += time.process_time() - begin
 
         return call
 
@@ -230,7 +232,7 @@ def test_cost(tmp_path, data, text, monkeypatch):
     steps = []
 
     def step(self, *args, **kwargs):
-        steps.append((time.perf_counter(), dict(spent)))
+        steps.append((time.process_time(), dict(spent)))
         return original(self, *args, **kwargs)
 
     original = Runner.call_hook

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmvisiongru.models.backbones import visiongru
 from mmvisiongru.models.backbones.visiongru import VisionGRU
 from tests.harness import ROOT
+from tests.harness.children import PATIENCE
 
 # Widths that are no multiples of each other, so that a mixed-up one shows.
 SMALL = dict(embed_dims=[8, 12, 20, 28], depths=[1, 1, 2, 1])
@@ -706,7 +707,7 @@ print(type(model).__module__, type(model).__name__, model.embed_dims[0])
         for library in libraries
     ]
     for library, process in zip(libraries, running, strict=True):
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, f'{library}: {err}'
         assert out.splitlines()[-1] == 'mmvisiongru.models.backbones.visiongru VisionGRU 24', library
 

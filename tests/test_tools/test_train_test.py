@@ -5,7 +5,6 @@ import os
 import pickle
 import re
 import runpy
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from PIL import Image
 from mmvisiongru.checkpoint import load_checkpoint_file
 from mmvisiongru.launch.processes import has_gpu
 from tests.harness import ROOT
+from tests.harness.children import PATIENCE, free_port
 from tests.harness.small_runs import (
     CLASSIFICATION,
     SEGMENTATION,
@@ -68,7 +68,7 @@ def start(script: str, *args, **env) -> subprocess.Popen:
 
 def finish(*processes: subprocess.Popen) -> str:
     """Wait for scripts that must succeed; the output of the first."""
-    outputs = [process.communicate(timeout=300) for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE) for process in processes]
     for process, (out, err) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, out[-2000:] + err[-4000:]
     return outputs[0][0]
@@ -134,12 +134,6 @@ def test_classification_in_two_processes_and_on_two_nodes(folder, tool):
         two, one = ({s['img_path']: s['pred_score'] for s in pickle.load(file)} for file in (two, one))
     assert len(two) == 6
     torch.testing.assert_close(two, one)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        return sock.getsockname()[1]
 
 
 @pytest.fixture
@@ -372,7 +366,7 @@ def check_one_line(code: int, err: list[str], message: str) -> None:
 def test_two_processes_say_the_error_once(folder):
     write_config(folder / 'nodata.py', SEGMENTATION, folder / 'nowhere')
     process = start('dist_train.sh', 'nodata.py', 2)
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=PATIENCE)
     check_one_line(process.returncode, err.splitlines(), 'data folder {folder}/nowhere ')
 
 
@@ -405,7 +399,7 @@ def test_script_says_the_error_in_its_own_process(folder):
 )
 def test_missing_arguments_of_a_launcher(script, args, message):
     process = start(script, *args)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert re.fullmatch(message + '.*\n', err)
 
