@@ -51,6 +51,9 @@ def build_model(name: str, scan_backend: str = 'auto', device: str = 'cpu') -> n
         backbone.scan_backend = scan_backend
     # Batch norm across processes would want a process group.
     _single_process_norms(model)
+    # As the runner hands it to the model.
+    if cfg.get('data_preprocessor'):
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')), torch.device(device):
         return MODELS.build(model)
 

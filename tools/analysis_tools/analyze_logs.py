@@ -8,68 +8,14 @@ A run is a work dir (all its logs in the order of time, so that a resumed run is
 """
 
 import argparse
-import json
 import statistics
-from collections import defaultdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Column, Table
 
-from mmvisiongru.errors import InputError
+from mmvisiongru.analysis.logs import METRICS, curve, read_run
 from mmvisiongru.launch.options import one_line_errors
-
-# One of them is what a run is about.
-METRICS = ('mIoU', 'accuracy/top1')
-
-
-def log_files(run: str) -> list[Path]:
-    """The logs of a run, the oldest first."""
-    path = Path(run)
-    if path.is_file():
-        return [path]
-    # The folders are named after the time at which they were made.
-    files = sorted(path.glob('*/vis_data/scalars.json')) or sorted(path.glob('vis_data/scalars.json'))
-    if not files:
-        raise InputError(
-            f'no log in {run}: expected a scalars.json, or a work dir with TIME/vis_data/scalars.json'
-        )
-    return files
-
-
-def read_run(run: str) -> tuple[dict, dict]:
-    """Values of a run.
-
-    Returns:
-        tuple[dict, dict]: Of training and of validation: {key: {iteration: value}}. What a resumed run did
-        again replaces what was there.
-    """
-    train, validation = defaultdict(dict), defaultdict(dict)
-    for file in log_files(run):
-        iteration = 0
-        for number, line in enumerate(file.read_text().splitlines(), 1):
-            try:
-                values = json.loads(line)
-            except json.JSONDecodeError:
-                # The last line of a run that was killed.
-                if number < len(file.read_text().splitlines()):
-                    raise InputError(f'{file}:{number} is not JSON; is it a log of mmengine?') from None
-                continue
-            # Only lines of training carry `iter`; a validation's `step` may count epochs.
-            iteration = values.get('iter', iteration)
-            for key, value in values.items():
-                if isinstance(value, (int, float)):
-                    (train if 'iter' in values else validation)[key][iteration] = value
-    return train, validation
-
-
-def curve(run: str, key: str, train: dict, validation: dict) -> dict[int, float]:
-    """Values of a key over iterations, of training if that has it."""
-    values = train.get(key) or validation.get(key)
-    if not values:
-        known = ', '.join(sorted({*train, *validation} - {'iter', 'step', 'epoch'}))
-        raise InputError(f'{run} has no {key!r} in its log; it has {known}')
-    return dict(sorted(values.items()))
 
 
 def summarize(runs: dict[str, tuple[dict, dict]]) -> Table:
