@@ -27,6 +27,7 @@ from tests.harness.config_builders import (
 
 SAVE_BEST = {'IoUMetric': 'mIoU', 'Accuracy': 'accuracy/top1'}
 TRAINED = [name for name in LEAVES if load(name).get('train_cfg')]
+OWN = [name for name in LEAVES if not name.startswith('peers/')]
 
 
 def no_decay(name):
@@ -37,7 +38,7 @@ def no_decay(name):
 def test_names_of_the_specification_are_there():
     names = {CLASSIFIER, CLASSIFIER.replace('.py', '_released.py'), UPERNET}
     assert names | {name.replace('tiny', 'base') for name in names} <= {*LEAVES}
-    assert sum(name.startswith('ablations/') for name in LEAVES) == 14
+    assert sum(name.startswith('ablations/visiongru-tiny') for name in LEAVES) == 14
 
 
 @pytest.mark.parametrize('name', LEAVES)
@@ -51,7 +52,7 @@ def test_inheritance_is_shallow_and_by_text(name):
     assert 'get_config' not in text
 
 
-@pytest.mark.parametrize('name', LEAVES)
+@pytest.mark.parametrize('name', OWN)
 def test_model_builds_with_only_arguments_of_visiongru(name):
     cfg = load(name)
     model = build_model(cfg)
@@ -82,7 +83,7 @@ def test_batch_in_the_name_is_the_batch_that_lr_is_for(name):
     assert cfg.auto_scale_lr.enable is False
 
 
-@pytest.mark.parametrize('name', [name for name in TRAINED if '_upernet_8xb' in name])
+@pytest.mark.parametrize('name', [name for name in TRAINED if 'k_ade20k' in name])
 def test_iterations_in_the_name_are_those_trained(name):
     assert load(name).train_cfg.max_iters == 1000 * int(re.search(r'-(\d+)k_', name).group(1))
 
@@ -124,7 +125,8 @@ def test_best_checkpoint_follows_a_figure_that_the_metric_reports():
 def test_optimizer_and_schedulers_build(name, monkeypatch):
     monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
     cfg = load(name)
-    model = build_model(cfg)
+    # Backbones of mmpretrain cannot be built on the meta device.
+    model = build_model(cfg, 'cpu' if name.startswith('peers/') else 'meta')
     optimizer = build_optimizer(cfg, model)
     trained = sum(len(group['params']) for group in optimizer.param_groups)
     assert trained == sum(1 for _ in model.parameters())

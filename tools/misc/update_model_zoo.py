@@ -21,7 +21,7 @@ from mmvisiongru.analysis.flops import count
 from mmvisiongru.analysis.models import build_model, image_size
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ('classification', 'segmentation', 'ablations')
+FOLDERS = ('classification', 'segmentation', 'ablations', 'peers')
 METRICS = ('Top 1 Accuracy', 'mIoU')
 BEGIN, END = '<!-- table: tools/misc/update_model_zoo.py -->', '<!-- end of table -->'
 
@@ -45,7 +45,9 @@ def counted(config: str) -> dict:
     """What get_flops.py says of a config."""
     path = str(ROOT / config)
     size = image_size(path)
-    found = count(build_model(path, device='meta'), size)
+    # Backbones of mmpretrain cannot be built on the meta device.
+    device = 'cpu' if 'peers/' in config else 'meta'
+    found = count(build_model(path, device=device).to('meta'), size)
     return {
         'Image Size': 'x'.join(map(str, size)),
         'FLOPs': found['macs'],

@@ -1,0 +1,121 @@
+"""Other backbones under the recipe of VisionGRU: nothing else differs, and the small ones are of its size."""
+
+import functools
+import re
+
+import pytest
+import torch
+from mmengine.structures import PixelData
+from mmpretrain.structures import DataSample
+from mmseg.structures import SegDataSample
+
+from mmvisiongru.analysis.flops import count
+from mmvisiongru.analysis.models import build_model as build_by_name
+from mmvisiongru.analysis.models import image_size
+from tests.harness.config_builders import CONFIGS, LEAVES, build_model, difference, load, scope
+
+PEERS = [name for name in LEAVES if name.startswith('peers/')]
+PARENTS = {
+    '8xb128_in1k': 'classification/visiongru-tiny_8xb128_in1k.py',
+    'upernet_8xb2-160k_ade20k-512x512': 'segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py',
+    '1xb32_caltech101-64px': 'classification/visiongru-pico_1xb32_caltech101-64px.py',
+    'upernet_1xb8-1k_camvid-180x240': 'segmentation/visiongru-pico_upernet_1xb8-1k_camvid-180x240.py',
+}
+FULL = ('swin-tiny', 'convnext-tiny', 'deit-small')
+SMALL = ('swin-pico', 'convnext-pico', 'deit-pico')
+# Of mmpretrain, so that this project has no copy that could be worse than the original.
+CLASSES = dict(swin='SwinTransformer', convnext='ConvNeXt', deit='VisionTransformer')
+# What follows from the backbone: the widths that heads read, and a pyramid where it has none.
+FOLLOWS = r'model\.(backbone\.|(head|decode_head|auxiliary_head)\.in_channels$|neck)'
+
+
+def parent(name):
+    return PARENTS[name.removesuffix('.py').split('_', 1)[1]]
+
+
+def test_every_peer_is_there_for_every_set():
+    names = [
+        f'peers/{peer}_{suffix}.py'
+        for peers, suffixes in (
+            (FULL, list(PARENTS)[:2]),
+            (SMALL, list(PARENTS)[2:]),
+        )
+        for peer in peers
+        for suffix in suffixes
+    ]
+    assert set(names) <= {*PEERS}
+
+
+@pytest.mark.parametrize('name', PEERS)
+def test_backbone_is_the_only_difference(name):
+    changed = difference(name, parent(name))
+    assert 'model.backbone.type' in changed
+    others = {key for key in changed if not re.match(FOLLOWS, key)}
+    assert not others
+    # Only a backbone without a pyramid has a neck for one.
+    necks = {key for key in changed if key.startswith('model.neck')}
+    assert not necks or (name.startswith('peers/deit') and 'upernet' in name)
+
+
+@pytest.mark.parametrize('name', PEERS)
+def test_backbone_is_that_of_mmpretrain_without_regularisation_of_its_own(name):
+    cfg = load(name)
+    backbone = build_model(cfg, 'cpu').backbone
+    kind = CLASSES[name.removeprefix('peers/').split('-')[0]]
+    assert type(backbone).__name__ == kind
+    assert type(backbone).__module__.startswith('mmpretrain.models.backbones.')
+    rates = {getattr(m, 'drop_prob', 0) for m in backbone.modules()}
+    rates |= {m.p for m in backbone.modules() if isinstance(m, torch.nn.Dropout)}
+    assert rates <= {0, None}
+
+
+@functools.cache
+def counted(name):
+    """Size of the image that a config trains with; parameters and MACs."""
+    path = str(CONFIGS / name)
+    size = image_size(path)
+    return dict(count(build_by_name(path).to('meta'), size), size=size)
+
+
+@pytest.mark.parametrize('name', [name for name in PEERS if '-pico' in name])
+def test_small_peer_has_the_size_of_visiongru(name):
+    found, of_visiongru = counted(name), counted(parent(name))
+    assert found['size'] == of_visiongru['size']
+    assert found['parameters'] == pytest.approx(of_visiongru['parameters'], rel=0.05)
+    assert found['macs'] == pytest.approx(of_visiongru['macs'], rel=0.15)
+
+
+def small_batch(cfg, size):
+    """Two random images of the size that the config trains with, as its pipelines pack them."""
+    images = list(torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8))
+    if cfg.model.type == 'ImageClassifier':
+        return dict(inputs=images, data_samples=[DataSample().set_gt_label(i) for i in range(2)])
+    samples = []
+    for _ in images:
+        label = PixelData(data=torch.randint(0, 11, (1, *size)))
+        samples.append(SegDataSample(gt_sem_seg=label, metainfo=dict(img_shape=size, ori_shape=size)))
+    return dict(inputs=images, data_samples=samples)
+
+
+@pytest.mark.parametrize('name', [name for name in PEERS if '-pico' in name])
+def test_small_peer_takes_a_step_that_reaches_every_weight(name):
+    torch.manual_seed(0)
+    cfg = load(name)
+    model = build_model(cfg, 'cpu').train()
+    model.init_weights()
+    with scope(cfg):
+        losses = model.loss(
+            **model.data_preprocessor(small_batch(cfg, image_size(str(CONFIGS / name))), training=True)
+        )
+    sum(value for key, value in losses.items() if 'loss' in key).backward()
+    assert not [key for key, value in model.named_parameters() if value.grad is None]
+    assert all(value.grad.isfinite().all() for value in model.parameters())
+
+
+def test_convnext_gives_normed_maps_and_not_pooled_ones():
+    for name in PEERS:
+        if 'convnext' in name and 'pico' in name:
+            backbone = build_model(load(name), 'cpu').backbone
+            for out in backbone(torch.randn(1, 3, 64, 64)):
+                assert out.shape[2:] != (1, 1)
+                assert out.mean(1).abs().max() < 1e-5
