@@ -1,6 +1,7 @@
 """Ablations: six lines at most, one key apart from the parent, and the number of parameters by hand."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,10 @@ BY_HAND = {
     'expand-1': (2, 1, 10, 0),
 }
 PARENTS = {'8xb128_in1k': CLASSIFIER, 'upernet_8xb2-160k_ade20k-512x512': UPERNET}
+SMALL = (
+    'classification/visiongru-pico_1xb32_caltech101-64px.py',
+    'segmentation/visiongru-pico_upernet_1xb12-1k_digits-64x64.py',
+)
 CASES = [(ablation, suffix) for ablation in ABLATIONS for suffix in PARENTS]
 
 
@@ -77,6 +82,15 @@ def test_ablation_has_the_parameters_counted_by_hand(ablation, suffix):
     assert parameters(model.backbone) == expected
     head = 576 * 1000 + 1000 if suffix.endswith('in1k') else upernet_head_parameters()
     assert parameters(model) == expected + head
+
+
+@pytest.mark.parametrize('ablation', [name for name in ABLATIONS if name != 'two-paths'])
+@pytest.mark.parametrize('parent', SMALL)
+def test_ablation_of_a_small_model_is_one_key_in_six_lines(ablation, parent):
+    name = f'ablations/{Path(parent).name.replace("pico_", f"pico_{ablation}_")}'
+    key, value = ABLATIONS[ablation]
+    assert len((CONFIGS / name).read_text().splitlines()) <= 6
+    assert difference(name, parent) == {f'model.backbone.{key}': value}
 
 
 @pytest.mark.parametrize('suffix', PARENTS)
