@@ -1,6 +1,14 @@
 """Checkpoints: read without running what is in them, whole, and fitting the model."""
 
-from .fit import check_pretrained, check_weights, pretrained_paths, read_weights, state_dict_of, unfit_keys
+from .fit import (
+    check_pretrained,
+    check_weights,
+    load_weights,
+    pretrained_paths,
+    read_weights,
+    state_dict_of,
+    unfit_keys,
+)
 from .load import load_checkpoint_file, refuse_code_in, refuse_pickled_code
 from .resume import find_checkpoint
 from .seal import check_whole, read_seal, seal
@@ -11,6 +19,7 @@ __all__ = [
     'check_whole',
     'find_checkpoint',
     'load_checkpoint_file',
+    'load_weights',
     'pretrained_paths',
     'read_seal',
     'read_weights',

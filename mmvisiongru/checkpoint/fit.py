@@ -135,6 +135,17 @@ def check_weights(
     return unfit
 
 
+def load_weights(model: nn.Module, path: str) -> None:
+    """Load a checkpoint that fits the model in every key.
+
+    Raises:
+        InputError: The file is missing or damaged, would run code, or does not fit.
+    """
+    weights = state_dict_of(load_checkpoint_file(path))
+    check_weights(model, weights, path)
+    model.load_state_dict(weights, strict=False)
+
+
 def _some(items) -> str:
     items = list(items)
     more = f' and {len(items) - SHOWN_KEYS} more' if len(items) > SHOWN_KEYS else ''
