@@ -179,7 +179,7 @@ def toy_config(work_dir, by_epoch=False, iters=18, keep=2, interval=3, workers=0
         ],
         custom_hooks=[dict(type='EMAHook', ema_type='MomentumAnnealingEMA', momentum=0.1, gamma=9)],
         default_hooks=dict(
-            logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=by_epoch),
+            logger=dict(type='mmvisiongru.AtomicLoggerHook', interval=50, log_metric_by_epoch=by_epoch),
             checkpoint=dict(
                 type='mmvisiongru.AtomicCheckpointHook', by_epoch=by_epoch, interval=step,
                 max_keep_ckpts=keep, save_best='acc',

@@ -8,7 +8,7 @@ max_bad_samples = 10
 
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50),
+    logger=dict(type='mmvisiongru.AtomicLoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
         type='mmvisiongru.AtomicCheckpointHook', interval=1, max_keep_ckpts=3, save_best='accuracy/top1'

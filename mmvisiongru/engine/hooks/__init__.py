@@ -3,7 +3,15 @@
 from .checkpoint import AtomicCheckpointHook
 from .exact_resume import ExactResumeHook
 from .guard import GuardHook
+from .logger import AtomicLoggerHook
 from .samples import BadSampleHook
 from .stall import StallHook
 
-__all__ = ['AtomicCheckpointHook', 'BadSampleHook', 'ExactResumeHook', 'GuardHook', 'StallHook']
+__all__ = [
+    'AtomicCheckpointHook',
+    'AtomicLoggerHook',
+    'BadSampleHook',
+    'ExactResumeHook',
+    'GuardHook',
+    'StallHook',
+]
