@@ -14,7 +14,7 @@ from onnxscript import opset18 as op
 from onnxscript.values import Opset
 
 # Registers the operators as well.
-from mmvisiongru.ops.paths import parse_paths
+from mmvisiongru.ops.paths import PATHS
 
 DOMAIN = Opset('mmvisiongru', 1)
 
@@ -85,7 +85,7 @@ def mingru_scan_2d(projected, paths: str, candidate: str, backend: str, state=No
     """``mmvisiongru::mingru_scan_2d``."""
     if state is not None:
         raise NotImplementedError('a scan that starts from a state has no translation')
-    directions = parse_paths(paths)
+    directions = [PATHS[name] for name in paths.split(',')]
     parts = op.Split(projected, axis=3, num_outputs=2 * len(directions))
     outs = []
     for (column, reverse), hidden, gate in zip(directions, parts[::2], parts[1::2], strict=True):
