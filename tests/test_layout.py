@@ -29,6 +29,7 @@ MAY_IMPORT = {
     'engine': {*GROUND, 'ops', 'models'},
     'launch': {*GROUND, 'ops', 'models', 'engine'},
     'analysis': {*GROUND, 'ops', 'models', 'engine', 'launch'},
+    'apis': {*GROUND, 'ops', 'models', 'engine', 'launch', 'analysis'},
     'deployment': {*GROUND, 'ops', 'models', 'engine', 'launch'},
 }
 # Only their users need them installed: nothing may import them before it is asked to.

@@ -1,5 +1,6 @@
 """Models to measure, by the name of a config, of a model of mmpretrain or mmseg, or of a backbone."""
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -12,14 +13,16 @@ from torch import Tensor, nn
 
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.config import load_config
+from mmvisiongru.launch.zoo import config_files
 
 
 def model_config(name: str) -> Config:
     """Read the config of a model.
 
     Args:
-        name (str): A config file of either task; the name of a model that mmpretrain knows, or of a config
-            that mmseg ships; or a backbone as ``SCOPE.TYPE:ARCH``, e.g. ``mmpretrain.ConvNeXt:tiny``.
+        name (str): A config file of either task; the name of a config of this package, of a model that
+            mmpretrain knows, or of a config that mmseg ships; or a backbone as ``SCOPE.TYPE:ARCH``, e.g.
+            ``mmpretrain.ConvNeXt:tiny``.
 
     Raises:
         InputError: There is no model of that name.
@@ -28,14 +31,17 @@ def model_config(name: str) -> Config:
         return load_config(name, required=('model',))
     if name.startswith(('mmpretrain.', 'mmseg.', 'mmvisiongru.')):
         return _backbone_config(*name.partition(':')[::2])
+    if path := config_files().get(name):
+        return load_config(str(path), required=('model',))
     if entry := mmpretrain_models().get(name):
         return Config.fromfile(entry.config)
     if path := _mmseg_configs().get(name):
         return Config.fromfile(path)
-    kin = [n for n in (*mmpretrain_models(), *_mmseg_configs()) if n.startswith(name.split('_')[0])]
+    known = (*config_files(), *mmpretrain_models(), *_mmseg_configs())
+    kin = [n for n in known if n.startswith(re.split('[-_]', name)[0])]
     raise InputError(
-        f'{name!r} is neither a config file (*.py), nor a model of mmpretrain or mmseg, nor a backbone '
-        f'(SCOPE.TYPE:ARCH); near: {", ".join(kin[:5]) or "none"}'
+        f'{name!r} is neither a config file (*.py), nor a config of this package, nor a model of mmpretrain '
+        f'or mmseg, nor a backbone (SCOPE.TYPE:ARCH); near: {", ".join(kin[:5]) or "none"}'
     )
 
 

@@ -1,0 +1,31 @@
+"""mmvisiongru in a program of one's own: configs by name, and models with weights."""
+
+from torch import nn
+
+from mmvisiongru.analysis.models import build_model
+from mmvisiongru.checkpoint import load_weights
+from mmvisiongru.launch.zoo import get_config, list_configs
+
+__all__ = ['get_config', 'get_model', 'list_configs']
+
+
+def get_model(name: str, checkpoint: str | None = None, device: str = 'cpu') -> nn.Module:
+    """Build a model for inference.
+
+    Args:
+        name (str): A config file; the name of a config of this package, of mmpretrain or of mmseg; or a
+            backbone as ``SCOPE.TYPE:ARCH``, e.g. ``mmvisiongru.VisionGRU:tiny``.
+        checkpoint (str, optional): A file that fits in every key. Without one weights are random.
+        device (str): Where the model is put.
+
+    Returns:
+        nn.Module: In evaluation mode. ``model.backbone(x)`` of a classifier or segmentor, or a backbone
+        itself, gives a tuple of maps (B, C, H, W) for normalised images (B, 3, H, W).
+
+    Raises:
+        InputError: There is no such model, or the checkpoint does not fit; the message is one line.
+    """
+    model = build_model(name)
+    if checkpoint:
+        load_weights(model, checkpoint)
+    return model.to(device).eval()
