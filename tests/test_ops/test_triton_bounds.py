@@ -16,11 +16,12 @@ from unittest import mock
 
 import pytest
 import torch
-from test_triton_scan import CASES, H200, ROOT, inputs_of
 
 from mmvisiongru.ops import triton_launch
 from mmvisiongru.ops.mingru import triton_scan
 from mmvisiongru.ops.mingru.passes import Gates, Mode
+from tests.harness import ROOT
+from tests.harness.triton_cases import CASES, H200, inputs_of
 
 PAGE = mmap.PAGESIZE
 PLACES = ('before a forbidden page', 'after a forbidden page')
