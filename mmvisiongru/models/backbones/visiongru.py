@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmvisiongru.checkpoint import check_pretrained
 from mmvisiongru.models.layers import MLP, ChannelsLastConv2d, MinGRU2D
-from mmvisiongru.models.layers.strips import strip_rows, worth_streaming
+from mmvisiongru.models.layers.strips import by_strips
 from mmvisiongru.ops.mingru import BACKENDS, CANDIDATES
 from mmvisiongru.ops.paths import check_paths
 from mmvisiongru.registry import MODELS
@@ -35,18 +35,10 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, in_channels) -> (B, ceil(H / 4), ceil(W / 4), dim)."""
-        if self.training or not worth_streaming(x, *self.children(), stride=4):
-            return self._forward(x)
-        height, rows = -(-x.size(1) // 4), 4 * strip_rows(x[:, :, ::4])
-        strips = []
-        for top in range(0, height, rows):
-            # A row sees 4 image rows and 3 above them; what is computed from the edge of a strip is left out.
-            halo = min(top, 1)
-            strip = self._forward(x[:, 4 * (top - halo) : 4 * (top + rows)])
-            strips.append(strip[:, halo:])
-        return torch.cat(strips, 1)
+        # A row of the map sees 4 image rows and the 3 above them.
+        return by_strips(self._embed, x, tuple(self.children()), stride=4, halo=1)
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def _embed(self, x: Tensor) -> Tensor:
         return self.norm2(self.conv2(F.gelu(self.norm1(self.conv1(x)))))
 
 
@@ -74,19 +66,20 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.with_cp = with_cp
 
-    def _forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.mixer(self.norm1(x)))
-        if not self.training and worth_streaming(x, self.norm2, self.mlp):
-            for strip in x.split(strip_rows(x), 1):
-                strip += self.mlp(self.norm2(strip))
-            return x
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
     def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, dim) -> (B, H, W, dim)."""
         # Not x.requires_grad: behind a frozen stem the first input needs no gradient, but the weights do.
         if self.with_cp and torch.is_grad_enabled():
             return cp.checkpoint(self._forward, x, use_reentrant=False)
         return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        # Written over in strips: nobody but us holds this sum.
+        return by_strips(self._mlp, x, (self.norm2, self.mlp, self.drop_path), residual=True)
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return self.drop_path(self.mlp(self.norm2(x)))
 
 
 class Stage(nn.Module):

@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvisiongru.ops import mingru_scan_2d
+from mmvisiongru.ops.backends import accumulation_dtype
+from mmvisiongru.ops.paths import PATHS
 
 from .conv import ChannelsLastConv2d
-from .strips import strip_rows, worth_streaming
+from .strips import row_strips, takes_strips
 
 
 class MinGRU2D(nn.Module):
@@ -54,36 +56,34 @@ class MinGRU2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         x = self.dwconv(x)
-        if not self.training and self._plain() and worth_streaming(x, self.in_proj, self.out_proj):
+        if takes_strips(x, (self.in_proj, self.out_proj)) and self._is_unbiased():
             return self._forward_strips(x)
         h = mingru_scan_2d(self.in_proj(x), paths=self.paths, candidate=self.candidate, backend=self.backend)
         return self.out_proj(h)
 
-    def _plain(self) -> bool:
-        """Whether nothing (quantisation, LoRA) stands between us and the projections' weights."""
-        return type(self.in_proj) is type(self.out_proj) is nn.Linear
+    def _is_unbiased(self) -> bool:
+        return self.in_proj.bias is None and self.out_proj.bias is None
 
     def _forward_strips(self, x: Tensor) -> Tensor:
-        """Project, scan and project back strip by strip: what is wide in between stays in the cache."""
-        out = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+        """Project, scan and project back strip by strip, path after path, by the projections' weights."""
+        # The sum over paths, which the whole output projection has inside.
+        out = torch.zeros_like(x, dtype=accumulation_dtype(x.dtype))
         weights_in = self.in_proj.weight.chunk(len(self.paths), 0)
         weights_out = self.out_proj.weight.chunk(len(self.paths), 1)
-        for path, w_in, w_out in zip(self.paths, weights_in, weights_out, strict=True):
-            reverse = path.endswith('reverse')
-            # A column path reads the transposed map by rows.
-            source, target = ((t.transpose(1, 2) if path.startswith('column') else t) for t in (x, out))
-            strips = list(zip(*(t.split(strip_rows(t), 1) for t in (source, target)), strict=True))
-            state = None
-            for strip, y in reversed(strips) if reverse else strips:
+        for name, w_in, w_out in zip(self.paths, weights_in, weights_out, strict=True):
+            path, state = PATHS[name], None
+            strips = zip(row_strips(path.by_rows(x)), row_strips(path.by_rows(out)), strict=True)
+            for strip, y in path.in_order(list(strips)):
                 h = mingru_scan_2d(
                     F.linear(strip, w_in),
-                    paths=('row_reverse' if reverse else 'row',),
+                    paths=(path.along_rows,),
                     candidate=self.candidate,
                     backend=self.backend,
                     state=state,
                 )
-                state = h[:, 0, :1] if reverse else h[:, -1, -1:]
+                state = path.last(h)
                 part = F.linear(h, w_out)
+                # A view of out, which is ours alone.
                 y += part
         return out.to(part.dtype)
 
