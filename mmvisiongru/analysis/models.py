@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.config import load_config
+from mmvisiongru.launch.processes import replace_sync_bn
 from mmvisiongru.launch.zoo import config_files
 
 
@@ -55,8 +56,7 @@ def build_model(name: str, scan_backend: str = 'auto', device: str = 'cpu') -> n
     backbone = model.get('backbone') or model
     if backbone.type == 'mmvisiongru.VisionGRU':
         backbone.scan_backend = scan_backend
-    # Batch norm across processes would want a process group.
-    _single_process_norms(model)
+    replace_sync_bn(model)
     # As the runner hands it to the model.
     if cfg.get('data_preprocessor'):
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
@@ -131,13 +131,3 @@ def _mmseg_configs() -> dict[str, Path]:
 
     folder = Path(mmseg.__file__).parent / '.mim' / 'configs'
     return {path.stem: path for path in sorted(folder.rglob('*.py')) if '_base_' not in path.parts}
-
-
-def _single_process_norms(node) -> None:
-    if isinstance(node, dict):
-        if node.get('type') == 'SyncBN':
-            node['type'] = 'BN'
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            _single_process_norms(child)

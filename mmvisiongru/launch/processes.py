@@ -96,18 +96,18 @@ def _use_gloo(cfg: Config) -> list[str]:
     )
     notes = [f'no GPU: {torch.distributed.get_world_size()} processes on the CPU, with gloo']
     # Batch norm across processes exists on GPUs only.
-    if _replace_sync_bn(cfg.model) + bool(cfg.pop('sync_bn', None)):
+    if replace_sync_bn(cfg.model) + bool(cfg.pop('sync_bn', None)):
         notes.append('no GPU: SyncBN needs one, BN takes its place in the model')
     return notes
 
 
-def _replace_sync_bn(node) -> int:
-    """Turn SyncBN into BN wherever a part of the config names it. Returns how often."""
+def replace_sync_bn(node) -> int:
+    """Turn SyncBN into BN wherever a config names it: it needs processes on GPUs. Returns how often."""
     if isinstance(node, (list, tuple)):
-        return sum(map(_replace_sync_bn, node))
+        return sum(map(replace_sync_bn, node))
     if not isinstance(node, dict):
         return 0
     found = node.get('type') in ('SyncBN', 'MMSyncBN')
     if found:
         node['type'] = 'BN'
-    return found + sum(map(_replace_sync_bn, node.values()))
+    return found + sum(map(replace_sync_bn, node.values()))
