@@ -33,13 +33,13 @@ def read_run(run: str) -> tuple[dict, dict]:
     """
     train, validation = defaultdict(dict), defaultdict(dict)
     for file in log_files(run):
-        iteration = 0
-        for number, line in enumerate(file.read_text().splitlines(), 1):
+        iteration, lines = 0, file.read_text().splitlines()
+        for number, line in enumerate(lines, 1):
             try:
                 values = json.loads(line)
             except json.JSONDecodeError:
                 # The last line of a run that was killed.
-                if number < len(file.read_text().splitlines()):
+                if number < len(lines):
                     raise InputError(f'{file}:{number} is not JSON; is it a log of mmengine?') from None
                 continue
             # Only lines of training carry `iter`; a validation's `step` may count epochs.
