@@ -1,5 +1,23 @@
-"""The error that a user can mend."""
+"""The error that a user can mend, and how its one line is worded."""
+
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 
 
 class InputError(ValueError):
     """What the user gave cannot be used. The message is one line: what is wrong, where, what to do."""
+
+
+def did_you_mean(
+    name: str, known: Iterable[str], cutoff: float = 0.6, show: Callable[[str], str] = repr
+) -> str:
+    """The end of a message: the known name nearest to one that is not, as ``show`` writes it, or nothing."""
+    near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f'; did you mean {show(near[0])}?' if near else ''
+
+
+def in_one_line(error: BaseException, width: int = 300) -> str:
+    """An exception in one line, without the name of its type if its text is one of ours."""
+    text = ' '.join(str(error).split())
+    text = text if len(text) <= width else f'{text[: width - 4]} ...'
+    return text if type(error) in (InputError, ValueError) else f'{type(error).__name__}: {text}'

@@ -13,17 +13,15 @@ import mmengine
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
-from mmvisiongru.checkpoint import check_weights, read_weights, refuse_pickled_code
 from mmvisiongru.errors import InputError
-from mmvisiongru.launch.config import check_data, load_config
-from mmvisiongru.launch.names import check_names
 from mmvisiongru.launch.options import (
     add_common_options,
-    build_runner,
+    add_config_options,
     merge_common_options,
     one_line_errors,
 )
-from mmvisiongru.launch.processes import has_gpu, prepare_launch
+from mmvisiongru.launch.prepare import prepare_test
+from mmvisiongru.launch.processes import has_gpu
 
 # Metrics of mmseg that write predictions.
 WRITING_METRICS = ('IoUMetric', 'CityscapesMetric', 'DepthMetric')
@@ -32,7 +30,7 @@ WRITING_METRICS = ('IoUMetric', 'CityscapesMetric', 'DepthMetric')
 def parse_args(argv=None):
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Test a classifier or a segmentor.')
-    parser.add_argument('config', help='config file')
+    add_config_options(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
         '--out',
@@ -70,7 +68,6 @@ def is_classifier(cfg: Config) -> bool:
 def merge_args(cfg: Config, args) -> None:
     """Merge the command line into the config."""
     merge_common_options(cfg, args)
-    cfg.load_from, cfg.resume = args.checkpoint, False
     if args.amp:
         if not has_gpu():
             raise InputError('--amp needs a GPU, and none was found; test without it')
@@ -140,21 +137,8 @@ def merge_out(cfg: Config, out: str) -> None:
 def main(argv=None):
     """Test."""
     args = parse_args(argv)
-    with one_line_errors():
-        refuse_pickled_code()
-        required = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
-        cfg = load_config(args.config, args.cfg_options, required)
-        merge_args(cfg, args)
-        check_data(cfg, ('test_dataloader',))
-        check_names(cfg)
-        weights = read_weights(args.checkpoint)
-
-        notes = prepare_launch(cfg)
-        runner = build_runner(cfg)
-        for note in notes:
-            runner.logger.warning(note)
-        check_weights(runner.model, weights, args.checkpoint)
-        metrics = runner.test()
+    with one_line_errors(args.debug):
+        metrics = prepare_test(args, merge_args).test()
         if args.out_item == 'metrics' and is_main_process():
             mmengine.dump(metrics, args.out)
 

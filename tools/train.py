@@ -8,24 +8,21 @@ import argparse
 
 from mmengine.config import Config
 
-from mmvisiongru.checkpoint import check_weights, find_checkpoint, read_weights, refuse_pickled_code
 from mmvisiongru.errors import InputError
-from mmvisiongru.files import check_folder
-from mmvisiongru.launch.config import check_data, load_config
-from mmvisiongru.launch.names import check_names, unmatched_custom_keys
 from mmvisiongru.launch.options import (
     add_common_options,
-    build_runner,
+    add_config_options,
     merge_common_options,
     one_line_errors,
 )
-from mmvisiongru.launch.processes import has_gpu, prepare_launch
+from mmvisiongru.launch.prepare import prepare_training
+from mmvisiongru.launch.processes import has_gpu
 
 
 def parse_args(argv=None):
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Train a classifier or a segmentor.')
-    parser.add_argument('config', help='config file')
+    add_config_options(parser)
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -78,46 +75,11 @@ def merge_amp(cfg: Config, amp: bool) -> None:
         raise InputError(f'{source} needs a GPU, and none was found; train without it')
 
 
-def find_resume(cfg: Config, resume: str | None) -> list[str]:
-    """Settle which checkpoint to resume, if any. Returns what to log."""
-    path, notes = resume or (cfg.get('resume') and (cfg.get('load_from') or 'auto')), []
-    if not path:
-        return []
-    if path == 'auto':
-        path, notes = find_checkpoint(cfg.work_dir)
-        if notes and not path:
-            raise InputError(f'no whole checkpoint in {cfg.work_dir}; move away what was {notes[0]}')
-    cfg.resume = path is not None
-    if path is None:
-        return [f'nothing to resume in {cfg.work_dir}; training starts afresh']
-    cfg.load_from = path
-    return notes
-
-
 def main(argv=None):
     """Train."""
     args = parse_args(argv)
-    with one_line_errors():
-        refuse_pickled_code()
-        required = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
-        cfg = load_config(args.config, args.cfg_options, required)
-        merge_args(cfg, args)
-        check_folder(cfg.work_dir)
-        notes = find_resume(cfg, args.resume)
-        check_data(cfg, ('train_dataloader', 'val_dataloader'))
-        check_names(cfg)
-        source = cfg.get('load_from')
-        weights = read_weights(source, resume=cfg.resume) if source else None
-
-        notes += prepare_launch(cfg)
-        runner = build_runner(cfg)
-        if weights:
-            coverage = None if cfg.resume else cfg.get('load_coverage', 1.0)
-            unfit = check_weights(runner.model, weights, source, coverage)
-            notes += [f'of {source}, not loaded: {line}' for line in unfit]
-        for note in [*notes, *unmatched_custom_keys(cfg, runner.model)]:
-            runner.logger.warning(note)
-        runner.train()
+    with one_line_errors(args.debug):
+        prepare_training(args, merge_args).train()
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mmvisiongru.engine.draws import Draw, seed_all
-from mmvisiongru.errors import InputError
+from mmvisiongru.errors import InputError, in_one_line
 from mmvisiongru.files import is_local
 
 # What PIL calls one channel of at most 8 bits, and of more.
@@ -96,7 +96,7 @@ class GuardedDataset(Dataset):
 
     def describe(self, index: int, error: Exception) -> str:
         """One line that names the files of a sample and what is wrong with it."""
-        return f'sample {index}, {files_of(self.dataset, index)}: {cause(error)}'
+        return f'sample {index}, {files_of(self.dataset, index)}: {in_one_line(error)}'
 
     def note(self, index: int, fault: str) -> None:
         """Name a bad sample when it is met for the first time."""
@@ -108,12 +108,6 @@ class GuardedDataset(Dataset):
     def bad_files(self) -> list[str]:
         """The files of the samples that were passed over."""
         return [files_of(self.dataset, int(i)) for i in self.bad.nonzero()]
-
-
-def cause(error: Exception) -> str:
-    """An exception in one line, without the name of its type if it is one of ours."""
-    text = ' '.join(str(error).split())[:300]
-    return text if type(error) is ValueError else f'{type(error).__name__}: {text}'
 
 
 def files_of(dataset, index: int) -> str:

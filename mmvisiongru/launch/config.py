@@ -3,15 +3,13 @@
 import inspect
 import os
 import os.path as osp
-import textwrap
 import traceback
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmvisiongru.errors import InputError
+from mmvisiongru.errors import InputError, did_you_mean, in_one_line
 
 # Keys that mmengine or our scripts read, besides the arguments of Runner.
 OTHER_KEYS = {
@@ -60,12 +58,12 @@ def load_config(path: str, options: dict | None = None, required: Iterable[str] 
     except Exception as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(path)]
         where = f'{path}:{lines[-1]}' if lines else path
-        raise InputError(f'config file {where}: {type(error).__name__}: {_short(error)}') from error
+        raise InputError(f'config file {where}: {in_one_line(error)}') from error
     check_keys(cfg, options or {})
     try:
         cfg.merge_from_dict(options or {})
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise InputError(f'--cfg-options does not fit {path}: {_short(error)}') from error
+        raise InputError(f'--cfg-options does not fit {path}: {in_one_line(error)}') from error
     if missing := [key for key in required if cfg.get(key) is None]:
         raise InputError(f'config file {path} has no {", ".join(missing)}; is it a part for `_base_`?')
     return cfg
@@ -80,8 +78,7 @@ def check_keys(cfg: Config, options: Iterable[str] = ()) -> None:
     known = known_keys()
 
     def hint(key, names=known):
-        near = get_close_matches(key, names, n=1, cutoff=0.8)
-        return f'; did you mean {near[0]!r}?' if near else ''
+        return did_you_mean(key, names, cutoff=0.8)
 
     for key in cfg:
         if key not in known | VARIABLES and hint(key):
@@ -159,13 +156,10 @@ def _check_folders(dataset: dict, key: str, hint: str | None) -> None:
             raise InputError(f'data folder {folder} ({place}) {state}; {hint}')
 
 
-def _short(error: Exception) -> str:
-    return textwrap.shorten(str(error), 200, placeholder=' ...')
-
-
 def _near_files(path: str) -> str:
     folder = osp.dirname(path) or '.'
     if not osp.isdir(folder):
         return f': there is no folder {folder}'
-    near = get_close_matches(osp.basename(path), os.listdir(folder), n=1)
-    return f'; did you mean {osp.join(osp.dirname(path), near[0])}?' if near else ''
+    return did_you_mean(
+        osp.basename(path), os.listdir(folder), show=lambda near: osp.join(osp.dirname(path), near)
+    )

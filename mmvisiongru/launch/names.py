@@ -2,15 +2,14 @@
 
 import inspect
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS, LOOPS, MODELS
+from mmengine.registry import HOOKS, LOOPS, MODELS, OPTIMIZERS, RUNNERS, Registry
 from torch import nn
 
-from mmvisiongru.errors import InputError
+from mmvisiongru.errors import InputError, did_you_mean
 
 DEFAULT_CONSTRUCTOR = 'DefaultOptimWrapperConstructor'
 # What the constructors read, without a signature to ask.
@@ -48,7 +47,7 @@ def check_names(cfg: Config) -> None:
     default_hooks = cfg.get('default_hooks') or {}
     for name, hook in default_hooks.items():
         if isinstance(hook, dict) and 'type' not in hook:
-            raise InputError(f'default_hooks.{name} has no type{_near(name, DEFAULT_HOOKS - {name})}')
+            raise InputError(f'default_hooks.{name} has no type{did_you_mean(name, DEFAULT_HOOKS - {name})}')
     for i, hook in enumerate(cfg.get('custom_hooks') or []):
         _check_arguments(hook, HOOKS, scope, f'custom_hooks.{i}', {'priority'})
     for name, hook in default_hooks.items():
@@ -58,7 +57,10 @@ def check_names(cfg: Config) -> None:
         if isinstance(loop, dict):
             kind = 'EpochBasedTrainLoop' if loop.get('by_epoch') else kind
             _check_arguments(dict(dict(type=kind), **loop), LOOPS, scope, name, {'by_epoch'})
-    _check_paramwise(cfg.get('optim_wrapper') or {})
+    _check_type(dict(type=cfg.get('runner_type')), RUNNERS, scope, 'runner_type')
+    wrapper = cfg.get('optim_wrapper') or {}
+    _check_type(wrapper.get('optimizer') or {}, OPTIMIZERS, scope, 'optim_wrapper.optimizer')
+    _check_paramwise(wrapper)
     model = cfg.get('model') or {}
     if str(model.get('type')).split('.')[-1] in SEGMENTORS:
         _check_keys(model.get('test_cfg') or {}, SEGMENTOR_TEST, 'model.test_cfg')
@@ -75,13 +77,22 @@ def _check_arguments(settings, registry, scope: str | None, place: str, also: se
     if 'type' not in settings:
         raise InputError(f'{place} has no type: {dict(settings)}')
     kind = resolve(settings['type'], registry, scope)
-    accepted = _arguments(kind) if inspect.isclass(kind) else None
+    accepted = arguments_of(kind) if inspect.isclass(kind) else None
     if inspect.isclass(kind) and issubclass(kind, EMAHook):
         # It hands what it does not know to the averaged model.
         average = resolve(settings.get('ema_type', 'ExponentialMovingAverage'), MODELS, scope)
-        accepted = _arguments(kind) | (_arguments(average) - {'model'})
+        accepted = arguments_of(kind) | (arguments_of(average) - {'model'})
     if accepted is not None:
         _check_keys(settings, accepted | also | {'type', '_scope_'}, place)
+
+
+def _check_type(settings: dict, registry: Registry, scope: str | None, place: str) -> None:
+    """Refuse a type that does not exist, where mmengine would not say so."""
+    kind = settings.get('type')
+    if not isinstance(kind, str) or resolve(kind, registry, scope) is not None:
+        return
+    with registry.switch_scope_and_registry(scope) as own:
+        raise InputError(f'{place}: {unknown_type(kind, own)}')
 
 
 def resolve(kind, registry, scope: str | None):
@@ -92,7 +103,23 @@ def resolve(kind, registry, scope: str | None):
         return own.get(kind)
 
 
-def _arguments(kind: type) -> set[str] | None:
+def unknown_type(kind: str, registry: Registry) -> str:
+    """What to say about a type that a registry, of the scope in use, does not have."""
+    scope, _, name = kind.rpartition('.')
+    own = registry._get_root_registry()._search_child(scope) if scope else registry
+    if own is None:
+        return f'no {registry.name} is registered as {kind!r}; is {scope} installed?'
+    known = set(own.module_dict)
+    while not scope and own.parent is not None:
+        own = own.parent
+        known |= set(own.module_dict)
+    hint = did_you_mean(name, known, show=lambda near: repr(f'{scope}.{near}' if scope else near))
+    if not scope and registry.scope == 'mmengine':
+        hint = hint or "; set default_scope, to 'mmseg' or 'mmpretrain' for theirs"
+    return f'no {own.name} is registered as {kind!r}{hint}'
+
+
+def arguments_of(kind: type) -> set[str] | None:
     """Arguments that a class takes, None if only a run can tell."""
     names = set()
     for base in kind.__mro__:
@@ -114,7 +141,7 @@ def _check_paramwise(wrapper: dict) -> None:
     for name, multipliers in (settings.get('custom_keys') or {}).items():
         # Anything else goes to the optimizer's parameter group, where it may be meant.
         for key in multipliers:
-            if key not in CUSTOM_KEY and (hint := _near(key, CUSTOM_KEY)):
+            if key not in CUSTOM_KEY and (hint := did_you_mean(key, CUSTOM_KEY)):
                 place = f'optim_wrapper.paramwise_cfg.custom_keys.{name}'
                 raise InputError(f'unknown key {key!r} in {place}{hint}')
 
@@ -122,13 +149,8 @@ def _check_paramwise(wrapper: dict) -> None:
 def _check_keys(settings: Iterable[str], known: set[str], place: str) -> None:
     for key in settings:
         if key not in known:
-            hint = _near(key, known) or f'; known are {", ".join(sorted(known))}'
+            hint = did_you_mean(key, known) or f'; known are {", ".join(sorted(known))}'
             raise InputError(f'unknown key {key!r} in {place}{hint}')
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f'; did you mean {near[0]!r}?' if near else ''
 
 
 def unmatched_custom_keys(cfg: Config, model: nn.Module) -> Iterator[str]:
@@ -141,4 +163,5 @@ def unmatched_custom_keys(cfg: Config, model: nn.Module) -> Iterator[str]:
     optional = {name for module in model.modules() for name, value in vars(module).items() if value is None}
     for key in keys:
         if key not in optional and not any(key in name for name in names):
-            yield f'custom_keys {key!r} of paramwise_cfg is in the name of no parameter{_near(key, parts)}'
+            nowhere = 'of paramwise_cfg is in the name of no parameter'
+            yield f'custom_keys {key!r} {nowhere}{did_you_mean(key, parts)}'

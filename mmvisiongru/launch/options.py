@@ -4,14 +4,26 @@ import os
 import os.path as osp
 import sys
 import time
+import traceback
 from argparse import ArgumentParser, Namespace
 from contextlib import contextmanager
 
 from mmengine.config import Config, DictAction
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 
 from mmvisiongru.errors import InputError
+
+
+def add_config_options(parser: ArgumentParser) -> None:
+    """Add the config and what every script does with one."""
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings over those of the config, KEY=VALUE; a list is KEY=a,b or KEY="[a,b]", nested ones as '
+        'KEY="[(a,b),(c,d)]"',
+    )
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
 
 def add_common_options(parser: ArgumentParser) -> None:
@@ -20,13 +32,6 @@ def add_common_options(parser: ArgumentParser) -> None:
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision; needs a GPU')
     parser.add_argument(
         '--no-pin-memory', action='store_true', help='turn pin_memory off in every dataloader'
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings over those of the config, KEY=VALUE; a list is KEY=a,b or KEY="[a,b]", nested ones as '
-        'KEY="[(a,b),(c,d)]"',
     )
     parser.add_argument(
         '--launcher',
@@ -55,14 +60,11 @@ def merge_common_options(cfg: Config, args: Namespace) -> None:
             loader['persistent_workers'] = False
 
 
-def build_runner(cfg: Config) -> Runner:
-    """Build the Runner, or the one that ``runner_type`` names."""
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-
-
 @contextmanager
-def one_line_errors():
+def one_line_errors(debug: bool = False):
     """End the program with exit code 2 and one line on stderr when the input cannot be used.
+
+    With ``debug`` the traceback stands before the line.
 
     All processes of a distributed run meet the same error. The first of each node prints it and the launcher
     then ends the others, so those wait; if nothing ends them the error was theirs alone, and they print it.
@@ -72,6 +74,8 @@ def one_line_errors():
     except InputError as error:
         if (os.environ.get('LOCAL_RANK') or os.environ.get('SLURM_LOCALID') or '0') != '0':
             time.sleep(20)
+        if debug:
+            traceback.print_exception(error)
         # From a worker it comes with the worker's stack in front.
         message = str(error).split(f'{InputError.__module__}.{InputError.__name__}: ')[-1]
         print('error:', ' '.join(message.split()), file=sys.stderr)

@@ -86,7 +86,7 @@ def test_data_set_is_drawn(run, tmp_path, capsys):
 
 
 def test_pixels_that_are_ignored_are_not_counted():
-    metric = confusion_matrix.PixelConfusion()
+    metric = confusion_matrix.Confusion()
     metric.dataset_meta = dict(classes=('a', 'b'))
     true, predicted = torch.tensor([[0, 1, 255]]), torch.tensor([[0, 0, 1]])
     sample = dict(pred_sem_seg=dict(data=predicted), gt_sem_seg=dict(data=true))

@@ -10,22 +10,20 @@ import csv
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, Evaluator
-from mmpretrain.evaluation import ConfusionMatrix
+from mmengine.runner import Runner
+from torch import Tensor
 
-from mmvisiongru.checkpoint import check_weights, read_weights, refuse_pickled_code
-from mmvisiongru.launch.config import check_data, load_config
-from mmvisiongru.launch.names import check_names
-from mmvisiongru.launch.options import build_runner, one_line_errors
-from mmvisiongru.launch.processes import prepare_launch
+from mmvisiongru.launch.options import add_config_options, one_line_errors
+from mmvisiongru.launch.prepare import prepare_test
 
 # With more classes numbers in the cells cannot be read.
 MOST_VALUES = 25
 
 
-class PixelConfusion(BaseMetric):
-    """Confusion matrix over the pixels that are not ignored."""
+class Confusion(BaseMetric):
+    """Counts (true, predicted) of the images, or of the pixels that are not ignored."""
 
     def __init__(self, ignore_index: int = 255):
         super().__init__()
@@ -35,32 +33,27 @@ class PixelConfusion(BaseMetric):
         """Add the counts of a batch."""
         classes = len(self.dataset_meta['classes'])
         for sample in data_samples:
-            predicted, true = (sample[key]['data'].cpu().flatten() for key in ('pred_sem_seg', 'gt_sem_seg'))
-            keep = true != self.ignore_index
-            self.results.append(ConfusionMatrix.calculate(predicted[keep], true[keep], classes))
+            if 'gt_sem_seg' in sample:
+                true, predicted = (sample[k]['data'].cpu().flatten() for k in ('gt_sem_seg', 'pred_sem_seg'))
+                keep = true != self.ignore_index
+                true, predicted = true[keep], predicted[keep]
+            else:
+                true, predicted = (sample[key].cpu() for key in ('gt_label', 'pred_label'))
+            pairs = true.long() * classes + predicted.long()
+            self.results.append(pairs.bincount(minlength=classes**2).view(classes, classes))
 
     def compute_metrics(self, results):
         """Sum over the images."""
         return dict(result=sum(results))
 
 
-def confusion_matrix(cfg: Config, checkpoint: str) -> tuple[torch.Tensor, list[str]]:
-    """Test a checkpoint. Returns counts (true, predicted) and the names of the classes."""
-    cfg.load_from, cfg.resume, cfg.launcher = checkpoint, False, 'none'
-    weights = read_weights(checkpoint)
-    prepare_launch(cfg)
-    runner = build_runner(cfg)
-    check_weights(runner.model, weights, checkpoint)
+def confusion_matrix(runner: Runner) -> tuple[Tensor, list[str]]:
+    """Test. Returns counts (true, predicted) and the names of the classes."""
     loop = runner.test_loop
     metainfo = loop.dataloader.dataset.metainfo
-    if cfg.default_scope == 'mmpretrain':
-        metric = ConfusionMatrix(num_classes=len(metainfo['classes']))
-    else:
-        metric = PixelConfusion()
-    loop.evaluator = Evaluator([metric])
+    loop.evaluator = Evaluator([Confusion()])
     loop.evaluator.dataset_meta = metainfo
-    metrics = runner.test()
-    return next(value for key, value in metrics.items() if key.endswith('result')), list(metainfo['classes'])
+    return runner.test()['result'], list(metainfo['classes'])
 
 
 def write(matrix: torch.Tensor, classes: list[str], out: Path) -> None:
@@ -74,18 +67,40 @@ def write(matrix: torch.Tensor, classes: list[str], out: Path) -> None:
         writer.writerow(['true \\ predicted', *classes])
         writer.writerows([name, *row] for name, row in zip(classes, matrix.tolist(), strict=True))
     percent = (100 * matrix / matrix.sum(1, keepdim=True).clamp(min=1)).round().long()
-    values = len(classes) <= MOST_VALUES
-    figure = ConfusionMatrix.plot(percent, values, 'Greys', classes if values else None, show=False)
+    figure = draw(percent, classes)
     figure.savefig(out.parent / f'{out.name}.png', dpi=100, bbox_inches='tight')
+
+
+def draw(percent: Tensor, classes: list[str]):
+    """The picture: names and numbers where they can be read."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(10, 10))
+    image = axes.imshow(percent, cmap='Greys', vmin=0, vmax=100)
+    figure.colorbar(image, ax=axes, fraction=0.046)
+    axes.set(xlabel='predicted', ylabel='true')
+    if len(classes) <= MOST_VALUES:
+        axes.set_xticks(range(len(classes)), classes, rotation=45, ha='right')
+        axes.set_yticks(range(len(classes)), classes)
+        for row, values in enumerate(percent.tolist()):
+            for column, value in enumerate(values):
+                color = 'black' if value < 50 else 'white'
+                axes.text(column, row, value, ha='center', va='center', color=color)
+    return figure
+
+
+def merge_args(cfg: Config, args) -> None:
+    """Test in one process, with the log beside the result."""
+    cfg.launcher = 'none'
+    cfg.setdefault('work_dir', str(Path(args.out).parent))
 
 
 def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='config file')
+    add_config_options(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', default='work_dirs/confusion', help='OUT.csv and OUT.png are written')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings over it, KEY=VALUE')
     return parser.parse_args(argv)
 
 
@@ -93,14 +108,8 @@ def main(argv=None):
     """Test, then write."""
     args = parse_args(argv)
     out = Path(args.out)
-    with one_line_errors():
-        refuse_pickled_code()
-        required = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
-        cfg = load_config(args.config, args.cfg_options, required)
-        check_data(cfg, ('test_dataloader',))
-        check_names(cfg)
-        cfg.setdefault('work_dir', str(out.parent))
-        matrix, classes = confusion_matrix(cfg, args.checkpoint)
+    with one_line_errors(args.debug):
+        matrix, classes = confusion_matrix(prepare_test(args, merge_args))
     write(matrix, classes, out)
     print(f'{matrix.trace() / matrix.sum():.2%} of {matrix.sum()} on the diagonal: {out}.csv, {out}.png')
 

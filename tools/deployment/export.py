@@ -12,23 +12,22 @@ import os.path as osp
 import time
 from contextlib import ExitStack
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
-from mmvisiongru.checkpoint import check_weights, load_checkpoint_file, read_weights, refuse_pickled_code
+from mmvisiongru.checkpoint import check_weights, load_checkpoint_file, read_weights
 from mmvisiongru.deployment import check_stack
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import check_folder, new_file
-from mmvisiongru.launch.config import check_data, load_config
-from mmvisiongru.launch.names import check_names
-from mmvisiongru.launch.options import build_runner, one_line_errors
+from mmvisiongru.launch.options import add_config_options, one_line_errors
+from mmvisiongru.launch.prepare import build_runner, building, prepare_config
 
 
 def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='config file')
+    add_config_options(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('out', metavar='OUT.onnx', help='the file to write')
     parser.add_argument(
@@ -45,7 +44,6 @@ def parse_args(argv=None):
     parser.add_argument(
         '--eval', action='store_true', help="metrics of torch and the files on the config's test set"
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings over it, KEY=VALUE')
     return parser.parse_args(argv)
 
 
@@ -55,7 +53,8 @@ def build(cfg: Config, checkpoint: str, weights: dict):
     settings = dict(cfg.model)
     # As mmengine's Runner does: mmpretrain keeps it beside the model.
     settings.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
-    model = MODELS.build(settings)
+    with building(cfg):
+        model = MODELS.build(settings)
     check_weights(model, weights, checkpoint)
     load_checkpoint(model, checkpoint, map_location='cpu', logger='silent')
     return model
@@ -113,7 +112,8 @@ def evaluate_files(args, cfg: Config, weights: dict, files: dict[str, str]) -> N
     # Torch refuses to keep workers when there are none.
     if not cfg.test_dataloader.num_workers:
         cfg.test_dataloader.persistent_workers = False
-    runner = build_runner(cfg)
+    with building(cfg):
+        runner = build_runner(cfg)
     check_weights(runner.model, weights, args.checkpoint)
     table = evaluate(runner, runs)
     names = list(table['torch'])
@@ -125,15 +125,12 @@ def evaluate_files(args, cfg: Config, weights: dict, files: dict[str, str]) -> N
 def main(argv=None):
     """Export."""
     args = parse_args(argv)
-    with one_line_errors():
+    with one_line_errors(args.debug):
         check_stack()
-        refuse_pickled_code()
         if not args.out.endswith('.onnx'):
             raise InputError(f'the file to write must end in .onnx, got {args.out}')
-        cfg = load_config(args.config, args.cfg_options, ('model', 'test_dataloader'))
-        check_names(cfg)
-        if args.eval:
-            check_data(cfg, ('test_dataloader',))
+        data = ('test_dataloader',) if args.eval else ()
+        cfg = prepare_config(args, ('model', 'test_dataloader', 'default_scope'), data)
         weights = read_weights(args.checkpoint)
         check_folder(osp.dirname(args.out) or '.')
         files = write(args, cfg, weights)

@@ -1,36 +1,37 @@
-"""Print a config with all it inherits, checked as the training script checks it.
+"""Print a config with all it inherits, then check it as the training script does before it builds anything.
 
-python tools/misc/print_config.py configs/segmentation/visiongru-tiny_upernet_8xb2-80k_ade20k-512x512.py
+    python tools/misc/print_config.py configs/segmentation/visiongru-tiny_upernet_8xb2-80k_ade20k-512x512.py
+
+What training would refuse, data that is not there too, is said in one line; the exit code is 2 then.
 """
 
 import argparse
 
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.syntax import Syntax
 
-from mmvisiongru.launch.config import load_config
-from mmvisiongru.launch.options import one_line_errors
+from mmvisiongru.launch.options import add_config_options, one_line_errors
+from mmvisiongru.launch.prepare import TRAINING_DATA, check_config, read_config
 
 
 def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='config file')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings over it, KEY=VALUE')
+    add_config_options(parser)
     return parser.parse_args(argv)
 
 
 def main(argv=None):
-    """Print; with colours on a terminal, as plain Python into a pipe."""
+    """Print; with colours on a terminal, as plain Python into a pipe. Then check."""
     args = parse_args(argv)
-    with one_line_errors():
-        text = load_config(args.config, args.cfg_options).pretty_text
-    console = Console()
-    if console.is_terminal:
-        console.print(Syntax(text, 'python'))
-    else:
-        print(text)
+    with one_line_errors(args.debug):
+        cfg = read_config(args)
+        console = Console()
+        if console.is_terminal:
+            console.print(Syntax(cfg.pretty_text, 'python'))
+        else:
+            print(cfg.pretty_text)
+        check_config(cfg, TRAINING_DATA)
 
 
 if __name__ == '__main__':

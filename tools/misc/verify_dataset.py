@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from mmvisiongru.engine.samples import GuardedDataset
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
-from mmvisiongru.launch.config import check_data, load_config
-from mmvisiongru.launch.options import one_line_errors
+from mmvisiongru.launch.options import add_config_options, one_line_errors
+from mmvisiongru.launch.prepare import building, prepare_config
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -28,7 +28,7 @@ DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 def parse_args(argv=None):
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Load every sample and report what is broken.')
-    parser.add_argument('config', help='config file')
+    add_config_options(parser)
     parser.add_argument('--dataloaders', nargs='+', choices=DATALOADERS, default=DATALOADERS)
     parser.add_argument('--workers', type=int, default=0, help='processes that read')
     parser.add_argument('--out', metavar='PATH', help='write the report to this .json too')
@@ -66,10 +66,15 @@ def only_loading(dataset: dict) -> dict:
     return dataset
 
 
-def verify(dataset: dict, workers: int = 0) -> tuple[int, list[str]]:
-    """The number of samples, and one line for each that cannot be used."""
+def build(dataset: dict) -> GuardedDataset:
+    """The data set, to load and check but not to augment."""
     # In training, a map without a label is a fault too.
-    faults = Faults(GuardedDataset(only_loading(dataset), seed=0, max_bad_samples=0))
+    return GuardedDataset(only_loading(dataset), seed=0, max_bad_samples=0)
+
+
+def verify(dataset: GuardedDataset, workers: int = 0) -> list[str]:
+    """One line for each sample that cannot be used."""
+    faults = Faults(dataset)
     loader = DataLoader(faults, batch_size=8, num_workers=workers, collate_fn=list)
     bar, found = ProgressBar(len(faults), file=sys.stderr), []
     for batch in loader:
@@ -77,12 +82,11 @@ def verify(dataset: dict, workers: int = 0) -> tuple[int, list[str]]:
         for _ in batch:
             bar.update()
     print(file=sys.stderr)
-    return len(faults), found
+    return found
 
 
-def check_config(cfg: Config, names) -> list[str]:
+def distinct(cfg: Config, names) -> list[str]:
     """The dataloaders that the config has, each once: test is often the same as val."""
-    check_data(cfg, names)
     names = [n for n in names if cfg.get(n)]
     names = [n for i, n in enumerate(names) if cfg[n].dataset not in [cfg[m].dataset for m in names[:i]]]
     if not names:
@@ -93,15 +97,16 @@ def check_config(cfg: Config, names) -> list[str]:
 def main(argv=None) -> int:
     """Verify; the exit code."""
     args = parse_args(argv)
-    with one_line_errors():
-        cfg = load_config(args.config)
-        names = check_config(cfg, args.dataloaders)
+    with one_line_errors(args.debug):
+        cfg = prepare_config(args, dataloaders=args.dataloaders)
         init_default_scope(cfg.get('default_scope') or 'mmengine')
         report = {}
-        for name in names:
-            number, faults = verify(cfg[name].dataset, args.workers)
-            report[name] = dict(samples=number, faults=faults)
-            print('\n'.join([f'{name}: {len(faults)} of {number} samples cannot be used', *faults]))
+        for name in distinct(cfg, args.dataloaders):
+            with building(cfg):
+                dataset = build(cfg[name].dataset)
+            faults = verify(dataset, args.workers)
+            report[name] = dict(samples=len(dataset), faults=faults)
+            print('\n'.join([f'{name}: {len(faults)} of {len(dataset)} samples cannot be used', *faults]))
         if args.out:
             write_text(args.out, json.dumps(report, indent=1) + '\n')
     return int(any(part['faults'] for part in report.values()))

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.structures import PixelData
 
-from mmvisiongru.launch.config import check_data, load_config
-from mmvisiongru.launch.options import one_line_errors
+from mmvisiongru.files import check_folder
+from mmvisiongru.launch.options import add_config_options, one_line_errors
+from mmvisiongru.launch.prepare import building, prepare_config
 
 # Small images are enlarged to this, so that labels can be read.
 SHORT_SIDE = 256
@@ -25,7 +26,8 @@ SHORT_SIDE = 256
 
 def samples(cfg: Config, split: str, number: int) -> Iterator[tuple[str, np.ndarray, object, dict]]:
     """File name, RGB image, annotation and meta data of images spread over the split."""
-    dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
+    with building(cfg):
+        dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
     number = min(number, len(dataset))
     for i in range(number):
         item = dataset[i * len(dataset) // number]
@@ -41,7 +43,8 @@ def samples(cfg: Config, split: str, number: int) -> Iterator[tuple[str, np.ndar
 def draw(cfg: Config, split: str, number: int, out: Path) -> int:
     """Draw the samples with the visualizer of the task. Returns how many."""
     init_default_scope(cfg.default_scope)
-    visualizer = VISUALIZERS.build(dict(cfg.visualizer, name='browse', vis_backends=None))
+    with building(cfg):
+        visualizer = VISUALIZERS.build(dict(cfg.visualizer, name='browse', vis_backends=None))
     drawn = 0
     for name, image, annotation, metainfo in samples(cfg, split, number):
         visualizer.dataset_meta = metainfo
@@ -68,28 +71,25 @@ def enlarge(image: np.ndarray, annotation, factor: int) -> tuple[np.ndarray, obj
 def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='config file')
+    add_config_options(parser)
     parser.add_argument('--split', choices=['train', 'val', 'test'], default='train')
     parser.add_argument('--number', type=int, default=16, help='how many images, spread over the split')
     parser.add_argument('--out', default='work_dirs/browse', help='folder for the pictures')
     parser.add_argument('--seed', type=int, default=0, help='of the augmentation')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings over it, KEY=VALUE')
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     """Draw."""
     args = parse_args(argv)
-    loader = f'{args.split}_dataloader'
-    with one_line_errors():
-        cfg = load_config(args.config, args.cfg_options, (loader, 'visualizer'))
-        check_data(cfg, (loader,))
-    random.seed(args.seed)
-    np.random.seed(args.seed)
-    torch.manual_seed(args.seed)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    print(f'{draw(cfg, args.split, args.number, out)} pictures in {out}')
+    loader, out = f'{args.split}_dataloader', Path(args.out)
+    with one_line_errors(args.debug):
+        cfg = prepare_config(args, (loader, 'visualizer', 'default_scope'), (loader,))
+        check_folder(args.out)
+        random.seed(args.seed)
+        np.random.seed(args.seed)
+        torch.manual_seed(args.seed)
+        print(f'{draw(cfg, args.split, args.number, out)} pictures in {out}')
 
 
 if __name__ == '__main__':

@@ -12,17 +12,16 @@ from pathlib import Path
 
 import mmcv
 import mmengine
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from mmvisiongru.checkpoint import check_weights, read_weights, refuse_pickled_code
+from mmvisiongru.checkpoint import check_weights, read_weights
 from mmvisiongru.engine.samples import PICTURES
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import check_folder
 from mmvisiongru.launch.classes import dataset_meta
-from mmvisiongru.launch.config import load_config
-from mmvisiongru.launch.names import check_names
-from mmvisiongru.launch.options import one_line_errors
+from mmvisiongru.launch.options import add_config_options, one_line_errors
+from mmvisiongru.launch.prepare import building, prepare_config
 
 
 def find_images(path: str) -> list[str]:
@@ -63,7 +62,8 @@ def segment(cfg: Config, weights: dict, images: list[str], args) -> list[str]:
     """Draw classes over the images. Returns a line for each."""
     from mmseg.apis import MMSegInferencer
 
-    model = MMSegInferencer(cfg, args.checkpoint, device=args.device, show_progress=False)
+    with building(cfg):
+        model = MMSegInferencer(cfg, args.checkpoint, device=args.device, show_progress=False)
     check_weights(model.model, weights, args.checkpoint)
     # Not every checkpoint names its classes, and mmseg takes those of Cityscapes then.
     model.model.dataset_meta = dataset_meta(cfg) or model.model.dataset_meta
@@ -86,7 +86,8 @@ def classify(cfg: Config, weights: dict, images: list[str], args) -> list[str]:
     """Write the class on the images. Returns a line for each."""
     from mmpretrain import ImageClassificationInferencer
 
-    model = ImageClassificationInferencer(cfg, args.checkpoint, device=args.device)
+    with building(cfg):
+        model = ImageClassificationInferencer(cfg, args.checkpoint, device=args.device)
     check_weights(model.model, weights, args.checkpoint)
     results = model(images, show_dir=args.out_dir)
     return [f'{r.get("pred_class", r["pred_label"])} {r["pred_score"]:.1%}' for r in results]
@@ -96,26 +97,23 @@ def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('img', help='image file or folder')
-    parser.add_argument('config', help='config file')
+    add_config_options(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out-dir', default='work_dirs/demo', help='folder for the pictures')
     parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU where there is one)')
     parser.add_argument('--opacity', type=float, default=0.5, help='of the classes over the image')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings over it, KEY=VALUE')
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     """Predict and draw."""
     args = parse_args(argv)
-    with one_line_errors():
-        refuse_pickled_code()
-        cfg = load_config(args.config, args.cfg_options, ('model', 'test_dataloader'))
-        weights = read_weights(args.checkpoint)
+    with one_line_errors(args.debug):
+        cfg = prepare_config(args, ('model', 'test_dataloader', 'default_scope'))
         images = find_images(args.img)
-        check_names(cfg)
-        init_default_scope(cfg.default_scope)
         check_out_dir(args.out_dir, images)
+        weights = read_weights(args.checkpoint)
+        init_default_scope(cfg.default_scope)
         run = classify if cfg.default_scope == 'mmpretrain' else segment
         lines = run(cfg, weights, images, args)
     # The progress bar of mmpretrain may leave its line open.
