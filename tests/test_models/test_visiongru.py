@@ -747,7 +747,7 @@ def stages(embed_dims=(8, 16, 32, 64), depths=(1, 1, 1, 1)):
         (dict(out_indices=(4,)), r'out_indices.*\(4,\)'),
         (dict(out_indices=(0, -5)), r'out_indices.*\(0, -5\)'),
         (dict(out_indices=()), r'out_indices.*\(\)'),
-        (dict(out_indices=3), 'out_indices.*got 3'),
+        (dict(out_indices=4), 'out_indices.*got 4'),
         (dict(frozen_stages=5), 'frozen_stages.*got 5'),
         (dict(frozen_stages=-2), 'frozen_stages.*got -2'),
         (dict(scan_backend='warp'), "scan_backend.*'warp'"),

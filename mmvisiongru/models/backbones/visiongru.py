@@ -103,8 +103,8 @@ class VisionGRU(BaseModule):
     arXiv:2412.18178 differs, an argument selects the paper's reading.
 
     Args:
-        arch (str | dict): 'tiny' or 'base' (the paper's VisionGRU-Ti and -B), 'pico' (1.4 M parameters, for
-            laptops and tests, not from the paper), or ``dict(embed_dims=[...], depths=[...])``.
+        arch (str | dict): 'tiny' or 'base' (the paper's VisionGRU-Ti and -B) or 'pico' (1.4 M parameters, for
+            laptops and tests, not from the paper), in any case, or ``dict(embed_dims=[...], depths=[...])``.
         in_channels (int): Channels of the image.
         scan_paths (Sequence[str]): Reading orders of every mixer, out of 'row', 'row_reverse', 'column'
             and 'column_reverse' (Algorithm 1).
@@ -115,9 +115,13 @@ class VisionGRU(BaseModule):
         pos_embed (str, optional): 'absolute' adds a learnt embedding after the stem, interpolated to the
             size of the map (the paper's text); None, as in the released code, adds none.
         drop_path_rate (float): Stochastic depth rate of the last block; it rises linearly from 0.
-        out_indices (Sequence[int]): Stages whose maps are returned; negative ones count from the end.
-        out_norm_cfg (dict, optional): A channels-last norm, e.g. ``dict(type='LN')``, on each returned map.
-        frozen_stages (int): 0 freezes the stem, n the stem and the first n stages, -1 nothing.
+        out_indices (int | Sequence[int]): Stages whose maps are returned; negative ones count from the end.
+        out_norm_cfg (dict, optional): A norm on each returned map, e.g. ``dict(type='LN')``. LayerNorm and
+            RMSNorm take the channels of each token; any other norm gets the map as (B, C, H, W).
+        out_contiguous (bool): Store the returned maps as (B, C, H, W), for heads that call ``view`` on them
+            (mmseg's DMHead); False leaves them channels-last, which saves a copy.
+        frozen_stages (int): 0 freezes the stem, n the stem and the first n stages with the norms of their
+            maps, -1 nothing.
         with_cp (bool): Recompute each block in the backward pass to save memory.
         scan_backend (str): 'auto' or one of :func:`mmvisiongru.ops.runnable_backends`.
         init_cfg (dict | list[dict], optional): As in mmengine. ``dict(type='Pretrained', ...)`` raises
@@ -141,8 +145,9 @@ class VisionGRU(BaseModule):
         candidate: str = 'g',
         pos_embed: str | None = None,
         drop_path_rate: float = 0.0,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
         out_norm_cfg: dict | None = None,
+        out_contiguous: bool = False,
         frozen_stages: int = -1,
         with_cp: bool = False,
         scan_backend: str = 'auto',
@@ -188,13 +193,16 @@ class VisionGRU(BaseModule):
                 if out_norm_cfg
             }
         )
+        # Not isinstance: mmpretrain's LN2d is a LayerNorm that takes (B, C, H, W), like most norms.
+        self.norms_tokens = all(type(norm) in (nn.LayerNorm, nn.RMSNorm) for norm in self.out_norms.values())
+        self.out_contiguous = out_contiguous
         self._freeze_stages()
 
     def _parse_arch(self, arch) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if isinstance(arch, str):
-            if arch not in self.arch_settings:
+            if arch.lower() not in self.arch_settings:
                 raise ValueError(f'arch must be one of {tuple(self.arch_settings)} or a dict, got {arch!r}')
-            arch = self.arch_settings[arch]
+            arch = self.arch_settings[arch.lower()]
         if set(arch) != {'embed_dims', 'depths'}:
             raise ValueError(f"an arch dict has the keys 'embed_dims' and 'depths', got {sorted(arch)}")
         embed_dims, depths = tuple(arch['embed_dims']), tuple(arch['depths'])
@@ -221,17 +229,12 @@ class VisionGRU(BaseModule):
             if value not in known:
                 raise ValueError(f'{name} must be one of {known}, got {value!r}')
 
-    def _parse_out_indices(self, out_indices: Sequence[int]) -> tuple[int, ...]:
+    def _parse_out_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
         number = len(self.depths)
-        if (
-            isinstance(out_indices, int)
-            or not out_indices
-            or not all(-number <= i < number for i in out_indices)
-        ):
-            raise ValueError(
-                f'out_indices must be a sequence of stages in [{-number}, {number}), got {out_indices!r}'
-            )
-        return tuple(sorted({i % number for i in out_indices}))
+        indices = (out_indices,) if isinstance(out_indices, int) else out_indices
+        if not indices or not all(-number <= i < number for i in indices):
+            raise ValueError(f'out_indices must be stages in [{-number}, {number}), got {out_indices!r}')
+        return tuple(sorted({i % number for i in indices}))
 
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says, after checking that a pretrained checkpoint fits."""
@@ -246,7 +249,7 @@ class VisionGRU(BaseModule):
 
         Returns:
             tuple[Tensor]: Stage i is (B, embed_dims[i], ceil(H / 4 / 2^i), ceil(W / 4 / 2^i)), stored
-            channels-last; what flattens it with ``view`` needs ``contiguous()`` first.
+            channels-last unless ``out_contiguous``.
         """
         x = self.stem(x.permute(0, 2, 3, 1))
         if self.pos_embed is not None:
@@ -255,9 +258,14 @@ class VisionGRU(BaseModule):
         for i, stage in enumerate(self.stages[: self.out_indices[-1] + 1]):
             x = stage(x)
             if i in self.out_indices:
-                out = self.out_norms[str(i)](x) if self.out_norms else x
-                outs.append(out.permute(0, 3, 1, 2))
+                outs.append(self._output(x, i))
         return tuple(outs)
+
+    def _output(self, x: Tensor, stage: int) -> Tensor:
+        """The map (B, H, W, C) of a stage as it is returned, (B, C, H, W)."""
+        norm = self.out_norms[str(stage)] if self.out_norms else nn.Identity()
+        out = norm(x).permute(0, 3, 1, 2) if self.norms_tokens else norm(x.permute(0, 3, 1, 2))
+        return out.contiguous() if self.out_contiguous else out
 
     def _interpolated_pos_embed(self, size: tuple[int, int]) -> Tensor:
         if tuple(size) == self.pos_embed.shape[1:3]:
@@ -281,7 +289,8 @@ class VisionGRU(BaseModule):
             return
         if self.pos_embed is not None:
             self.pos_embed.requires_grad = False
-        for module in (self.stem, *self.stages[: self.frozen_stages]):
+        norms = (norm for i, norm in self.out_norms.items() if int(i) < self.frozen_stages)
+        for module in (self.stem, *self.stages[: self.frozen_stages], *norms):
             module.eval()
             for param in module.parameters():
                 param.requires_grad = False

@@ -1,0 +1,136 @@
+"""What the backbone returns, as heads and configs of both libraries expect it."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from mmpretrain.models.utils import LayerNorm2d
+from mmseg.models.decode_heads import DMHead
+from torch import nn
+
+from mmvisiongru.models import VisionGRU
+
+# The second map of a 64 x 64 image is 8 x 8 x 8: norms of a wrong axis run without an error.
+ARCH = dict(embed_dims=[6, 8, 12], depths=[1, 1, 1])
+
+
+def build(**options):
+    torch.manual_seed(0)
+    return VisionGRU(**{'arch': ARCH, 'out_indices': (0, 1, 2), **options})
+
+
+def image():
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize('name', ['Tiny', 'TINY', 'tiny', 'Pico'])
+def test_arch_in_any_case(name):
+    with torch.device('meta'):
+        model = VisionGRU(arch=name)
+    assert model.embed_dims == tuple(VisionGRU.arch_settings[name.lower()]['embed_dims'])
+
+
+def test_unknown_arch_is_named_as_it_was_written():
+    with pytest.raises(ValueError, match="got 'Huge'"):
+        VisionGRU(arch='Huge')
+
+
+@pytest.mark.parametrize(('index', 'stage'), [(0, 0), (2, 2), (-1, 2), (-3, 0)])
+def test_out_indices_as_a_number(index, stage):
+    model, every = build(out_indices=index), build()
+    (out,) = model(image())
+    assert torch.equal(out, every(image())[stage])
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 2, 3])
+@pytest.mark.parametrize('norm', ['LN', 'BN'])
+def test_frozen_stages_freeze_the_norm_of_their_maps(norm, frozen_stages):
+    model = build(out_norm_cfg=dict(type=norm), frozen_stages=frozen_stages).train()
+    for i in range(3):
+        frozen = i < frozen_stages
+        layer = model.out_norms[str(i)]
+        assert layer.training is not frozen
+        assert all(p.requires_grad is not frozen for p in layer.parameters())
+    state = copy.deepcopy(model.state_dict())
+    outs = [out for out in model(image()) if out.requires_grad]
+    assert len(outs) == 3 - max(frozen_stages, 0)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, state[name])}
+    free = range(max(frozen_stages, 0), 3)
+    statistics = ('running_mean', 'running_var', 'num_batches_tracked') if norm == 'BN' else ()
+    assert changed == {f'out_norms.{i}.{name}' for i in free for name in statistics}
+
+
+def by_definition(norm, raw, axes):
+    """Over ``axes`` of a map (B, C, H, W), with affine parameters by channel."""
+    out = (raw - raw.mean(axes, keepdim=True)) / (raw.var(axes, keepdim=True, correction=0) + norm.eps).sqrt()
+    if norm.weight is None:
+        return out
+    return out * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'axes'),
+    [
+        (dict(type='LN'), 1),
+        (dict(type=nn.LayerNorm, eps=1e-3), 1),
+        (dict(type=LayerNorm2d), 1),
+        (dict(type='BN'), (0, 2, 3)),
+        (dict(type='BN', requires_grad=False), (0, 2, 3)),
+        (dict(type='IN'), (2, 3)),
+        (dict(type='IN', affine=True), (2, 3)),
+        (dict(type='GN', num_groups=1), (1, 2, 3)),
+    ],
+    ids=str,
+)
+def test_norms_of_tokens_and_norms_of_maps(cfg, axes):
+    model = build(out_norm_cfg=cfg).train()
+    for param in model.out_norms.parameters():
+        nn.init.normal_(param)
+    plain = build()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    for i, (got, raw) in enumerate(zip(model(image()), plain(image()), strict=True)):
+        ref = by_definition(model.out_norms[str(i)], raw, axes)
+        torch.testing.assert_close(got, ref, rtol=1e-4, atol=1e-4)
+
+
+def test_rms_norm():
+    model = build(out_norm_cfg=dict(type=nn.RMSNorm))
+    for i, (got, raw) in enumerate(zip(model(image()), build()(image()), strict=True)):
+        ref = F.rms_norm(raw.permute(0, 2, 3, 1), (ARCH['embed_dims'][i],), eps=1e-5)
+        torch.testing.assert_close(got, ref.permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize('norm', [None, dict(type='LN'), dict(type='BN')], ids=str)
+def test_contiguous_maps(norm):
+    plain, contiguous = build(out_norm_cfg=norm), build(out_norm_cfg=norm, out_contiguous=True)
+    for a, b in zip(plain(image()), contiguous(image()), strict=True):
+        assert a.is_contiguous(memory_format=torch.channels_last)
+        assert b.is_contiguous()
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('fusion', [False, True])
+def test_a_head_that_calls_view_runs_on_contiguous_maps(fusion):
+    head = DMHead(
+        filter_sizes=(1, 3), fusion=fusion, in_channels=12, in_index=2, channels=4, num_classes=2,
+        norm_cfg=dict(type='BN'),
+    )  # fmt: skip
+    model = MODELS.build(
+        dict(type='mmvisiongru.VisionGRU', arch=ARCH, out_indices=(0, 1, 2), out_contiguous=True)
+    )
+    out = head(model(image()))
+    assert out.shape == (2, 2, 4, 4)
+    out.square().sum().backward()
+    assert model.stem.conv1.weight.grad.abs().sum() > 0
+
+
+def views(maps):
+    return [x.view(1, -1, *x.shape[2:]) for x in maps]
+
+
+def test_contiguous_maps_can_be_viewed_and_others_not():
+    views(build(out_contiguous=True)(image()))
+    with pytest.raises(RuntimeError, match='view size is not compatible'):
+        views(build()(image()))
