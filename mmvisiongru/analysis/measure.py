@@ -85,6 +85,11 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         function()
         return torch.cuda.max_memory_allocated(device) - before
+    return growth(function)
+
+
+def growth(function: Callable[[], object]) -> float:
+    """Bytes by which the process is larger at most while ``function`` runs, NaN where there is no /proc."""
     try:
         # Memory that the allocator kept from earlier runs would hide what this one needs.
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,212 @@
+"""Time, memory and error of a model in torch, ONNX Runtime and OpenVINO, side by side on the CPU.
+
+    python tools/deployment/benchmark_onnx.py mmvisiongru.VisionGRU:tiny --sizes 224 512 1024
+    python tools/deployment/benchmark_onnx.py CONFIG --sizes 512x683 --json work_dirs/onnx.json
+
+The model is a config file, a name that mmpretrain or mmseg knows, or a backbone, with random weights. All
+take turns on as many threads as OMP_NUM_THREADS says. What cannot run is left out, and why is said.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os.path as osp
+import tempfile
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from logging import ERROR
+
+import torch
+from mmengine.logging import MMLogger
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from mmvisiongru.analysis import measure
+from mmvisiongru.analysis.models import build_model, forward
+from mmvisiongru.deployment import check_stack
+from mmvisiongru.deployment.runtimes import has_openvino, onnx_runtime, openvino
+from mmvisiongru.launch.options import one_line_errors
+
+# ONNX Runtime has hardly a kernel for bfloat16 on CPUs.
+RUNNERS = (
+    'torch float32',
+    'torch bfloat16',
+    'ONNX Runtime float32',
+    'ONNX Runtime int8',
+    'OpenVINO float32',
+    'OpenVINO bfloat16',
+    'OpenVINO int8',
+)
+# The threads of a runtime go on spinning when it is done, in the way of the next one.
+PAUSE = 0.05
+
+
+class Raw(nn.Module):
+    """What a model gives before any post-processing: one or several maps, or scores."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W), normalised."""
+        out = forward(self.model, images)
+        return tuple(out) if isinstance(out, (tuple, list)) else (out,)
+
+
+def start(runner: str, model: str, folder: str) -> Callable[[Tensor], list[Tensor]]:
+    """Load a model, by its name or from the files in the folder, into a runner."""
+    runtime, precision = runner.rsplit(' ', 1)
+    if runtime == 'torch':
+        torch.manual_seed(0)
+        # The same for each: what is drawn depends on the seed alone.
+        return _torch(Raw(build_model(model)).eval(), getattr(torch, precision))
+    path = osp.join(folder, 'int8.onnx' if precision == 'int8' else 'float32.onnx')
+    if runtime == 'ONNX Runtime':
+        run = onnx_runtime(path)
+    else:
+        run = openvino(path, 'bf16' if precision == 'bfloat16' else 'f32')
+    return lambda x: [torch.from_numpy(value) for value in run(x.numpy()).values()]
+
+
+def _torch(model: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], list[Tensor]]:
+    model = deepcopy(model).to(dtype)
+
+    def run(x):
+        with torch.inference_mode():
+            return [value.float() for value in model(x.to(dtype))]
+
+    return run
+
+
+def write_files(model: str, folder: str) -> None:
+    """Export the model, and quantise it."""
+    from mmvisiongru.deployment.export import export, quantize, save
+
+    torch.manual_seed(0)
+    raw = Raw(build_model(model)).eval()
+    with torch.inference_mode():
+        outputs = [f'output{i}' for i in range(len(raw(torch.zeros(1, 3, 64, 64))))]
+    save(export(raw, outputs), osp.join(folder, 'float32.onnx'), {})
+    quantize(osp.join(folder, 'float32.onnx'), osp.join(folder, 'int8.onnx'))
+
+
+def rms_error(found: list[Tensor], wanted: list[Tensor]) -> float:
+    """RMS of the difference over RMS of the values, of the output where it is largest."""
+    pairs = zip(found, wanted, strict=True)
+    return max(float((a - b).square().mean().sqrt() / b.square().mean().sqrt()) for a, b in pairs)
+
+
+def memory_of(arguments: tuple, size: tuple[int, int], threads: int) -> float:
+    """Bytes for weights and one image in a process of its own, which nothing was run in before."""
+    torch.set_num_threads(threads)
+    return measure.growth(lambda: start(*arguments)(torch.zeros(1, 3, *size)))
+
+
+def compare(model: str, sizes: list[tuple[int, int]], repeats: int) -> tuple[list[dict], list[str]]:
+    """One row a runner and size, and why others are not there."""
+    rows, notes, running = [], [], {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool,
+    ):
+        write_files(model, folder)
+        for runner in RUNNERS:
+            if runner.startswith('OpenVINO') and not has_openvino():
+                notes.append(f'{runner}: not installed')
+                continue
+            try:
+                running[runner] = start(runner, model, folder)
+                running[runner](torch.zeros(1, 3, 64, 64))
+            # Each runtime has exceptions of its own.
+            except Exception as error:
+                running.pop(runner, None)
+                notes.append(f'{runner}: {" ".join(str(error).split())[:200]}')
+        with measure.progress_bar() as bar:
+            task = bar.add_task('', total=len(sizes) * len(running) * (repeats + 1))
+            for size in sizes:
+                x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+                wanted = running[RUNNERS[0]](x)
+                errors = {name: rms_error(run(x), wanted) for name, run in running.items()}
+
+                def advance():
+                    bar.advance(task)
+                    time.sleep(PAUSE)
+
+                times = measure.interleaved_times(
+                    {name: lambda run=run, x=x: run(x) for name, run in running.items()},
+                    torch.device('cpu'),
+                    repeats,
+                    advance=advance,
+                )
+                for name in running:
+                    job = ((name, model, folder), size, torch.get_num_threads())
+                    memory = pool.apply(memory_of, job)
+                    rows.append(_row(name, size, times, errors[name], memory))
+    return rows, notes
+
+
+def _row(name: str, size: tuple[int, int], times: dict, error: float, memory: float) -> dict:
+    median, base = (1e3 * measure.median(times[key]) for key in (name, RUNNERS[0]))
+    return dict(
+        runner=name,
+        size=list(size),
+        latency_ms=median,
+        fastest_ms=1e3 * min(times[name]),
+        time_ratio=median / base,
+        rms_error=error,
+        memory_mb=memory / 2**20,
+    )
+
+
+def side(text: str) -> tuple[int, int]:
+    """'512' or '512x683' as height and width."""
+    height, _, width = text.partition('x')
+    return int(height), int(width or height)
+
+
+def parse_args(argv=None):
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('model', help='config file, model name of mmpretrain or mmseg, or backbone')
+    parser.add_argument('--sizes', nargs='+', type=side, default=[(224, 224)], help='N or HxW')
+    parser.add_argument('--repeats', type=int, default=10, help='runs of each, after one more to warm up')
+    parser.add_argument('--json', metavar='FILE', help='write the figures there')
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Measure and print."""
+    args = parse_args(argv)
+    MMLogger.get_instance('mmengine', log_level=ERROR)
+    with one_line_errors():
+        check_stack()
+        rows, notes = compare(args.model, args.sizes, args.repeats)
+    machine = measure.describe_machine(torch.device('cpu')) | dict(model=args.model, repeats=args.repeats)
+    console = Console()
+    # Where there is no terminal to fit, names matter more than 80 columns.
+    if not console.is_terminal:
+        console.width = 140
+    console.print(', '.join(f'{k} {v}' for k, v in machine.items()))
+    table = Table('runner', 'size', 'ms', 'fastest ms', 'this / torch', 'RMS error', 'memory MB')
+    for row in rows:
+        table.add_row(
+            row['runner'],
+            'x'.join(map(str, row['size'])),
+            *(f'{row[key]:.1f}' for key in ('latency_ms', 'fastest_ms')),
+            f'{row["time_ratio"]:.2f}',
+            f'{row["rms_error"]:.1e}',
+            f'{row["memory_mb"]:.0f}',
+        )
+    console.print(table)
+    for note in notes:
+        console.print(note)
+    if args.json:
+        with open(args.json, 'w') as file:
+            json.dump(dict(machine=machine, rows=rows, notes=notes), file, indent=1)
+
+
+if __name__ == '__main__':
+    main()
