@@ -1,5 +1,6 @@
 """From a module to a file that ONNX Runtime is known to compute as torch does."""
 
+import logging
 import warnings
 from collections.abc import Sequence
 
@@ -71,12 +72,20 @@ def _reason(error: BaseException) -> str:
 
 def quantize(path: str, out: str) -> None:
     """Write ``path`` with the weights of its matrix products in 8 bits; their inputs follow at run time."""
-    # Weights signed and by column; the other matrices, of pooling, are no constants and stay.
-    quantize_dynamic(
-        path,
-        out,
-        op_types_to_quantize=['MatMul'],
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        extra_options=dict(MatMulConstBOnly=True),
-    )
+    model = onnx.load(path)
+    # It transposes some weights and then finds that they are not of the shapes noted for them.
+    del model.graph.value_info[:]
+    # It advises to simplify the graph first, which the exporter has done.
+    logging.disable(logging.WARNING)
+    try:
+        # Products of two maps, and those with the matrices of pooling, stay as they are.
+        quantize_dynamic(
+            model,
+            out,
+            op_types_to_quantize=['MatMul'],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            extra_options=dict(MatMulConstBOnly=True),
+        )
+    finally:
+        logging.disable(logging.NOTSET)

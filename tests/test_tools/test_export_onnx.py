@@ -133,8 +133,10 @@ def test_segmentor(here, capsys):
 
 def test_classifier(here, capsys):
     prepare(here, CLASSIFICATION, RESIZED)
-    export.main(['small.py', 'small.pth', 'model.onnx', '--output', 'scores', 'labels', '--eval'])
-    table = rows(capsys.readouterr().out)
+    export.main(['small.py', 'small.pth', 'model.onnx', '--output', 'scores', 'labels', '--int8', '--eval'])
+    out = capsys.readouterr().out
+    assert 'scores have an RMS error of ' in out
+    table = rows(out)
     assert table['ONNX Runtime'] == table['torch'] != []
     images = here / 'data/val/a'
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 70, 3)).astype('uint8')).save(

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from logging import ERROR
 
 import torch
@@ -100,51 +101,58 @@ def rms_error(found: list[Tensor], wanted: list[Tensor]) -> float:
 
 
 def memory_of(arguments: tuple, size: tuple[int, int], threads: int) -> float:
-    """Bytes for weights and one image in a process of its own, which nothing was run in before."""
+    """Bytes for one image on top of the loaded model, which has seen a small image only."""
     torch.set_num_threads(threads)
-    return measure.growth(lambda: start(*arguments)(torch.zeros(1, 3, *size)))
+    run = start(*arguments)
+    run(torch.zeros(1, 3, 64, 64))
+    return measure.growth(lambda: run(torch.zeros(1, 3, *size)))
+
+
+def in_new_process(function: Callable, *args):
+    """Call a function where no runtime has taken memory yet, which some never give back."""
+    with multiprocessing.get_context('spawn').Pool(1) as pool:
+        return pool.apply(function, args)
+
+
+def start_all(model: str, folder: str) -> tuple[dict[str, Callable], list[str]]:
+    """Those of ``RUNNERS`` that run the model, and why the others do not."""
+    running, notes = {}, []
+    for runner in RUNNERS:
+        if runner.startswith('OpenVINO') and not has_openvino():
+            notes.append(f'{runner}: not installed')
+            continue
+        try:
+            run = start(runner, model, folder)
+            run(torch.zeros(1, 3, 64, 64))
+            running[runner] = run
+        # Each runtime has exceptions of its own.
+        except Exception as error:
+            notes.append(f'{runner}: {" ".join(str(error).split())[:200]}')
+    return running, notes
 
 
 def compare(model: str, sizes: list[tuple[int, int]], repeats: int) -> tuple[list[dict], list[str]]:
     """One row a runner and size, and why others are not there."""
-    rows, notes, running = [], [], {}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool,
-    ):
+    rows, threads = [], torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder, measure.progress_bar() as bar:
         write_files(model, folder)
-        for runner in RUNNERS:
-            if runner.startswith('OpenVINO') and not has_openvino():
-                notes.append(f'{runner}: not installed')
-                continue
-            try:
-                running[runner] = start(runner, model, folder)
-                running[runner](torch.zeros(1, 3, 64, 64))
-            # Each runtime has exceptions of its own.
-            except Exception as error:
-                running.pop(runner, None)
-                notes.append(f'{runner}: {" ".join(str(error).split())[:200]}')
-        with measure.progress_bar() as bar:
-            task = bar.add_task('', total=len(sizes) * len(running) * (repeats + 1))
-            for size in sizes:
-                x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-                wanted = running[RUNNERS[0]](x)
-                errors = {name: rms_error(run(x), wanted) for name, run in running.items()}
+        running, notes = start_all(model, folder)
+        task = bar.add_task('', total=len(sizes) * len(running) * (repeats + 1))
 
-                def advance():
-                    bar.advance(task)
-                    time.sleep(PAUSE)
+        def advance():
+            bar.advance(task)
+            time.sleep(PAUSE)
 
-                times = measure.interleaved_times(
-                    {name: lambda run=run, x=x: run(x) for name, run in running.items()},
-                    torch.device('cpu'),
-                    repeats,
-                    advance=advance,
-                )
-                for name in running:
-                    job = ((name, model, folder), size, torch.get_num_threads())
-                    memory = pool.apply(memory_of, job)
-                    rows.append(_row(name, size, times, errors[name], memory))
+        for size in sizes:
+            bar.update(task, description=f'{size[0]} x {size[1]}')
+            x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+            wanted = running[RUNNERS[0]](x)
+            errors = {name: rms_error(run(x), wanted) for name, run in running.items()}
+            functions = {name: partial(run, x) for name, run in running.items()}
+            times = measure.interleaved_times(functions, torch.device('cpu'), repeats, advance)
+            for name in running:
+                memory = in_new_process(memory_of, (name, model, folder), size, threads)
+                rows.append(_row(name, size, times, errors[name], memory))
     return rows, notes
 
 
