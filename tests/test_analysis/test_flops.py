@@ -88,12 +88,9 @@ def test_parts_add_up_and_the_scan_is_one():
 
 
 def test_real_devices_count_what_meta_counts():
-    """Large maps are streamed in strips on a CPU: the stem computes a row again for each but the first."""
+    """Large maps go through in strips on a CPU, but not while the counter watches every module by a hook."""
     arch = dict(embed_dims=[8, 16, 24, 32], depths=[1, 1, 1, 1])
     found, expected = (count(model, (400, 404)) for model in (VisionGRU(arch=arch), on_meta(arch=arch)))
-    # 100 rows of 101 tokens, 80 at a time; a row of the stem is 101 convolutions 4 -> 8 and 404 of 3 -> 4.
-    expected['macs'] += (again := 9 * (101 * 4 * 8 + 404 * 3 * 4))
-    expected['macs_convolution'] += again
     assert found == expected
 
 
