@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from functools import partial
 
 from mmengine.dist import is_main_process
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from mmvisiongru.checkpoint import find_checkpoint, pretrained_paths, refuse_code_in, seal
 from mmvisiongru.engine.draws import build_numbered_sampler
+from mmvisiongru.engine.optim import regroup
 from mmvisiongru.engine.samples import GuardedDataset
 from mmvisiongru.files import is_local, new_file
 from mmvisiongru.registry import RUNNERS
@@ -125,9 +128,13 @@ class ReliableRunner(Runner):
         super()._init_model_weights()
 
     def load_checkpoint(self, filename, *args, **kwargs):
-        """Load a checkpoint that is whole and holds data only."""
+        """Load a checkpoint that is whole and holds data only; its optimizer gets the groups of this run."""
         refuse_code_in(filename)
-        return super().load_checkpoint(filename, *args, **kwargs)
+        checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+        if 'optimizer' in checkpoint and isinstance(self.optim_wrapper, OptimWrapper):
+            model = self.model.module if is_model_wrapper(self.model) else self.model
+            regroup(checkpoint, self.optim_wrapper, model)
+        return checkpoint
 
     def save_checkpoint(
         self, out_dir, filename, file_client_args=None, *args, meta=None, backend_args=None, **kwargs

@@ -11,8 +11,7 @@ from torch import nn
 
 from mmvisiongru.errors import InputError, did_you_mean
 
-DEFAULT_CONSTRUCTOR = 'DefaultOptimWrapperConstructor'
-# What the constructors read, without a signature to ask.
+# What the constructors read of `paramwise_cfg`, without a signature to ask.
 PARAMWISE = {
     'bias_decay_mult',
     'bias_lr_mult',
@@ -22,6 +21,11 @@ PARAMWISE = {
     'dwconv_decay_mult',
     'flat_decay_mult',
     'norm_decay_mult',
+}
+DEFAULT_CONSTRUCTOR = 'DefaultOptimWrapperConstructor'
+CONSTRUCTORS = {
+    DEFAULT_CONSTRUCTOR: PARAMWISE,
+    'GroupedOptimWrapperConstructor': PARAMWISE | {'layer_decay_rate'},
 }
 CUSTOM_KEY = {'lr_mult', 'decay_mult'}
 SEGMENTOR_TEST = {'mode', 'crop_size', 'stride', 'subdivision_steps', 'scale_factor', 'size', 'size_divisor'}
@@ -136,8 +140,8 @@ def arguments_of(kind: type) -> set[str] | None:
 def _check_paramwise(wrapper: dict) -> None:
     settings = wrapper.get('paramwise_cfg') or {}
     constructor = str(wrapper.get('constructor', DEFAULT_CONSTRUCTOR))
-    if constructor.split('.')[-1] == DEFAULT_CONSTRUCTOR:
-        _check_keys(settings, PARAMWISE, 'optim_wrapper.paramwise_cfg')
+    if known := CONSTRUCTORS.get(constructor.split('.')[-1]):
+        _check_keys(settings, known, 'optim_wrapper.paramwise_cfg')
     for name, multipliers in (settings.get('custom_keys') or {}).items():
         # Anything else goes to the optimizer's parameter group, where it may be meant.
         for key in multipliers:

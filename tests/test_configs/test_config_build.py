@@ -130,6 +130,8 @@ def test_optimizer_and_schedulers_build(name, monkeypatch):
     optimizer = build_optimizer(cfg, model)
     trained = sum(len(group['params']) for group in optimizer.param_groups)
     assert trained == sum(1 for _ in model.parameters())
+    # Each costs the host time in every step.
+    assert len(optimizer.param_groups) <= (32 if 'layer-decay' in name else 4)
     with scope(cfg):
         for scheduler in cfg.param_scheduler:
             PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=optimizer, epoch_length=10))
@@ -168,7 +170,7 @@ def test_positional_embedding_is_spared_from_weight_decay(parent):
     cfg = load(f'ablations/visiongru-tiny_pos-embed_{parent}.py')
     model = build_model(cfg)
     groups = build_optimizer(cfg, model).param_groups
-    decay = {id(group['params'][0]): group['weight_decay'] for group in groups}
+    decay = {id(param): group['weight_decay'] for group in groups for param in group['params']}
     assert decay[id(model.backbone.pos_embed)] == 0
 
 
@@ -187,6 +189,11 @@ def test_slurm_variant_changes_the_launcher_alone():
 
 def test_80k_variant_changes_the_length_alone():
     assert difference(UPERNET.replace('160k', '80k'), UPERNET) == {'train_cfg.max_iters': 80000}
+
+
+def test_layer_decay_variant_changes_the_rate_alone():
+    changed = difference(UPERNET.replace('.py', '_layer-decay.py'), UPERNET)
+    assert changed == {'optim_wrapper.paramwise_cfg.layer_decay_rate': 0.9}
 
 
 def test_amp_variant_changes_the_optimizer_wrapper_alone():

@@ -2,6 +2,7 @@
 
 optim_wrapper = dict(
     type='OptimWrapper',
+    constructor='mmvisiongru.GroupedOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
     paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys=dict(pos_embed=dict(decay_mult=0.0))),
 )

@@ -1,6 +1,7 @@
 """300 epochs at global batch 1024 in the practice of DeiT and Swin; scale lr with the global batch."""
 
 optim_wrapper = dict(
+    constructor='mmvisiongru.GroupedOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,

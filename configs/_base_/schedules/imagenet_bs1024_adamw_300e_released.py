@@ -4,7 +4,10 @@ Weight decay on every parameter, cosine to 0 per iteration, no gradient clipping
 AMP: `export TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1` before training.
 """
 
-optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05))
+optim_wrapper = dict(
+    constructor='mmvisiongru.GroupedOptimWrapperConstructor',
+    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=20, convert_to_iter_based=True),
     # Until the last iteration, which `train_cfg.max_epochs` sets.

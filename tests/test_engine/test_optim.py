@@ -1,0 +1,179 @@
+"""Groups of parameters: as few as there are settings, with the numbers of mmengine's and mmpretrain's."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmpretrain.engine import LearningRateDecayOptimWrapperConstructor
+
+from mmvisiongru.checkpoint import load_checkpoint_file
+from mmvisiongru.errors import InputError
+from mmvisiongru.launch.names import check_names
+from tests.harness.config_builders import CLASSIFIER, UPERNET, build_model, load, scope
+from tests.harness.toy import differing, run, toy_runner
+
+GROUPED = 'mmvisiongru.GroupedOptimWrapperConstructor'
+PICO = {
+    'classifier': 'classification/visiongru-pico_1xb64_digits.py',
+    'segmentor': 'segmentation/visiongru-pico_upernet_1xb12-1k_digits-64x64.py',
+}
+
+
+def optimizer_of(cfg, model, constructor=GROUPED, fused=None, **paramwise):
+    wrapper = copy.deepcopy(cfg.optim_wrapper)
+    wrapper.constructor = constructor
+    wrapper.setdefault('paramwise_cfg', {}).update(paramwise)
+    if fused is not None:
+        wrapper.optimizer.fused = fused
+    with scope(cfg):
+        return build_optim_wrapper(model, wrapper).optimizer
+
+
+def settings(optimizer, model) -> dict:
+    """lr and weight decay of every parameter, by name."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        names[id(p)]: (group['lr'], group['weight_decay'])
+        for group in optimizer.param_groups
+        for p in group['params']
+    }
+
+
+@pytest.mark.parametrize('task', PICO)
+# Fused kernels round differently.
+@pytest.mark.parametrize(('fused', 'rtol'), [(False, 0), (None, 1e-6)])
+def test_steps_are_those_of_a_group_for_each_parameter(task, fused, rtol):
+    cfg = load(PICO[task])
+    results = []
+    for constructor in ('DefaultOptimWrapperConstructor', GROUPED):
+        torch.manual_seed(0)
+        model = build_model(cfg, 'cpu')
+        optimizer = optimizer_of(
+            cfg, model, constructor, fused if constructor == GROUPED else None, custom_keys=dict(
+                stem=dict(lr_mult=0.1), mixer=dict(decay_mult=0.5)
+            ), dwconv_decay_mult=0.0,
+        )  # fmt: skip
+        for _ in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        results.append((optimizer, {name: p.detach() for name, p in model.named_parameters()}))
+    (single, expected), (grouped, found) = results
+    assert (len(single.param_groups), len(grouped.param_groups)) == (len(expected), 4)
+    assert grouped.defaults['fused'] is (fused is None) or fused is False
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=rtol, atol=rtol * float(value.abs().max()), msg=name
+        )
+
+
+def test_layer_decay_of_a_classifier_is_that_of_mmpretrain():
+    cfg = load(CLASSIFIER)
+    model = build_model(cfg)
+    theirs = optimizer_of(cfg, model, LearningRateDecayOptimWrapperConstructor, layer_decay_rate=0.8)
+    ours = optimizer_of(cfg, model, layer_decay_rate=0.8)
+    assert settings(ours, model) == settings(theirs, model)
+    # The stem, 14 blocks, and the head; each with and without weight decay.
+    assert len({lr for lr, _ in settings(ours, model).values()}) == 16
+    assert len(ours.param_groups) == 32
+
+
+def test_layer_decay_of_a_segmentor():
+    cfg = load(UPERNET.replace('.py', '_layer-decay.py'))
+    model = build_model(cfg)
+    found = settings(optimizer_of(cfg, model), model)
+    classifier = build_model(load(CLASSIFIER))
+    same = settings(optimizer_of(load(CLASSIFIER), classifier, layer_decay_rate=0.9), classifier)
+    for name, (lr, _) in found.items():
+        expected = same[name][0] / 1e-3 if name.startswith('backbone.') else 1.0
+        assert lr == pytest.approx(6e-5 * expected, rel=1e-12), name
+    assert found['backbone.stem.conv1.weight'][0] == pytest.approx(6e-5 * 0.9**15)
+    assert found['backbone.stages.3.blocks.1.mlp.fc1.weight'] == (pytest.approx(6e-5 * 0.9), 0.01)
+    assert found['decode_head.conv_seg.weight'] == (6e-5, 0.01)
+    # Norms are spared weight decay as without layer-wise decay.
+    plain = settings(optimizer_of(load(UPERNET), model), model)
+    assert {k: decay for k, (_, decay) in found.items()} == {k: decay for k, (_, decay) in plain.items()}
+
+
+def test_backbone_that_does_not_count_its_layers():
+    cfg = load(PICO['classifier'])
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(
+        InputError, match='layer_decay_rate needs a backbone that counts its layers; NoneType of'
+    ):
+        optimizer_of(cfg, model, layer_decay_rate=0.9)
+
+
+def test_one_table_in_the_log(tmp_path):
+    logger = MMLogger.get_instance('table', log_file=str(tmp_path / 'log'))
+    cfg = load(UPERNET)
+    cfg.model.backbone.frozen_stages = 0
+    model = build_model(cfg)
+    optimizer_of(cfg, model, layer_decay_rate=0.5)
+    logger.handlers[-1].flush()
+    lines = (tmp_path / 'log').read_text().splitlines()
+    rows = [line.split() for line in lines[2:-1]]
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    assert lines[1].split() == ['group', 'depth', 'lr', 'decay', 'tensors', 'parameters']
+    assert rows[0][:4] == ['0', '1', f'{6e-5 * 0.5**14:.4g}', '0']
+    sizes = [int(row[5].replace(',', '')) for row in rows]
+    assert sum(sizes) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert lines[-1] == f'frozen: {len(frozen)} tensors'
+    assert frozen
+
+
+PARAMWISE = dict(norm_decay_mult=0.0, custom_keys={'net.4': dict(lr_mult=0.1)})
+DECAY = {'optim_wrapper.paramwise_cfg': PARAMWISE, 'optim_wrapper.optimizer.weight_decay': 0.05}
+OLD = {**DECAY, 'optim_wrapper.optimizer.fused': False}
+SETTINGS = ('lr', 'weight_decay', 'initial_lr')
+NEW = {**OLD, 'optim_wrapper.constructor': GROUPED}
+
+
+@pytest.mark.parametrize('by_epoch', [False, True])
+def test_checkpoint_with_a_group_for_each_parameter_is_resumed(tmp_path, by_epoch):
+    """Schedules too: their base values are per group."""
+    run(tmp_path / 'whole', by_epoch=by_epoch, **OLD)
+    run(tmp_path / 'joined', 8, by_epoch=by_epoch, **OLD)
+    run(tmp_path / 'joined', by_epoch=by_epoch, resume=True, **NEW)
+    last = 'epoch_6.pth' if by_epoch else 'iter_18.pth'
+    whole, joined = (load_checkpoint_file(str(tmp_path / name / last)) for name in ('whole', 'joined'))
+    assert [len(c['optimizer']['param_groups']) for c in (whole, joined)] == [6, 3]
+    for part in ('state_dict', 'ema_state_dict'):
+        for name, value in whole[part].items():
+            assert torch.equal(joined[part][name], value), name
+    old, new = whole['optimizer'], joined['optimizer']
+    for group in new['param_groups']:
+        for number in group['params']:
+            moment = new['state'][number]['exp_avg']
+            (twin,) = [i for i in old['state'] if torch.equal(old['state'][i]['exp_avg'], moment)]
+            assert {k: group[k] for k in SETTINGS} == {k: old['param_groups'][twin][k] for k in SETTINGS}
+    # And once more, from a checkpoint of joined groups.
+    run(tmp_path / 'again', 8, by_epoch=by_epoch, **NEW)
+    run(tmp_path / 'again', by_epoch=by_epoch, resume=True, **NEW)
+    run(tmp_path / 'new', by_epoch=by_epoch, **NEW)
+    assert differing(tmp_path / 'new' / last, tmp_path / 'again' / last)[1] == []
+
+
+def test_fused_is_for_the_machine_to_say_and_not_for_the_checkpoint(tmp_path):
+    run(tmp_path, 8, **DECAY)
+    runner = toy_runner(tmp_path, resume=True, **DECAY, **{'optim_wrapper.constructor': GROUPED})
+    runner.train()
+    assert {group['fused'] for group in runner.optim_wrapper.optimizer.param_groups} == {True}
+
+
+def test_state_of_other_settings_is_not_joined(tmp_path):
+    run(tmp_path, 8, **OLD)
+    other = copy.deepcopy(PARAMWISE) | dict(custom_keys={'net': dict(lr_mult=0.1)})
+    with pytest.raises(InputError, match='the optimizer state in the checkpoint is of another paramwise_cfg'):
+        toy_runner(tmp_path, resume=True, **{**NEW, 'optim_wrapper.paramwise_cfg': other}).train()
+
+
+def test_layer_decay_without_its_constructor_is_refused():
+    wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.9), constructor=GROUPED)
+    check_names(Config(dict(optim_wrapper=wrapper)))
+    del wrapper['constructor']
+    with pytest.raises(InputError, match="unknown key 'layer_decay_rate' in optim_wrapper"):
+        check_names(Config(dict(optim_wrapper=wrapper)))
