@@ -146,6 +146,13 @@ def test_imports_point_one_way():
     assert violations(ROOT) == []
 
 
+def test_no_test_imports_another():
+    for path in (ROOT / 'tests').rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            for base, _ in imported_names(node, 'tests'):
+                assert not base.startswith('tests.') or base.split('.')[1] == 'harness', path
+
+
 GOOD = {
     '__init__.py': 'from .version import __version__',
     'version.py': '',

@@ -1,0 +1,94 @@
+"""The backbone as configs build it: found in every scope, and bad arguments in one line."""
+
+import subprocess
+import sys
+
+import pytest
+from mmengine.registry import MODELS
+
+from mmvisiongru.models.backbones.visiongru import VisionGRU
+from tests.harness import ROOT
+from tests.harness.children import PATIENCE
+from tests.harness.visiongru import SMALL
+
+
+def test_resolves_in_every_scope_without_custom_imports():
+    code = """
+import sys
+from {library}.registry import MODELS
+assert not any(m.startswith('mmvisiongru') for m in sys.modules)
+model = MODELS.build(dict(type='mmvisiongru.VisionGRU', arch='pico', out_indices=(-1,)))
+print(type(model).__module__, type(model).__name__, model.embed_dims[0])
+"""
+    libraries = ('mmengine', 'mmseg', 'mmpretrain')
+    running = [
+        subprocess.Popen(
+            [sys.executable, '-c', code.format(library=library)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for library in libraries
+    ]
+    for library, process in zip(libraries, running, strict=True):
+        out, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, f'{library}: {err}'
+        assert out.splitlines()[-1] == 'mmvisiongru.models.backbones.visiongru VisionGRU 24', library
+
+
+def stages(embed_dims=(8, 16, 32, 64), depths=(1, 1, 1, 1)):
+    return dict(arch=dict(embed_dims=list(embed_dims), depths=list(depths)))
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(arch='huge'), "arch.*'huge'"),
+        (dict(arch=dict(embed_dims=[8, 16])), "arch.*'depths'.*got.*'embed_dims'"),
+        (dict(arch=dict(**SMALL, heads=[1, 1, 1, 1])), "arch.*'heads'"),
+        (stages(embed_dims=[8, 16, 32]), 'arch.*3 embed_dims.*4 depths'),
+        (stages([], []), 'arch.*0'),
+        (stages([9, 16, 32, 64]), 'embed_dims.*even.*9'),
+        (stages([8, -16, 32, 64]), 'embed_dims.*positive.*-16'),
+        (stages(depths=[1, 0, 1, 1]), r'depths.*positive.*\(1, 0, 1, 1\)'),
+        (stages(depths=[1, 1, -2, 1]), 'depths.*positive.*-2'),
+        (dict(in_channels=0), 'in_channels.*0'),
+        (dict(scan_paths=('row', 'diagonal')), "scan_paths.*'diagonal'"),
+        (dict(scan_paths=()), r'scan_paths.*\(\)'),
+        (dict(scan_paths='row'), "scan_paths.*list.*got 'row'"),
+        (dict(dwconv_kernel_size=4), 'dwconv_kernel_size.*4'),
+        (dict(dwconv_kernel_size=-3), 'dwconv_kernel_size.*-3'),
+        (dict(expand_ratio=0), 'expand_ratio.*0'),
+        (dict(mlp_ratio=-1), 'mlp_ratio.*-1'),
+        (dict(candidate='tanh'), "candidate.*'tanh'"),
+        (dict(pos_embed='sine'), "pos_embed.*'sine'"),
+        (dict(drop_path_rate=1.5), r'drop_path_rate.*1\.5'),
+        (dict(drop_path_rate=1.0), r'drop_path_rate.*1\.0'),
+        (dict(drop_path_rate=-0.1), r'drop_path_rate.*-0\.1'),
+        (dict(out_indices=(4,)), r'out_indices.*\(4,\)'),
+        (dict(out_indices=(0, -5)), r'out_indices.*\(0, -5\)'),
+        (dict(out_indices=()), r'out_indices.*\(\)'),
+        (dict(out_indices=4), 'out_indices.*got 4'),
+        (dict(frozen_stages=5), 'frozen_stages.*got 5'),
+        (dict(frozen_stages=-2), 'frozen_stages.*got -2'),
+        (dict(scan_backend='warp'), "scan_backend.*'warp'"),
+    ],
+    ids=str,
+)
+def test_bad_argument(options, message):
+    with pytest.raises(ValueError, match=message) as info:
+        VisionGRU(**{'arch': SMALL, **options})
+    assert '\n' not in str(info.value)
+
+
+def test_misspelt_argument():
+    with pytest.raises(TypeError, match='drop_path'):
+        VisionGRU(arch=SMALL, drop_path=0.1)
+
+
+def test_error_comes_through_the_registry():
+    with pytest.raises(ValueError, match='huge'):
+        MODELS.build(dict(type='mmvisiongru.VisionGRU', arch='huge'))
+    with pytest.raises(TypeError, match='drop_path'):
+        MODELS.build(dict(type='mmvisiongru.VisionGRU', drop_path=0.1))
