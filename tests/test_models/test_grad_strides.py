@@ -1,0 +1,76 @@
+"""Gradients are stored as their parameters are; DistributedDataParallel copies and warns otherwise."""
+
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mmvisiongru.models import VisionGRU
+from mmvisiongru.models.layers import ChannelsLastConv2d
+
+ARCH = dict(embed_dims=[8, 16], depths=[1, 1])
+
+
+def build(**options):
+    torch.manual_seed(0)
+    return VisionGRU(ARCH, out_indices=(0, 1), **options).train()
+
+
+def backward(model, **cast):
+    with torch.autocast('cpu', torch.bfloat16, **cast):
+        outs = model(torch.randn(2, model.stem.conv1.in_channels, 64, 64))
+    sum(out.float().square().sum() for out in outs).backward()
+
+
+@pytest.mark.parametrize(
+    'options',
+    [{}, dict(dwconv_kernel_size=5), dict(dwconv_kernel_size=1), dict(in_channels=1), dict(with_cp=True)],
+    ids=str,
+)
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize('amp', [False, True])
+def test_gradients_have_the_strides_of_their_parameters(options, memory_format, amp):
+    model = build(**options).to(memory_format=memory_format)
+    backward(model, enabled=amp)
+    for name, param in model.named_parameters():
+        assert param.grad.stride() == param.stride(), name
+
+
+@pytest.mark.parametrize('groups', [1, 4], ids=['dense', 'depthwise'])
+def test_convolution_is_that_of_pytorch(groups):
+    torch.manual_seed(0)
+    conv = ChannelsLastConv2d(4, 4, 3, stride=2, padding=1, groups=groups).double()
+    plain = nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=groups).double()
+    plain.load_state_dict(conv.state_dict())
+    x = torch.randn(2, 9, 7, 4, dtype=torch.float64, requires_grad=True)
+    cotangent = torch.randn(2, 5, 4, 4, dtype=torch.float64)
+    got, ref = conv(x), plain(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    grads = [
+        torch.autograd.grad(y, (x, layer.weight, layer.bias), cotangent)
+        for y, layer in ((got, conv), (ref, plain))
+    ]
+    for a, b in zip((got, *grads[0]), (ref, *grads[1]), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    dist.init_process_group('gloo', store=dist.FileStore(str(tmp_path / 'store'), 1), rank=0, world_size=1)
+    # Not once a process only: an earlier test must not hide a warning.
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures('process_group')
+def test_distributed_training_does_not_warn():
+    model = DistributedDataParallel(build())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        outs = model(torch.randn(2, 3, 32, 32))
+        sum(out.square().sum() for out in outs).backward()
+    assert [str(w.message) for w in caught if 'strides' in str(w.message)] == []
