@@ -1,7 +1,10 @@
 """image_demo.py: the predictions of both tasks on images without labels, and input that cannot be used."""
 
+import csv
+import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,12 +55,44 @@ def test_pictures_and_lines(task, capsys):
     for i, line in enumerate(lines):
         found = predict(model, f'ade/images/validation/{i}.jpg', task)
         if task == 'classification':
-            assert line.endswith(f': {classes[found.argmax()]} {found.max():.1%}')
+            best = sorted(zip(found.tolist(), classes, strict=True), reverse=True)
+            expected = ', '.join(f'{name} {score:.1%}' for score, name in best)
+            assert line.endswith(f': {expected} (seen at 32 x 32)')
         else:
             share, best = max((float((found == k).float().mean()), name) for k, name in enumerate(classes))
             assert line.split(': ')[1].startswith(f'{best} {share:.1%}')
+            assert line.endswith(' (seen at 32 x 32)')
         picture = f'work_dirs/demo/{i}.{"png" if task == "classification" else "jpg"}'
         assert min(Image.open(picture).size) >= 32
+
+
+@pytest.mark.parametrize('kind', ['csv', 'json'])
+def test_folders_inside_and_a_table(task, kind, capsys):
+    """Images of equal names in several folders: no picture may overwrite another."""
+    _, _, classes = task
+    for name in ('a/0.jpg', 'a/b/0.jpg', 'a/b/1.2.jpg', 'a/b/1.3.jpg'):
+        os.makedirs(os.path.dirname(f'own/{name}'), exist_ok=True)
+        shutil.copy(f'ade/images/validation/{len(name) % 3}.jpg', f'own/{name}')
+    table = f'tables/found.{kind}'
+    image_demo.main(['own', 'tiny.py', 'model.pth', '--device', 'cpu', '--pred-out', table])
+    assert f'4 pictures in work_dirs/demo, {table}' in capsys.readouterr().out
+    pictures = [os.path.join(f, n) for f, _, names in os.walk('work_dirs/demo') for n in names]
+    assert {os.path.splitext(p)[0][len('work_dirs/demo/') :] for p in pictures} == {
+        'a/0',
+        'a/b/0',
+        'a/b/1.2',
+        'a/b/1.3',
+    }
+    if kind == 'json':
+        rows = json.loads(Path(table).read_text())
+        scores = {image: list(row['scores'].values()) for image, row in rows.items()}
+        assert all(list(row['scores']) == list(classes) for row in rows.values())
+    else:
+        head, *rows = csv.reader(Path(table).read_text().splitlines())
+        assert head == ['image', 'height', 'width', *classes]
+        scores = {image: list(map(float, values)) for image, _, _, *values in rows}
+    assert sorted(scores) == ['own/a/0.jpg', 'own/a/b/0.jpg', 'own/a/b/1.2.jpg', 'own/a/b/1.3.jpg']
+    assert all(sum(values) == pytest.approx(1, abs=1e-5) for values in scores.values())
 
 
 @pytest.mark.parametrize('task', ['segmentation'], indirect=True)
@@ -79,6 +114,7 @@ def test_classes_are_those_of_the_config(task, capsys):
             '--out-dir ade/../ade/images/validation holds the images themselves',
         ),
         (['twice', 'tiny.py', 'model.pth'], 'two images are named 0; '),
+        (['twice/0.jpg', 'tiny.py', 'model.pth', '--pred-out', 'x.txt'], '--pred-out ends in .csv or .json'),
         (['ade/images/validation/0.jpg', 'tiny.py', 'none.pth'], 'checkpoint none.pth does not exist'),
         (['ade/images/validation/0.jpg', 'tiny.py', 'code.pth'], 'checkpoint code.pth asks for posix.mkdir'),
         (['ade/images/validation/0.jpg', 'tiny.py', 'other.pth'], 'checkpoint other.pth matches no key'),

@@ -1,96 +1,134 @@
 """Pictures of what a trained model says about images of one's own. Both tasks.
 
     python tools/visualization/image_demo.py IMAGE_OR_FOLDER CONFIG CHECKPOINT --out-dir work_dirs/demo
+    python tools/visualization/image_demo.py FOLDER CONFIG CHECKPOINT --pred-out predictions.csv
 
 A segmentor's classes are drawn over the image, a classifier's is written on it. The images need no labels.
+Folders inside the folder are taken too, and the pictures keep their places. Each line says at what size the
+model saw the image: the config's test pipeline decides that.
 """
 
 import argparse
+import csv
+import io
+import json
 import os.path as osp
 from collections import Counter
 from pathlib import Path
 
-import mmcv
-import mmengine
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from mmvisiongru.analysis.images import find_images, read_image
+from mmvisiongru.analysis.labels import label_by_strips
+from mmvisiongru.analysis.measure import progress_bar
 from mmvisiongru.checkpoint import check_weights, read_weights
-from mmvisiongru.engine.samples import PICTURES
 from mmvisiongru.errors import InputError
-from mmvisiongru.files import check_folder
+from mmvisiongru.files import check_folder, write_text
 from mmvisiongru.launch.classes import dataset_meta
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import building, prepare_config
 
-
-def find_images(path: str) -> list[str]:
-    """The image, or all in the folder, each of which can be read."""
-    paths = [path]
-    if osp.isdir(path):
-        names = mmengine.scandir(path, PICTURES, case_sensitive=False)
-        paths = [osp.join(path, name) for name in sorted(names)]
-    if not paths:
-        raise InputError(f'no image ({", ".join(PICTURES)}) in {path}')
-    for path in paths:
-        if not osp.isfile(path):
-            raise InputError(f'image {path} does not exist')
-        if not readable(path):
-            raise InputError(f'{path} is not an image that can be read')
-    return paths
+# Classes that a line names, of a segmentor and of a classifier.
+SHOWN = dict(segment=3, classify=5)
 
 
-def readable(path: str) -> bool:
-    """Whether mmcv reads the image; it returns nothing or raises, depending on what is wrong."""
-    try:
-        return mmcv.imread(path) is not None
-    except Exception:
-        return False
+def place(path: str, root: str, out_dir: str) -> str:
+    """Folder of the picture of an image, as deep below ``out_dir`` as the image is below ``root``."""
+    inside = osp.relpath(osp.dirname(path), root) if osp.isdir(root) else '.'
+    return osp.normpath(osp.join(out_dir, inside))
 
 
-def check_out_dir(out_dir: str, images: list[str]) -> None:
+def check_places(images: list[str], root: str, out_dir: str) -> None:
     """Make the folder for the pictures, which are named as the images are, where they overwrite nothing."""
-    if any(osp.realpath(osp.dirname(path)) == osp.realpath(out_dir) for path in images):
-        raise InputError(f'--out-dir {out_dir} holds the images themselves; pictures would overwrite them')
-    (name, times), *_ = Counter(Path(path).stem for path in images).most_common(1)
+    places = [place(path, root, out_dir) for path in images]
+    for path, folder in zip(images, places, strict=True):
+        if osp.realpath(osp.dirname(path)) == osp.realpath(folder):
+            raise InputError(
+                f'--out-dir {out_dir} holds the images themselves; pictures would overwrite them'
+            )
+    names = Counter((folder, Path(path).stem) for path, folder in zip(images, places, strict=True))
+    ((folder, name), times), *_ = names.most_common(1)
     if times > 1:
-        raise InputError(f'two images are named {name}; their pictures would overwrite each other')
+        raise InputError(
+            f'two images are named {name}; their pictures in {folder} would overwrite each other'
+        )
     check_folder(out_dir)
 
 
-def segment(cfg: Config, weights: dict, images: list[str], args) -> list[str]:
-    """Draw classes over the images. Returns a line for each."""
+def segmentor(cfg: Config, weights: dict, args):
+    """Give a function that draws classes over an image and says what share of it each has."""
     from mmseg.apis import MMSegInferencer
 
     with building(cfg):
         model = MMSegInferencer(cfg, args.checkpoint, device=args.device, show_progress=False)
     check_weights(model.model, weights, args.checkpoint)
+    label_by_strips(model.model)
     # Not every checkpoint names its classes, and mmseg takes those of Cityscapes then.
     model.model.dataset_meta = dataset_meta(cfg) or model.model.dataset_meta
-    classes, lines = model.model.dataset_meta['classes'], []
+    classes = model.model.dataset_meta['classes']
     if len(classes) != (outputs := model.model.num_classes):
         raise InputError(f'{args.config} names {len(classes)} classes for {outputs} outputs of the model')
-    # One at a time: what the inferencer returns holds a map a class.
-    for path in mmengine.track_iter_progress(images):
-        sample = model(
-            path, out_dir=args.out_dir, img_out_dir='', opacity=args.opacity, return_datasamples=True
-        )
+
+    def segment(path: str, folder: str) -> dict:
+        sample = model(path, out_dir=folder, img_out_dir='', opacity=args.opacity, return_datasamples=True)
         labels = sample.pred_sem_seg.data.flatten()
-        shares = labels.bincount(minlength=outputs) / labels.numel()
-        best = shares.argsort(descending=True)[:3]
-        lines.append(', '.join(f'{classes[i]} {shares[i]:.1%}' for i in best))
-    return lines
+        shares = (labels.bincount(minlength=outputs) / labels.numel()).tolist()
+        return dict(size=sample.img_shape[:2], scores=dict(zip(classes, shares, strict=True)))
+
+    return segment
 
 
-def classify(cfg: Config, weights: dict, images: list[str], args) -> list[str]:
-    """Write the class on the images. Returns a line for each."""
+def classifier(cfg: Config, weights: dict, args):
+    """Give a function that writes the class on an image and gives the score of each."""
     from mmpretrain import ImageClassificationInferencer
+    from mmpretrain.visualization import UniversalVisualizer
 
     with building(cfg):
         model = ImageClassificationInferencer(cfg, args.checkpoint, device=args.device)
     check_weights(model.model, weights, args.checkpoint)
-    results = model(images, show_dir=args.out_dir)
-    return [f'{r.get("pred_class", r["pred_label"])} {r["pred_score"]:.1%}' for r in results]
+    visualizer = UniversalVisualizer()
+
+    def classify(path: str, folder: str) -> dict:
+        # Not model(path), which would draw a progress bar for each image.
+        (batch,) = model.preprocess([path], batch_size=1)
+        (sample,) = model.forward(batch)
+        check_folder(folder)
+        visualizer.visualize_cls(
+            read_image(path)[..., ::-1],
+            sample,
+            classes=model.classes,
+            draw_gt=False,
+            out_file=osp.join(folder, f'{Path(path).stem}.png'),
+        )
+        scores = sample.pred_score.tolist()
+        names = map(str, model.classes or range(len(scores)))
+        return dict(size=sample.img_shape[:2], scores=dict(zip(names, scores, strict=True)))
+
+    return classify
+
+
+def line(found: dict, shown: int) -> str:
+    """The classes with the highest scores, and the size at which the model saw the image."""
+    best = sorted(found['scores'].items(), key=lambda item: -item[1])[:shown]
+    height, width = found['size']
+    return ', '.join(f'{name} {score:.1%}' for name, score in best) + f' (seen at {width} x {height})'
+
+
+def write_predictions(rows: dict[str, dict], path: str) -> None:
+    """One row per image: its path, the size at which it was seen, and the score or share of each class."""
+    if path.endswith('.json'):
+        write_text(path, json.dumps(rows, indent=1) + '\n')
+        return
+    text = io.StringIO(newline='')
+    writer = csv.writer(text)
+    classes = list(next(iter(rows.values()))['scores'])
+    writer.writerow(['image', 'height', 'width', *classes])
+    writer.writerows(
+        [image, *row['size'], *(f'{score:.6f}' for score in row['scores'].values())]
+        for image, row in rows.items()
+    )
+    write_text(path, text.getvalue())
 
 
 def parse_args(argv=None):
@@ -100,6 +138,7 @@ def parse_args(argv=None):
     add_config_options(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out-dir', default='work_dirs/demo', help='folder for the pictures')
+    parser.add_argument('--pred-out', help='write all scores, or shares of the image, to this .csv or .json')
     parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU where there is one)')
     parser.add_argument('--opacity', type=float, default=0.5, help='of the classes over the image')
     return parser.parse_args(argv)
@@ -109,18 +148,28 @@ def main(argv=None):
     """Predict and draw."""
     args = parse_args(argv)
     with one_line_errors(args.debug):
+        if args.pred_out and not args.pred_out.endswith(('.csv', '.json')):
+            raise InputError(f'--pred-out ends in .csv or .json, got {args.pred_out}')
         cfg = prepare_config(args, ('model', 'test_dataloader', 'default_scope'))
         images = find_images(args.img)
-        check_out_dir(args.out_dir, images)
+        check_places(images, args.img, args.out_dir)
+        if args.pred_out:
+            check_folder(osp.dirname(args.pred_out) or '.')
         weights = read_weights(args.checkpoint)
         init_default_scope(cfg.default_scope)
-        run = classify if cfg.default_scope == 'mmpretrain' else segment
-        lines = run(cfg, weights, images, args)
-    # The progress bar of mmpretrain may leave its line open.
-    print()
-    for path, line in zip(images, lines, strict=True):
-        print(f'{path}: {line}')
-    print(f'{len(images)} pictures in {args.out_dir}')
+        is_classifier = cfg.default_scope == 'mmpretrain'
+        predict = (classifier if is_classifier else segmentor)(cfg, weights, args)
+        # One at a time: a large image takes memory enough.
+        with progress_bar() as bar:
+            found = {
+                path: predict(path, place(path, args.img, args.out_dir))
+                for path in bar.track(images, description='images')
+            }
+        if args.pred_out:
+            write_predictions(found, args.pred_out)
+    for path, row in found.items():
+        print(f'{path}: {line(row, SHOWN["classify" if is_classifier else "segment"])}')
+    print(f'{len(images)} pictures in {args.out_dir}' + (f', {args.pred_out}' if args.pred_out else ''))
 
 
 if __name__ == '__main__':
