@@ -56,16 +56,38 @@ class SdistWithMim(sdist):
         copy_mim(Path(base_dir, 'mmvisiongru'))
 
 
+def read(name):
+    """Text of a file of the repository."""
+    return (ROOT / name).read_text(encoding='utf-8')
+
+
 def requirements(name):
     """Lines of ``requirements/<name>.txt`` without comments."""
-    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+    lines = read(f'requirements/{name}.txt').splitlines()
     return [line for line in lines if line and not line.startswith('#')]
 
 
 setup(
     name='mmvisiongru',
-    version=re.search(r"__version__ = '(.+)'", (ROOT / 'mmvisiongru/version.py').read_text())[1],
+    version=re.search(r"__version__ = '(.+)'", read('mmvisiongru/version.py'))[1],
     description='VisionGRU, an image backbone of linear cost, for mmsegmentation and mmpretrain',
+    long_description=read('README.md'),
+    long_description_content_type='text/markdown',
+    author='The mmvisiongru maintainers',
+    # Where the model comes from.
+    url='https://arxiv.org/abs/2412.18178',
+    keywords=['VisionGRU', 'minGRU', 'backbone', 'segmentation', 'classification', 'OpenMMLab', 'PyTorch'],
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Developers',
+        'Intended Audience :: Science/Research',
+        'Operating System :: OS Independent',
+        'Programming Language :: C++',
+        'Programming Language :: Python :: 3',
+        *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)),
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+    ],
     license='Apache-2.0',
     license_files=['LICENSE'],
     packages=find_packages(include=['mmvisiongru', 'mmvisiongru.*']),

@@ -1,5 +1,6 @@
 """What gets installed, and the check of the stack at import."""
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 import mmvisiongru
 from tests.harness import ROOT
@@ -91,6 +93,38 @@ def test_wheel_requires_nothing_that_another_family_provides(distributions):
     hard = [line for line in lines if line.startswith('Requires-Dist:') and 'extra ==' not in line]
     assert hard == ['Requires-Dist: packaging']
     assert f'Version: {mmvisiongru.__version__}' in lines
+
+
+def test_wheel_says_what_it_is(distributions):
+    with zipfile.ZipFile(distributions[0]) as archive:
+        (path,) = [n for n in archive.namelist() if n.endswith('.dist-info/METADATA')]
+        text = archive.read(path).decode()
+    assert 'Home-page: https://' in text
+    assert 'License: Apache-2.0' in text
+    for minor in (10, 13):
+        assert f'Classifier: Programming Language :: Python :: 3.{minor}\n' in text
+    assert 'Description-Content-Type: text/markdown' in text
+    assert text.endswith((ROOT / 'README.md').read_text())
+
+
+def test_one_version_is_told_everywhere():
+    version = mmvisiongru.__version__
+    assert yaml.safe_load((ROOT / 'CITATION.cff').read_text())['version'] == version
+    changes = (ROOT / 'CHANGELOG.md').read_text().splitlines()
+    assert next(line for line in changes if line.startswith('## ')).split()[1] == version
+
+
+def test_style_is_checked_by_the_ruff_that_is_pinned():
+    pins = [(ROOT / f'requirements/{name}.txt').read_text().splitlines() for name in ('tests', 'pinned')]
+    first, second = ([line for line in lines if line.startswith('ruff')] for lines in pins)
+    assert first == second == [f'ruff=={metadata.version("ruff")}']
+
+
+def test_workflow_runs_what_ci_runs_on_the_ends_of_the_range():
+    job = yaml.safe_load((ROOT / '.github/workflows/tests.yml').read_text())['jobs']['tests']
+    assert job['strategy']['matrix']['python'] == ['3.10', '3.13']
+    assert [step['run'] for step in job['steps'] if 'run' in step] == ['.ci/run']
+    assert os.access(ROOT / '.ci/run', os.X_OK)
 
 
 def test_editable_install_shows_the_tree():

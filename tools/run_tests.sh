@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests in the environment that tools/misc/make_env.sh makes or reuses.
+# Checks the style and runs the tests, in the environment that tools/misc/make_env.sh makes or reuses.
 #
 #     tools/run_tests.sh [--long] [pytest arguments]
 #
@@ -8,6 +8,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=tools/misc/make_env.sh
 source tools/misc/make_env.sh
+
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
 
 if [ "${1:-}" = --long ]; then
     shift
