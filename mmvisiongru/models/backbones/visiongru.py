@@ -126,6 +126,17 @@ class VisionGRU(BaseModule):
         scan_backend (str): 'auto' or one of :func:`mmvisiongru.ops.runnable_backends`.
         init_cfg (dict | list[dict], optional): As in mmengine. ``dict(type='Pretrained', ...)`` raises
             when the checkpoint holds no parameter of this backbone, and lists those that do not fit.
+
+    Examples:
+        >>> import torch
+        >>> from mmvisiongru.models import VisionGRU
+        >>> backbone = VisionGRU('pico').eval()
+        >>> for feature_map in backbone(torch.rand(1, 3, 64, 96)):
+        ...     print(tuple(feature_map.shape))
+        (1, 24, 16, 24)
+        (1, 48, 8, 12)
+        (1, 96, 4, 6)
+        (1, 192, 2, 3)
     """
 
     arch_settings = {

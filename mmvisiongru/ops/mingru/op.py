@@ -184,6 +184,15 @@ def mingru_scan(
     Raises:
         ValueError: Shapes, dtypes or devices differ, or an option is unknown.
         RuntimeError: The named backend cannot run here; the message says why.
+
+    Examples:
+        Gates of 0 keep half of the state and take half of the candidate, g(0) = 1/2:
+
+        >>> import torch
+        >>> from mmvisiongru.ops import mingru_scan
+        >>> gate = hidden = torch.zeros(1, 3, 1)
+        >>> mingru_scan(gate, hidden).flatten()
+        tensor([0.2500, 0.3750, 0.4375])
     """
     if gate.dim() != 3 or gate.shape != hidden.shape:
         raise ValueError(
@@ -220,6 +229,15 @@ def mingru_scan_2d(
     Raises:
         ValueError: The channels do not divide into P * 2 parts, or an option is unknown.
         RuntimeError: The named backend cannot run here; the message says why.
+
+    Examples:
+        Two paths over a map of 4 x 6 tokens, each with 8 channels of hidden and 8 of gate:
+
+        >>> import torch
+        >>> from mmvisiongru.ops import mingru_scan_2d
+        >>> projected = torch.randn(1, 4, 6, 2 * (8 + 8))
+        >>> mingru_scan_2d(projected, paths=('row', 'column_reverse')).shape
+        torch.Size([1, 4, 6, 16])
     """
     check_paths(paths)
     if projected.dim() != 4 or projected.size(3) % (2 * len(paths)):
