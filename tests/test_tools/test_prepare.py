@@ -117,7 +117,7 @@ def test_print_config_refuses_what_training_refuses(scenes, capsys):
         ),
         (
             'model.backbone.out_indices=7',
-            'model.backbone in tiny.py: out_indices must be a sequence of stages in [-4, 4), got 7',
+            'model.backbone in tiny.py: out_indices must be stages in [-4, 4), got 7',
         ),
         ('model.decode_head.norm_cfg.type=XX', 'model.decode_head.norm_cfg in tiny.py: no model is '),
         ('visualizer.type=A', "visualizer in tiny.py: no visualizer is registered as 'A'"),
