@@ -109,8 +109,14 @@ def read(path: Path) -> np.ndarray:
         raise InputError(f'{path} is not an image that can be read') from error
 
 
+def best(model: Model, scores: np.ndarray, shown: int) -> str:
+    """The classes with the highest scores."""
+    order = np.argsort(-scores, kind='stable')[:shown]
+    return ', '.join(f'{model.classes[i]} {scores[i]:.1%}' for i in order)
+
+
 def segment(model: Model, image: np.ndarray, outputs: dict, opacity: float) -> tuple[Image.Image, str]:
-    """The classes over the image, and the three most frequent ones."""
+    """The classes over the image, and those that cover most of it."""
     size = image.shape[:2]
     maps = outputs.get('logits', outputs.get('scores'))
     if maps is not None:
@@ -132,39 +138,40 @@ def segment(model: Model, image: np.ndarray, outputs: dict, opacity: float) -> t
         draw.text((x, y), model.classes[label], (255, 255, 255), font)
     picture = (image * (1 - opacity) + np.asarray(mask) * opacity).astype(np.uint8)
     shares = np.bincount(labels.ravel(), minlength=len(model.classes)) / labels.size
-    best = np.argsort(-shares, kind='stable')[:3]
-    return Image.fromarray(picture), ', '.join(f'{model.classes[i]} {shares[i]:.1%}' for i in best)
+    return Image.fromarray(picture), best(model, shares, 3)
 
 
 def classify(model: Model, image: np.ndarray, outputs: dict, opacity: float) -> tuple[Image.Image, str]:
-    """The class on the image, with its score where the file gives one."""
+    """The class on the image, and the highest scores where the file gives them."""
     scores = outputs.get('scores')
     if 'logits' in outputs:
         scores = np.exp(outputs['logits'] - outputs['logits'].max())
         scores /= scores.sum()
     label = int(outputs['labels'] if scores is None else scores.argmax())
-    score = '' if scores is None else f' {scores[label]:.1%}'
+    score = '' if scores is None else f', {scores[label]:.1%}'
     picture = Image.fromarray(image)
-    text = f'Prediction: {label}{score.replace(" ", ", ")} ({model.classes[label]})'
+    text = f'Prediction: {label}{score} ({model.classes[label]})'
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(max(8, min(picture.size) // 30))
     draw.rectangle(draw.textbbox((2, 2), text, font), fill=(0, 0, 0))
     draw.text((2, 2), text, (255, 255, 255), font)
-    return picture, f'{model.classes[label]}{score}'
+    return picture, model.classes[label] if scores is None else best(model, scores, 5)
 
 
 def find_images(path: str, out: str, segmentor: bool) -> dict[Path, Path]:
-    """The image, or all in the folder, each with the picture to write, which overwrites nothing."""
+    """The image, or all below the folder, each with the picture to write, which overwrites nothing."""
     source = Path(path)
-    found = [source]
+    found, root = [source], source.parent
     if source.is_dir():
-        found = sorted(p for p in source.iterdir() if p.suffix.lower() in PICTURES)
+        found, root = sorted(p for p in source.rglob('*') if p.suffix.lower() in PICTURES), source
     if not found:
         raise InputError(f'no image ({", ".join(PICTURES)}) in {path}')
     if missing := [p for p in found if not p.is_file()]:
         raise InputError(f'image {missing[0]} does not exist')
-    if any(p.parent.resolve() == Path(out).resolve() for p in found):
+    targets = {p: Path(out, p.relative_to(root)) for p in found}
+    if any(p.parent.resolve() == target.parent.resolve() for p, target in targets.items()):
         raise InputError(f'--out {out} holds the images themselves; pictures would overwrite them')
-    targets = {p: Path(out, p.name if segmentor else f'{p.stem}.png') for p in found}
+    if not segmentor:
+        targets = {p: target.with_suffix('.png') for p, target in targets.items()}
     (name, times), *_ = Counter(targets.values()).most_common(1)
     if times > 1:
         raise InputError(f'two images would be drawn as {name}')
@@ -197,7 +204,7 @@ def run(args) -> None:
         picture, line = draw(model, image, model(x), args.opacity)
         target.parent.mkdir(parents=True, exist_ok=True)
         picture.save(target, **dict(quality=95) if target.suffix.lower() in ('.jpg', '.jpeg') else {})
-        print(f'{source}: {line}')
+        print(f'{source}: {line} (seen at {x.shape[1]} x {x.shape[0]})')
     print(f'{len(targets)} pictures in {args.out}')
 
 
