@@ -75,11 +75,12 @@ def takes_strips(x: Tensor, layers: Sequence[nn.Module], stride: int = 1) -> boo
     """Whether to take the map x (B, H, W, C) through layers, of this stride in all, strip by strip."""
     if torch.is_grad_enabled() or x.device.type != 'cpu':
         return False
+    # A traced or compiled graph should hold a layer once, for any size; a transformation sees whole maps. To
+    # ask for the size before would already fix it in the graph.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return False
     tokens, width = x.shape[1:3].numel() // stride**2, x.size(2) // stride
     if tokens < 4 * STRIP_TOKENS or width > STRIP_TOKENS:
-        return False
-    # A traced or compiled graph should hold a layer once, for any size; a transformation sees whole maps.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         return False
     # A hook wants to see the whole map.
     if hooks_of_all_modules._global_forward_hooks or hooks_of_all_modules._global_forward_pre_hooks:
