@@ -4,9 +4,17 @@ import os
 import random
 import socket
 
+from tests.harness import ROOT
+
 # Seconds within which any process of a test ends, on a busy machine too. Only one that hangs takes longer, so
 # this is no measure of speed.
 PATIENCE = 600
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The environment of a process that finds this repository first, and all that this process finds."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH'))))
+    return os.environ | dict(PYTHONPATH=path, OMP_NUM_THREADS='1') | variables
 
 
 def in_child(action) -> int:

@@ -27,8 +27,7 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmvisiongru.checkpoint import load_checkpoint_file
-from tests.harness import ROOT
-from tests.harness.children import PATIENCE
+from tests.harness.children import PATIENCE, environment
 
 SIZE = 12
 # The last checkpoint of a run of 18 iterations, by epoch or not.
@@ -247,7 +246,7 @@ def start(processes: int, work_dir, **settings) -> subprocess.Popen:
     launcher = ['-m', 'mmvisiongru.launch.torchrun', str(processes)] if processes > 1 else []
     return subprocess.Popen(
         [sys.executable, *launcher, *script],
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

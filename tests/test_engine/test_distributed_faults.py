@@ -13,7 +13,7 @@ import pytest
 from mmvisiongru.checkpoint import load_checkpoint_file
 from mmvisiongru.engine.hooks import StallHook
 from tests.harness import ROOT
-from tests.harness.children import PATIENCE
+from tests.harness.children import PATIENCE, environment
 from tests.harness.toy import finish, start
 
 TIMEOUT = 8
@@ -107,7 +107,7 @@ def test_port_in_use(tmp_path):
         toy = ROOT / 'tests/harness/toy.py'
         done = subprocess.run(
             [sys.executable, '-m', 'mmvisiongru.launch.torchrun', '2', str(toy), str(tmp_path)],
-            env={**os.environ, 'PYTHONPATH': str(ROOT), 'MASTER_PORT': str(port)},
+            env=environment(MASTER_PORT=str(port)),
             capture_output=True, text=True, timeout=PATIENCE,
         )  # fmt: skip
     assert done.returncode > 0

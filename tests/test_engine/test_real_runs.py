@@ -1,6 +1,5 @@
 """tools/train.py on both tasks, killed and resumed with the augmentation of the recipes; what it costs."""
 
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from PIL import Image
 
 from mmvisiongru.checkpoint import load_checkpoint_file
 from tests.harness import ROOT
+from tests.harness.children import environment
 from tests.harness.toy import differing, finish
 
 pytestmark = pytest.mark.long
@@ -135,7 +135,7 @@ def train(processes, folder: Path, text, data, *options, kill_at=None, rank=0, *
     return finish(
         subprocess.Popen(
             [*command, '--work-dir', str(folder / 'work'), '--no-pin-memory'],
-            env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

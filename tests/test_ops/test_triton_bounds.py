@@ -9,7 +9,6 @@ import ctypes
 import faulthandler
 import math
 import mmap
-import os
 import subprocess
 import sys
 from unittest import mock
@@ -20,7 +19,8 @@ import torch
 from mmvisiongru.ops import triton_launch
 from mmvisiongru.ops.mingru import triton_scan
 from mmvisiongru.ops.mingru.passes import Gates, Mode
-from tests.harness import ROOT
+from tests.harness.children import PATIENCE, environment
+from tests.harness.interpreter import mend
 from tests.harness.triton_cases import CASES, H200, inputs_of
 
 PAGE = mmap.PAGESIZE
@@ -73,6 +73,7 @@ def run_case(case, guarded):
 
 def run_all(place):
     faulthandler.enable()
+    mend()
     for name, case in CASES.items():
         print(name, flush=True)
         run_case(case, Guarded(place))
@@ -94,9 +95,10 @@ def test_the_guard_pages_are_forbidden():
 
 
 def start(argument):
-    environment = os.environ | dict(TRITON_INTERPRET='1', OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
     command = [sys.executable, '-W', 'ignore', __file__, argument]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        command, env=environment(TRITON_INTERPRET='1'), capture_output=True, text=True, timeout=PATIENCE
+    )
 
 
 if __name__ == '__main__':

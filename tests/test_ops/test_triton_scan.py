@@ -6,7 +6,6 @@ With a GPU at hand the numbers come from it.
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -22,7 +21,8 @@ from mmvisiongru.ops import mingru_scan, mingru_scan_2d, runnable_backends, trit
 from mmvisiongru.ops.mingru import triton_scan
 from mmvisiongru.ops.mingru.passes import Gates, Mode
 from mmvisiongru.ops.paths import PATHS as KNOWN
-from tests.harness import ROOT
+from tests.harness.children import PATIENCE, environment
+from tests.harness.interpreter import mend
 from tests.harness.scans import PATHS, ROWS, TOLERANCE, composed_2d, error, normal, run
 from tests.harness.triton_cases import CASES, H200, Case, inputs_of
 
@@ -106,10 +106,9 @@ def interpreter():
     if CUDA:
         yield None
         return
-    environment = os.environ | dict(TRITON_INTERPRET='1', OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
-    pipe = subprocess.PIPE
-    command = [sys.executable, '-W', 'ignore', __file__]
-    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+    command, pipe = [sys.executable, '-W', 'ignore', __file__], subprocess.PIPE
+    settings = dict(env=environment(TRITON_INTERPRET='1'), stdout=pipe, stderr=pipe, text=True)
+    with subprocess.Popen(command, **settings) as process:
         yield process
         process.kill()
 
@@ -118,7 +117,7 @@ def interpreter():
 def results(interpreter):
     if CUDA:
         return measure_all('cuda')
-    out, err = interpreter.communicate(timeout=600)
+    out, err = interpreter.communicate(timeout=PATIENCE)
     assert interpreter.returncode == 0, err[-3000:]
     return json.loads(out.splitlines()[-1])
 
@@ -286,9 +285,9 @@ def test_triton_is_not_needed_to_import_nor_imported_to_choose():
         'from mmvisiongru.ops import mingru_scan, runnable_backends;'
         "assert 'triton' not in runnable_backends(); mingru_scan(torch.ones(1, 2, 3), torch.ones(1, 2, 3))"
     )
-    environment = os.environ | dict(TRITON_INTERPRET='0', PYTHONPATH=str(ROOT))
-    subprocess.run([sys.executable, '-c', code], env=environment, check=True)
+    subprocess.run([sys.executable, '-c', code], env=environment(TRITON_INTERPRET='0'), check=True)
 
 
 if __name__ == '__main__':
+    mend()
     print(json.dumps(measure_all('cpu')))

@@ -19,7 +19,7 @@ from PIL import Image
 from mmvisiongru.checkpoint import load_checkpoint_file
 from mmvisiongru.launch.processes import has_gpu
 from tests.harness import ROOT
-from tests.harness.children import PATIENCE, free_port
+from tests.harness.children import PATIENCE, environment, free_port
 from tests.harness.small_runs import (
     CLASSIFICATION,
     SEGMENTATION,
@@ -372,9 +372,7 @@ def test_two_processes_say_the_error_once(folder):
 
 def test_script_says_the_error_in_its_own_process(folder):
     command = [sys.executable, TOOLS / 'test.py', 'no.py', 'no.pth']
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
     check_one_line(done.returncode, done.stderr.splitlines(), 'config file no.py does not exist')
     assert done.stdout == ''
 
