@@ -8,16 +8,16 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint as cp
-from mmcv.cnn.bricks import DropPath, build_norm_layer
-from mmengine.model import BaseModule
+from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
-from mmvisiongru.checkpoint import check_pretrained
 from mmvisiongru.models.layers import MLP, ChannelsLastConv2d, MinGRU2D
 from mmvisiongru.models.layers.strips import by_strips
 from mmvisiongru.ops.mingru import BACKENDS, CANDIDATES
 from mmvisiongru.ops.paths import check_paths
 from mmvisiongru.registry import MODELS
+
+from .backbone import Backbone, interpolate_pos_embed
 
 # Side of the grid on which the positional embedding is stored: the stage-1 map of a 224 x 224 image.
 POS_EMBED_GRID = 56
@@ -96,7 +96,7 @@ class Stage(nn.Module):
 
 
 @MODELS.register_module()
-class VisionGRU(BaseModule):
+class VisionGRU(Backbone):
     """VisionGRU: a hierarchical backbone that mixes tokens with a bidirectional minGRU scan.
 
     Defaults are those of the released model (its checkpoints load unchanged); where the text of
@@ -164,20 +164,14 @@ class VisionGRU(BaseModule):
         scan_backend: str = 'auto',
         init_cfg: dict | list[dict] | None = None,
     ):
-        super().__init__(init_cfg=init_cfg)
-        self.embed_dims, self.depths = self._parse_arch(arch)
+        embed_dims, depths = self._parse_arch(arch)
+        super().__init__(len(depths), 'stages', out_indices, frozen_stages, drop_path_rate, init_cfg)
+        self.embed_dims, self.depths = embed_dims, depths
         self._check_options(scan_paths, dwconv_kernel_size, candidate, pos_embed, scan_backend)
-        self.out_indices = self._parse_out_indices(out_indices)
         widths = dict(in_channels=in_channels, expand_ratio=expand_ratio, mlp_ratio=mlp_ratio)
         for name, value in widths.items():
             if value < 1:
                 raise ValueError(f'{name} must be positive, got {value}')
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
-        if not -1 <= frozen_stages <= len(self.depths):
-            raise ValueError(f'frozen_stages must be in [-1, {len(self.depths)}], got {frozen_stages}')
-        self.frozen_stages = frozen_stages
-
         mixer = dict(
             paths=scan_paths,
             kernel_size=dwconv_kernel_size,
@@ -191,22 +185,13 @@ class VisionGRU(BaseModule):
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         else:
             self.pos_embed = None
-        rates = iter(torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist())
+        rates = iter(self._drop_path_rates(sum(self.depths)))
         self.stages = nn.ModuleList()
         for i, (dim, depth) in enumerate(zip(self.embed_dims, self.depths, strict=True)):
             downsample = Downsample(self.embed_dims[i - 1], dim) if i else None
             blocks = [Block(dim, mlp_ratio, next(rates), with_cp, **mixer) for _ in range(depth)]
             self.stages.append(Stage(dim, downsample, blocks))
-        self.out_norms = nn.ModuleDict(
-            {
-                str(i): build_norm_layer(out_norm_cfg, self.embed_dims[i])[1]
-                for i in self.out_indices
-                if out_norm_cfg
-            }
-        )
-        # Not isinstance: mmpretrain's LN2d is a LayerNorm that takes (B, C, H, W), like most norms.
-        self.norms_tokens = all(type(norm) in (nn.LayerNorm, nn.RMSNorm) for norm in self.out_norms.values())
-        self.out_contiguous = out_contiguous
+        self._build_outputs(self.embed_dims, out_norm_cfg, out_contiguous)
         self._freeze_stages()
 
     def _parse_arch(self, arch) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -240,18 +225,6 @@ class VisionGRU(BaseModule):
             if value not in known:
                 raise ValueError(f'{name} must be one of {known}, got {value!r}')
 
-    def _parse_out_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
-        number = len(self.depths)
-        indices = (out_indices,) if isinstance(out_indices, int) else out_indices
-        if not indices or not all(-number <= i < number for i in indices):
-            raise ValueError(f'out_indices must be stages in [{-number}, {number}), got {out_indices!r}')
-        return tuple(sorted({i % number for i in indices}))
-
-    def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says, after checking that a pretrained checkpoint fits."""
-        check_pretrained(self)
-        super().init_weights()
-
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the maps of the stages in ``out_indices``.
 
@@ -264,7 +237,7 @@ class VisionGRU(BaseModule):
         """
         x = self.stem(x.permute(0, 2, 3, 1))
         if self.pos_embed is not None:
-            x = x + self._interpolated_pos_embed(x.shape[1:3])
+            x = x + interpolate_pos_embed(self.pos_embed, x.shape[1:3])
         outs = []
         for i, stage in enumerate(self.stages[: self.out_indices[-1] + 1]):
             x = stage(x)
@@ -272,39 +245,10 @@ class VisionGRU(BaseModule):
                 outs.append(self._output(x, i))
         return tuple(outs)
 
-    def _output(self, x: Tensor, stage: int) -> Tensor:
-        """The map (B, H, W, C) of a stage as it is returned, (B, C, H, W)."""
-        norm = self.out_norms[str(stage)] if self.out_norms else nn.Identity()
-        out = norm(x).permute(0, 3, 1, 2) if self.norms_tokens else norm(x.permute(0, 3, 1, 2))
-        return out.contiguous() if self.out_contiguous else out
-
-    def _interpolated_pos_embed(self, size: tuple[int, int]) -> Tensor:
-        if tuple(size) == self.pos_embed.shape[1:3]:
-            return self.pos_embed
-        resized = F.interpolate(
-            self.pos_embed.permute(0, 3, 1, 2),
-            size=tuple(size),
-            mode='bicubic',
-            align_corners=False,
-        )
-        return resized.permute(0, 2, 3, 1)
-
-    def train(self, mode: bool = True) -> 'VisionGRU':
-        """Set the mode; frozen stages stay in evaluation mode. Returns self."""
-        super().train(mode)
-        self._freeze_stages()
-        return self
-
-    def _freeze_stages(self) -> None:
-        if self.frozen_stages < 0:
-            return
-        if self.pos_embed is not None:
-            self.pos_embed.requires_grad = False
-        norms = (norm for i, norm in self.out_norms.items() if int(i) < self.frozen_stages)
-        for module in (self.stem, *self.stages[: self.frozen_stages], *norms):
-            module.eval()
-            for param in module.parameters():
-                param.requires_grad = False
+    def _stem_and_parts(self):
+        yield self.stem, self.pos_embed
+        for stage in self.stages:
+            yield (stage,)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter for layer-wise learning rate decay.
