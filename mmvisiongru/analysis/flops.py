@@ -3,7 +3,8 @@ r"""Parameters and multiply-accumulates of a model.
 The convention is the one of the VisionGRU paper and of its field: "FLOPs" are multiply-accumulates (MACs) of
 convolutions, matrix products, attention and scan, for one image. A MAC is two floating-point operations.
 Normalisation, activations, biases, additions and interpolation are not counted. The scan counts two MACs for
-each element of its state, h_t = (1 - z_t) h_{t-1} + z_t c_t.
+each element of its state, h_t = (1 - z_t) h_{t-1} + z_t c_t. Bi-WKV counts seven for each element of its
+output: x v, and numerator and denominator of the past, the future and the token itself.
 
 The operators are counted where torch dispatches them, so that it does not matter from which module or
 function they are called: fused attention and the scan, which counters of modules miss, are in.
@@ -25,7 +26,7 @@ KINDS = dict(convolution='convolution', mm='linear', addmm='linear', bmm='attent
 
 def _kind(operator) -> str:
     name = str(operator).split('.')[1]
-    if name.startswith('mingru_scan'):
+    if name.startswith(('mingru_scan', 'bi_wkv')):
         return 'scan'
     return KINDS.get(name, 'attention' if 'attention' in name else name)
 

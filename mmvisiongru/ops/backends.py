@@ -35,6 +35,10 @@ class Backends:
         """Import the module of a backend."""
         return import_module(f'.{self.modules[name]}', self.package)
 
+    def name(self, module: ModuleType) -> str:
+        """Name of a backend."""
+        return next(name for name in self if self.module(name) is module)
+
     def runnable(self, device='cpu', dtype: torch.dtype = torch.float32) -> list[str]:
         """Names of the backends that can run on ``device``, the one that 'auto' takes first."""
         device = torch.device(device)

@@ -1,0 +1,138 @@
+"""The Bi-WKV operator: validation, and registration with the framework."""
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ..backends import Backends, accumulation_dtype, unit_stride
+from .passes import Wkv
+
+_EVERYWHERE = {'torch': 'torch_wkv', 'reference': 'reference'}
+# By distance.
+BACKENDS = {
+    'paper': Backends('bi_wkv', __package__, _EVERYWHERE),
+    'released': Backends("bi_wkv(distance='released')", __package__, _EVERYWHERE),
+}
+DISTANCES = tuple(BACKENDS)
+# Multiply-adds of a token and channel: x v; numerator and denominator of past, future and the token itself.
+FLOPS_PER_ELEMENT = 14
+
+
+def runnable_backends(device='cpu', dtype: torch.dtype = torch.float32, distance: str = 'paper') -> list[str]:
+    """Names of the operator's backends that can run on ``device``, the one that 'auto' takes first."""
+    return BACKENDS[distance].runnable(device, dtype)
+
+
+def _checked(name: str, distance: str, x: Wkv):
+    """The module to run, once the exponents are known to stay in its range."""
+    backend = BACKENDS[distance].resolve(name, x.k)
+    limit = backend.LIMIT[accumulation_dtype(x.k.dtype)]
+    # Reading a value of a GPU would stall it: there a channel beyond the limit becomes infinite or NaN.
+    if x.k.device.type == 'cpu' and x.w.numel():
+        for label, value in (('|w| T', x.w.abs().max() * x.k.size(1)), ('|u|', x.u.abs().max())):
+            if not value <= limit:
+                raise ValueError(
+                    f"bi_wkv backend '{BACKENDS[distance].name(backend)}' holds {label} up to {limit:g} with "
+                    f"{x.k.dtype}, got {value:.4g}; backend='reference' has no limit"
+                )
+    return backend
+
+
+@torch.library.custom_op('mmvisiongru::bi_wkv', mutates_args=())
+def _op(w: Tensor, u: Tensor, k: Tensor, v: Tensor, distance: str, backend: str) -> Tensor:
+    y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    x = Wkv(w, u, *map(unit_stride, (k, v)))
+    run = _checked(backend, distance, x).forward
+    # The dtypes of the sums are the backend's.
+    with torch.autocast(v.device.type, enabled=False):
+        if v.numel():
+            run(x, y, distance)
+    return y
+
+
+@torch.library.custom_op('mmvisiongru::bi_wkv_backward', mutates_args=())
+def _backward_op(
+    grad: Tensor, w: Tensor, u: Tensor, k: Tensor, v: Tensor, distance: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out = Wkv(*(torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (w, u, k, v)))
+    x = Wkv(w, u, *map(unit_stride, (k, v)))
+    run = BACKENDS[distance].resolve(backend, k).backward
+    with torch.autocast(v.device.type, enabled=False):
+        if v.numel():
+            run(unit_stride(grad), x, out, distance)
+    return tuple(out)
+
+
+@_op.register_fake
+def _(w, u, k, v, distance, backend):
+    return v.new_empty(v.shape)
+
+
+@_backward_op.register_fake
+def _(grad, w, u, k, v, distance, backend):
+    return tuple(t.new_empty(t.shape) for t in (w, u, k, v))
+
+
+def _setup(ctx, inputs, output):
+    *tensors, ctx.distance, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _autograd(ctx, grad):
+    return (*_backward_op(grad, *ctx.saved_tensors, ctx.distance, ctx.backend), None, None)
+
+
+_op.register_autograd(_autograd, setup_context=_setup)
+
+
+@register_flop_formula(torch.ops.mmvisiongru.bi_wkv)
+def _flops(*args, out_shape=None, **kwargs) -> int:
+    return FLOPS_PER_ELEMENT * torch.Size(out_shape).numel()
+
+
+@register_flop_formula(torch.ops.mmvisiongru.bi_wkv_backward)
+def _backward_flops(grad_shape, *args, **kwargs) -> int:
+    # The forward sums again, theirs of the gradients, and the moments of both for the decay.
+    return 3 * FLOPS_PER_ELEMENT * torch.Size(grad_shape).numel()
+
+
+def bi_wkv(
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, distance: str = 'paper', backend: str = 'auto'
+) -> Tensor:
+    r"""Average the values v with weights that fall with the distance of tokens (arXiv:2403.02308, eq. 5).
+
+    y_t = sum_i a_ti e^{k_i} v_i / sum_i a_ti e^{k_i},   a_ti = e^{-w (|t - i| - 1)},   a_tt = e^u.
+
+    Args:
+        w, u (Tensor): Decay and bonus of a token, (C), float32 or float64 whatever k and v are. The model
+            divides both by the number of tokens T. A negative w lets weights grow with distance.
+        k, v (Tensor): Keys and values, (B, T, C), same dtype and device; any strides.
+        distance (str): 'paper' is the equation above. 'released' is what the released CUDA kernel computes,
+            which cuts T into 32 pieces and mixes |t - i| - 1 with |t - i|; with exact gradients, which the
+            kernel has not. Backends 'torch' and 'reference' have it.
+        backend (str): 'auto' takes the first of :func:`mmvisiongru.ops.wkv.runnable_backends`.
+
+    Returns:
+        Tensor: y, (B, T, C), in v.dtype; sums are kept in at least float32.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices do not go together, an option is unknown, or |w| T or |u| is
+            beyond what the backend holds (64 in float32, 640 in float64; the reference has no limit).
+        RuntimeError: The named backend cannot run here; the message says why.
+    """
+    if k.dim() != 3 or k.shape != v.shape:
+        raise ValueError(f'k and v must both be (B, T, C), got {tuple(k.shape)} and {tuple(v.shape)}')
+    if (k.dtype, k.device) != (v.dtype, v.device) or not k.is_floating_point():
+        raise ValueError(
+            f'k and v must be of one floating-point dtype and on one device, got {k.dtype} on {k.device} '
+            f'and {v.dtype} on {v.device}'
+        )
+    for name, x in (('w', w), ('u', u)):
+        if x.shape != k.shape[2:]:
+            raise ValueError(f'{name} must be (C,) = {tuple(k.shape[2:])}, got {tuple(x.shape)}')
+        if x.dtype not in (torch.float32, torch.float64) or x.device != k.device:
+            raise ValueError(f'{name} must be float32 or float64 on {k.device}, got {x.dtype} on {x.device}')
+    if distance not in DISTANCES:
+        raise ValueError(f'distance must be one of {DISTANCES}, got {distance!r}')
+    BACKENDS[distance].check(backend)
+    return _op(w, u, k, v, distance, backend)

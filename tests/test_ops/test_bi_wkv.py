@@ -1,0 +1,282 @@
+"""Bi-WKV: every backend against the definition written here, from one token to a picture of 97344."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmvisiongru.ops import bi_wkv
+from mmvisiongru.ops.wkv import runnable_backends, torch_wkv
+from tests.harness import ROOT
+from tests.harness.wkv import (
+    NAMES,
+    TOLERANCE,
+    assert_within,
+    by_sums,
+    by_weights,
+    cases,
+    error,
+    expected,
+    inputs,
+    run_backend,
+)
+
+REAL, HARD = (-5.0, 3.0), (-15.0, 15.0)
+FIXTURE = np.load(ROOT / 'tests/data/official_vrwkv_dim16.npz')
+
+
+def fixture(number):
+    return {name: torch.from_numpy(FIXTURE[f'op{number}/{name}']) for name in (
+        'w', 'u', 'k', 'v', 'grad_y', 'y', 'grad_w', 'grad_u', 'grad_k', 'grad_v', 'y_released'
+    )}  # fmt: skip
+
+
+# ---- numbers
+
+
+def test_both_definitions_agree():
+    for decay in (REAL, HARD):
+        tensors = inputs(2, 196, 3, torch.float64, decay=decay)
+        one, other = expected(tensors), expected(tensors, by_sums)
+        for name in NAMES:
+            assert error(one[name], other[name], 'max') < 1e-11, name
+
+
+@pytest.mark.parametrize('deviation', [1.0, 4.0])
+@pytest.mark.parametrize('decay', [REAL, HARD], ids=['real', 'hard'])
+@pytest.mark.parametrize('length', [1, 2, 31, 33, 196])
+@pytest.mark.parametrize(('device', 'backend', 'dtype'), cases(*TOLERANCE))
+def test_precision(device, backend, dtype, length, decay, deviation):
+    tensors = inputs(2, length, 5, dtype, decay, deviation, seed=length)
+    assert_within(run_backend(backend, tensors, device), expected(tensors), dtype)
+
+
+@pytest.mark.parametrize(('decay', 'deviation'), [(REAL, 1.0), (HARD, 4.0)], ids=['real', 'hard'])
+@pytest.mark.parametrize(('length', 'width'), [(4096, 6), (16384, 4), (97344, 2)])
+# The loops of the reference make some forty calls a token.
+@pytest.mark.parametrize(
+    ('device', 'backend', 'dtype'),
+    [case for case in cases(torch.float32, torch.bfloat16) if case[1] != 'reference'],
+)
+def test_precision_of_long_sequences(device, backend, dtype, length, width, decay, deviation):
+    tensors = inputs(1, length, width, dtype, decay, deviation, seed=1)
+    assert_within(run_backend(backend, tensors, device), expected(tensors, by_sums), dtype)
+
+
+@pytest.mark.parametrize(('device', 'backend', 'dtype'), cases(torch.float64))
+def test_every_length_up_to_several_chunks(device, backend, dtype):
+    lengths = range(1, 200) if backend != 'reference' else (3, 64, 65)
+    for length in lengths:
+        tensors = inputs(1, length, 2, dtype, HARD, seed=length)
+        assert_within(run_backend(backend, tensors, device), expected(tensors, by_sums), dtype)
+
+
+@pytest.mark.parametrize('shape', [(1, 100, 1), (3, 1, 1), (5, 50, 7), (2, 33, 144), (9, 17, 96)], ids=str)
+@pytest.mark.parametrize(('device', 'backend', 'dtype'), cases(torch.float32))
+def test_widths_and_batches(device, backend, dtype, shape):
+    tensors = inputs(*shape, dtype)
+    assert_within(run_backend(backend, tensors, device), expected(tensors), dtype)
+
+
+def test_strips_do_not_show(monkeypatch):
+    tensors = inputs(3, 150, 5, torch.float64)
+    # One chunk at a time; one image at a time with all its chunks; everything at once.
+    for strip in (1, 2 * 64 * 5 * 3, 1 << 30):
+        monkeypatch.setattr(torch_wkv, 'STRIP', strip)
+        assert_within(run_backend('torch', tensors), expected(tensors), torch.float64)
+
+
+@pytest.mark.parametrize('number', range(6))
+@pytest.mark.parametrize('backend', runnable_backends('cpu', torch.float64))
+def test_values_of_the_original(backend, number):
+    known = fixture(number)
+    tensors = [known[name].double() for name in ('w', 'u', 'k', 'v', 'grad_y')]
+    got = run_backend(backend, tensors)
+    for name, original in zip(NAMES, ('y', 'grad_w', 'grad_u', 'grad_k', 'grad_v'), strict=True):
+        assert error(got[name], known[original], 'max') <= 1e-12, name
+
+
+@pytest.mark.parametrize('number', range(6))
+@pytest.mark.parametrize('backend', runnable_backends('cpu', torch.float64, 'released'))
+def test_values_of_the_released_kernel(backend, number):
+    known = fixture(number)
+    w, u, k, v = (known[name].double() for name in 'wukv')
+    y = bi_wkv(w, u, k, v, distance='released', backend=backend)
+    assert error(y, known['y_released'], 'max') <= 1e-12
+
+
+@pytest.mark.parametrize('length', [1, 2, 31, 33, 100, 196])
+@pytest.mark.parametrize(
+    ('device', 'backend', 'dtype'), cases(torch.float64, torch.float32, distance='released')
+)
+def test_released_distance_has_exact_gradients(device, backend, dtype, length):
+    tensors = inputs(2, length, 4, dtype, seed=length)
+    got = run_backend(backend, tensors, device, distance='released')
+    assert_within(got, expected(tensors, distance='released'), dtype)
+
+
+def test_the_two_distances_meet_as_sequences_grow():
+    apart = []
+    for length in (6, 33, 196, 3136):
+        w, u, k, v, _ = inputs(1, length, 32, torch.float64, seed=3)
+        y, released = (bi_wkv(w, u, k, v, distance=name, backend='torch') for name in ('paper', 'released'))
+        apart.append(error(released, y, 'max'))
+    assert apart == sorted(apart, reverse=True)
+    assert apart[0] > 0.1
+    assert apart[-1] < 1e-3
+
+
+@pytest.mark.parametrize('value', [-60.0, 60.0])
+@pytest.mark.parametrize(('device', 'backend', 'dtype'), cases(torch.float32))
+def test_up_to_the_limit(device, backend, dtype, value):
+    w, u, k, v, grad = inputs(2, 150, 3, dtype)
+    tensors = [torch.full_like(w, value / 150), torch.full_like(u, -value), k, v, grad]
+    assert_within(run_backend(backend, tensors, device), expected(tensors), dtype)
+
+
+def test_the_reference_has_no_limit():
+    w, u, k, v, _ = inputs(1, 40, 3, torch.float64)
+    w = torch.tensor([-1e5, 0.0, 1e5])
+    y = bi_wkv(w, u, k, v, backend='reference')
+    # All weight is on the farthest tokens, or on the neighbours and the token itself.
+    farthest = torch.where(torch.arange(40) < 20, v[0, -1, 0], v[0, 0, 0])
+    torch.testing.assert_close(y[0, :, 0], farthest)
+    near = slice(19, 22)
+    weights = torch.stack((k[0, 19, 2], k[0, 20, 2] + u[2], k[0, 21, 2])).softmax(0)
+    torch.testing.assert_close(y[0, 20, 2], (weights * v[0, near, 2]).sum())
+
+
+@pytest.mark.parametrize(('device', 'backend', 'dtype'), cases(torch.float32))
+def test_loud_keys(device, backend, dtype):
+    # exp(200) is beyond float32, and keys of which only one counts leave a single value.
+    w, u, k, v, grad = inputs(1, 130, 3, dtype)
+    shifted = run_backend(backend, (w, u, k + 200, v, grad), device)
+    assert_within(shifted, expected((w, u, (k + 200), v, grad)), dtype)
+    k[:, 70] = 90
+    y = bi_wkv(*(x.to(device) for x in (w, u, k, v)), backend=backend)
+    torch.testing.assert_close(y.cpu(), v[:, 70:71].expand_as(v))
+
+
+# ---- memory
+
+
+@pytest.fixture
+def nan_in_new_memory():
+    """Every fresh allocation of the framework holds NaN, so that an element left unwritten shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(1000).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.filterwarnings('ignore:.*does not have a deterministic implementation')
+@pytest.mark.parametrize('length', [1, 63, 64, 65, 130])
+@pytest.mark.parametrize(('device', 'backend', 'dtype'), cases(torch.float32))
+def test_every_element_is_written(nan_in_new_memory, device, backend, dtype, length):
+    tensors = inputs(2, length, 3, dtype)
+    assert_within(run_backend(backend, tensors, device), expected(tensors), dtype)
+
+
+@pytest.mark.parametrize(('device', 'backend', 'dtype'), cases(torch.float32, torch.bfloat16))
+def test_layout_does_not_matter(device, backend, dtype):
+    w, u, k, v, grad = inputs(2, 70, 6, dtype)
+    plain = run_backend(backend, (w, u, k, v, grad), device)
+    both = torch.cat((k, v), 2)
+    layouts = {
+        'halves of one projection': both.chunk(2, 2),
+        'channels first': [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (k, v)],
+        'every other token': [torch.stack((x, x), 2).flatten(1, 2)[:, ::2] for x in (k, v)],
+        'one image for all': [x[:1].expand(2, -1, -1) for x in (k, v)],
+    }
+    for name, (k_view, v_view) in layouts.items():
+        got = run_backend(
+            backend, (w, u, k_view, v_view, grad.transpose(0, 1).contiguous().transpose(0, 1)), device
+        )
+        same = (
+            plain
+            if name != 'one image for all'
+            else run_backend(backend, (w, u, k_view.contiguous(), v_view.contiguous(), grad), device)
+        )
+        for key in NAMES:
+            assert torch.equal(got[key], same[key]), (name, key)
+
+
+@pytest.mark.parametrize('shape', [(0, 5, 3), (2, 0, 3), (2, 5, 0)], ids=str)
+@pytest.mark.parametrize('backend', ['auto', 'torch', 'reference'])
+def test_nothing_to_average(shape, backend):
+    tensors = (
+        torch.rand(shape[2]),
+        torch.rand(shape[2]),
+        torch.rand(shape),
+        torch.rand(shape),
+        torch.rand(shape),
+    )
+    got = run_backend(backend, tensors)
+    assert got['y'].shape == shape
+    assert all(x.isfinite().all() for x in got.values())
+    assert not got['dw'].any()
+    assert not got['du'].any()
+
+
+# ---- bad input
+
+
+def bad(**changes):
+    tensors = dict(zip('wukv', inputs(2, 6, 3)[:4], strict=True))
+    return {**tensors, **changes}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(w=torch.rand(3).half()), r'w must be float32 or float64 on cpu, got torch.float16 on cpu'),
+        (dict(u=torch.rand(3).bfloat16()), r'u must be float32 or float64 on cpu, got torch.bfloat16'),
+        (dict(w=torch.rand(4)), r'w must be \(C,\) = \(3,\), got \(4,\)'),
+        (dict(u=torch.rand(1, 3)), r'u must be \(C,\) = \(3,\), got \(1, 3\)'),
+        (dict(k=torch.rand(2, 5, 3)), r'must both be \(B, T, C\), got \(2, 5, 3\) and \(2, 6, 3\)'),
+        (dict(k=torch.rand(6, 3), v=torch.rand(6, 3)), r'must both be \(B, T, C\)'),
+        (
+            dict(v=torch.rand(2, 6, 3).double()),
+            r'one floating-point dtype and on one device, got torch.float32',
+        ),
+        (dict(k=torch.ones(2, 6, 3).long(), v=torch.ones(2, 6, 3).long()), r'got torch.int64'),
+        (dict(distance='manhattan'), r"distance must be one of \('paper', 'released'\), got 'manhattan'"),
+        (dict(backend='cuda'), r"bi_wkv backend must be 'auto' or one of \(.*\), got 'cuda'"),
+        (
+            dict(w=torch.tensor([0.0, -20.0, 0.0]), backend='torch'),
+            r"backend 'torch' holds \|w\| T up to 64 with torch.float32, got 120; backend='reference' has no",
+        ),
+        (dict(u=torch.tensor([0.0, 0.0, 65.0]), backend='torch'), r'holds \|u\| up to 64 .* got 65'),
+        (
+            dict(w=torch.tensor([0.0, float('nan'), 0.0]), backend='torch'),
+            r'holds \|w\| T up to 64 .* got nan',
+        ),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line(changes, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        bi_wkv(**bad(**changes))
+    assert '\n' not in str(raised.value)
+
+
+def test_released_distance_names_its_backends():
+    with pytest.raises(ValueError, match=r"one of \('torch', 'reference'\), got 'cpu'"):
+        bi_wkv(**bad(distance='released', backend='cpu'))
+
+
+def test_float64_holds_larger_decays():
+    _, *others = inputs(1, 20, 2, torch.float64)
+    tensors = (torch.tensor([-30.0, 31.0]).double(), *others)
+    ref = run_backend('reference', tensors)
+    assert_within(run_backend('torch', tensors), ref, torch.float64)
+
+
+def test_definition_of_one_and_two_tokens():
+    v = torch.tensor([[[2.0], [6.0]]])
+    k = torch.tensor([[[0.0], [0.0]]])
+    w, u = torch.tensor([3.0]), torch.tensor([0.5])
+    own = np.exp(0.5)
+    y = bi_wkv(w, u, k, v)
+    assert y[0, 0, 0].item() == pytest.approx((own * 2 + 6) / (own + 1), rel=1e-6)
+    assert bi_wkv(w, u, k[:, :1], v[:, :1]).item() == pytest.approx(2.0, rel=1e-6)
+    assert by_weights(w, u, k, v)[0, 0, 0].item() == pytest.approx(y[0, 0, 0].item(), rel=1e-6)
