@@ -1,5 +1,6 @@
 """Backbones."""
 
 from .visiongru import VisionGRU
+from .vrwkv import VRWKV
 
-__all__ = ['VisionGRU']
+__all__ = ['VRWKV', 'VisionGRU']

@@ -1,0 +1,224 @@
+"""Vision-RWKV backbone (arXiv:2403.02308).
+
+Maps are channels-last, (B, H, W, C), from the patches to the output. Names of parameters are those of the
+released checkpoints.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint as cp
+from mmcv.cnn.bricks import DropPath
+from mmengine.utils import to_2tuple
+from torch import Tensor, nn
+
+from mmvisiongru.models.layers import ChannelMix, SpatialMix
+from mmvisiongru.ops.wkv import BACKENDS, DISTANCES
+from mmvisiongru.registry import MODELS
+
+from .backbone import Backbone, interpolate_pos_embed
+
+
+class PatchEmbed(nn.Module):
+    """Patches of an image, each projected to C channels; an image is padded to whole ones with zeros."""
+
+    def __init__(self, in_channels: int, dim: int, patch_size: tuple[int, int]):
+        super().__init__()
+        self.projection = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, ceil(H / patch), ceil(W / patch), dim)."""
+        below, right = (
+            -side % patch for side, patch in zip(x.shape[2:], self.projection.stride, strict=True)
+        )
+        if below or right:
+            x = F.pad(x, (0, right, 0, below))
+        return self.projection(x).permute(0, 2, 3, 1)
+
+
+class Layer(nn.Module):
+    """x = x + g1 SM(LN1 x);  x = x + g2 CM(LN2 x); LN after the mixers instead with ``post_norm``."""
+
+    def __init__(
+        self,
+        dim: int,
+        index: int,
+        depth: int,
+        hidden_ratio: int,
+        drop_path: float,
+        post_norm: bool,
+        key_norm: bool,
+        layer_scale: float | None,
+        with_cp: bool,
+        **wkv,
+    ):
+        super().__init__()
+        self.post_norm, self.with_cp = post_norm, with_cp
+        # The residual stream starts from the normalised embedding.
+        self.ln0 = nn.LayerNorm(dim) if index == 0 else nn.Identity()
+        self.ln1, self.ln2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.att = SpatialMix(dim, index, depth, key_norm, **wkv)
+        self.ffn = ChannelMix(dim, hidden_ratio, index, depth, key_norm)
+        self.drop_path = DropPath(drop_path)
+        for name in ('gamma1', 'gamma2'):
+            scale = None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale)))
+            self.register_parameter(name, scale)
+
+    def _branch(self, x: Tensor, norm: nn.Module, mixer: nn.Module, gamma: Tensor | None) -> Tensor:
+        y = norm(mixer(x)) if self.post_norm else mixer(norm(x))
+        return x + self.drop_path(y if gamma is None else gamma * y)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        x = self._branch(self.ln0(x), self.ln1, self.att, self.gamma1)
+        return self._branch(x, self.ln2, self.ffn, self.gamma2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        if self.with_cp and torch.is_grad_enabled():
+            return cp.checkpoint(self._forward, x, use_reentrant=False)
+        return self._forward(x)
+
+
+@MODELS.register_module()
+class VRWKV(Backbone):
+    """Vision-RWKV: a plain backbone of one width whose tokens are mixed by Bi-WKV, of linear cost.
+
+    Args:
+        arch (str | dict): 'tiny', 'small', 'base' or 'large' (the paper's VRWKV-T, -S, -B and -L), 'pico' (of
+            VisionGRU-pico's size, not from the paper), or a dict with ``embed_dims`` (int), ``depth`` (int)
+            and, where they differ from tiny's, ``post_norm`` (bool), ``key_norm`` (bool) and ``layer_scale``
+            (initial value of the factors of the branches, None for no factors).
+        in_channels (int): Channels of the image.
+        img_size (int | Sequence[int]): Side, or height and width, of the images on whose grid of patches the
+            positional embedding is stored; others have it interpolated. The released large model has 192.
+        patch_size (int | Sequence[int]): Side, or height and width, of a patch.
+        hidden_ratio (int): Hidden width of the channel mix over that of the backbone.
+        drop_path_rate (float): Stochastic depth rate of the last layer; it rises linearly from 0.
+        out_indices (int | Sequence[int]): Layers whose maps are returned; negative ones count from the end.
+            The last layer's is normalised, the others' are not.
+        out_norm_cfg, out_contiguous: As in :class:`VisionGRU`.
+        frozen_stages (int): 0 freezes the embedding, n the embedding and the first n layers with the norms of
+            their maps, -1 nothing.
+        with_cp (bool): Recompute each layer in the backward pass to save memory.
+        distance (str): 'paper', or 'released' to reproduce the released CUDA kernel, see
+            :func:`mmvisiongru.ops.bi_wkv`.
+        wkv_backend (str): 'auto' or one of :func:`mmvisiongru.ops.wkv.runnable_backends`.
+        init_cfg (dict | list[dict], optional): As in mmengine. The default is that of the released model.
+            ``dict(type='Pretrained', ...)`` raises when the checkpoint holds no parameter of this backbone,
+            and lists those that do not fit.
+    """
+
+    arch_settings = {
+        'tiny': dict(embed_dims=192, depth=12),
+        'small': dict(embed_dims=384, depth=12, post_norm=True, layer_scale=1.0),
+        'base': dict(embed_dims=768, depth=12, post_norm=True, layer_scale=1e-5),
+        'large': dict(embed_dims=1024, depth=24, post_norm=True, key_norm=True, layer_scale=1e-5),
+        'pico': dict(embed_dims=96, depth=11),
+    }
+
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        in_channels: int = 3,
+        img_size: int | Sequence[int] = 224,
+        patch_size: int | Sequence[int] = 16,
+        hidden_ratio: int = 4,
+        drop_path_rate: float = 0.0,
+        out_indices: int | Sequence[int] = (-1,),
+        out_norm_cfg: dict | None = None,
+        out_contiguous: bool = False,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        distance: str = 'paper',
+        wkv_backend: str = 'auto',
+        init_cfg: dict | list[dict] | None = dict(type='TruncNormal', layer='Linear', std=0.02),  # noqa: B006
+    ):
+        arch = self._parse_arch(arch)
+        depth, dim = arch.pop('depth'), arch.pop('embed_dims')
+        super().__init__(depth, 'layers', out_indices, frozen_stages, drop_path_rate, init_cfg)
+        self.depth, self.embed_dims = depth, dim
+        img_size, patch_size = tuple(to_2tuple(img_size)), tuple(to_2tuple(patch_size))
+        sizes = dict(in_channels=(in_channels,), hidden_ratio=(hidden_ratio,))
+        for name, value in dict(sizes, img_size=img_size, patch_size=patch_size).items():
+            if min(value) < 1:
+                raise ValueError(f'{name} must be positive, got {", ".join(map(str, value))}')
+        if distance not in DISTANCES:
+            raise ValueError(f'distance must be one of {DISTANCES}, got {distance!r}')
+        BACKENDS[distance].check(wkv_backend)
+
+        self.patch_embed = PatchEmbed(in_channels, dim, patch_size)
+        self.grid = tuple(-(-side // patch) for side, patch in zip(img_size, patch_size, strict=True))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], dim))
+        rates = self._drop_path_rates(depth)
+        options = dict(
+            arch, hidden_ratio=hidden_ratio, with_cp=with_cp, distance=distance, backend=wkv_backend
+        )
+        self.layers = nn.ModuleList(Layer(dim, i, depth, drop_path=rates[i], **options) for i in range(depth))
+        self.ln1 = nn.LayerNorm(dim)
+        self._build_outputs([dim] * depth, out_norm_cfg, out_contiguous)
+        self._freeze_stages()
+
+    def _parse_arch(self, arch: str | dict) -> dict:
+        if isinstance(arch, str):
+            if arch.lower() not in self.arch_settings:
+                raise ValueError(f'arch must be one of {tuple(self.arch_settings)} or a dict, got {arch!r}')
+            arch = self.arch_settings[arch.lower()]
+        known = dict(embed_dims=None, depth=None, post_norm=False, key_norm=False, layer_scale=None)
+        if not {'embed_dims', 'depth'} <= set(arch) <= set(known):
+            raise ValueError(
+                f"an arch dict has the keys 'embed_dims' and 'depth' and may have {tuple(known)[2:]}, "
+                f'got {sorted(arch)}'
+            )
+        if min(arch['embed_dims'], arch['depth']) < 1:
+            raise ValueError(f'embed_dims and depth must be positive, got {dict(arch)}')
+        return known | dict(arch)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> tokens for the layers, (B, ceil(H / patch), ceil(W / patch), C)."""
+        x = self.patch_embed(x)
+        pos_embed = self.pos_embed.unflatten(1, self.grid)
+        return x + interpolate_pos_embed(pos_embed, x.shape[1:3])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps of the layers in ``out_indices``.
+
+        Args:
+            x (Tensor): Images, (B, in_channels, H, W), of any size from 1 x 1 on.
+
+        Returns:
+            tuple[Tensor]: Each (B, embed_dims, ceil(H / patch_size), ceil(W / patch_size)), stored
+            channels-last unless ``out_contiguous``.
+        """
+        x = self.embed(x)
+        outs = []
+        for i, layer in enumerate(self.layers[: self.out_indices[-1] + 1]):
+            x = layer(x)
+            if i in self.out_indices:
+                outs.append(self._output(self.ln1(x) if i == self.depth - 1 else x, i))
+        return tuple(outs)
+
+    def _stem_and_parts(self):
+        yield self.patch_embed, self.pos_embed
+        for layer in self.layers:
+            yield (layer,)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter for layer-wise learning rate decay.
+
+        The embedding is layer 0, every layer one, and what follows the last (norms, heads) is the last one.
+
+        Args:
+            param_name (str): Name of the parameter.
+            prefix (str): Of the backbone in the model, e.g. 'backbone.'.
+
+        Returns:
+            tuple[int, int]: The layer's depth and the number of layers.
+        """
+        last = self.depth + 1
+        name = param_name[len(prefix) :] if param_name.startswith(prefix) else ''
+        if name.startswith(('patch_embed.', 'pos_embed')):
+            return 0, last + 1
+        if name.startswith('layers.'):
+            return int(name.split('.')[1]) + 1, last + 1
+        return last, last + 1
