@@ -1,6 +1,7 @@
 """Tools around a run of either task, each on the logs, data and weights of a real one of a few iterations."""
 
 import csv
+import itertools
 import json
 
 import pytest
@@ -74,6 +75,32 @@ def test_confusion_matrix_agrees_with_the_metric(run, tmp_path, capsys):
     with Image.open('matrices/m.png') as picture:
         assert len(picture.convert('L').getcolors()) > 10
     assert 'on the diagonal' in capsys.readouterr().out
+
+
+def test_worst_confusions_by_hand():
+    matrix = torch.tensor([[6, 2, 0], [5, 90, 5], [0, 0, 0]])
+    found = confusion_matrix.worst_confusions(matrix, ['a', 'b', 'c'])
+    assert found == [
+        ' 25.0% of a is taken for b (2 of 8)',
+        '  5.0% of b is taken for a (5 of 100)',
+        '  5.0% of b is taken for c (5 of 100)',
+    ]
+    assert confusion_matrix.worst_confusions(matrix, ['a', 'b', 'c'], most=1) == found[:1]
+
+
+@pytest.mark.parametrize('classes', [3, 26, 150])
+def test_names_of_the_classes_do_not_overlap(classes):
+    names = [f'class {i}' for i in range(classes)]
+    figure = confusion_matrix.draw(torch.eye(classes), names)
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    for labels, low, high in (
+        (axes.get_xticklabels(), 'x0', 'x1'),
+        (axes.get_yticklabels()[::-1], 'y0', 'y1'),
+    ):
+        assert sorted(label.get_text() for label in labels) == sorted(names)
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(getattr(a, high) <= getattr(b, low) for a, b in itertools.pairwise(boxes))
 
 
 def test_data_set_is_drawn(run, tmp_path, capsys):

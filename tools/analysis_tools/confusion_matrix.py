@@ -2,7 +2,8 @@
 
     python tools/analysis_tools/confusion_matrix.py CONFIG CHECKPOINT --out work_dirs/confusion
 
-Writes OUT.csv, counts with one row a true and one column a predicted class, and OUT.png, percent of each row.
+Writes OUT.csv, counts with one row for each true and one column for each predicted class, and OUT.png, the
+percentage of each row. Prints the confusions that cost most of a true class.
 """
 
 import argparse
@@ -20,6 +21,10 @@ from mmvisiongru.launch.prepare import prepare_test
 
 # With more classes numbers in the cells cannot be read.
 MOST_VALUES = 25
+# Inches that a class takes with a number in its cell, and with its name alone.
+CELL, TICK = 0.4, 0.16
+# Confusions that are printed.
+WORST = 10
 
 
 class Confusion(BaseMetric):
@@ -72,21 +77,38 @@ def write(matrix: torch.Tensor, classes: list[str], out: Path) -> None:
 
 
 def draw(percent: Tensor, classes: list[str]):
-    """The picture: names and numbers where they can be read."""
+    """The picture: every class with its name, numbers where they can be read."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(10, 10))
+    with_values = len(classes) <= MOST_VALUES
+    side = max(4, (CELL if with_values else TICK) * len(classes))
+    figure, axes = plt.subplots(figsize=(side, side))
     image = axes.imshow(percent, cmap='Greys', vmin=0, vmax=100)
-    figure.colorbar(image, ax=axes, fraction=0.046)
+    figure.colorbar(image, ax=axes, fraction=0.046, label='percent of the true class')
     axes.set(xlabel='predicted', ylabel='true')
-    if len(classes) <= MOST_VALUES:
-        axes.set_xticks(range(len(classes)), classes, rotation=45, ha='right')
-        axes.set_yticks(range(len(classes)), classes)
+    size = 9 if with_values else 7
+    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=size)
+    axes.set_yticks(range(len(classes)), classes, fontsize=size)
+    if with_values:
         for row, values in enumerate(percent.tolist()):
             for column, value in enumerate(values):
                 color = 'black' if value < 50 else 'white'
-                axes.text(column, row, value, ha='center', va='center', color=color)
+                axes.text(column, row, value, ha='center', va='center', color=color, fontsize=8)
     return figure
+
+
+def worst_confusions(matrix: Tensor, classes: list[str], most: int = WORST) -> list[str]:
+    """One line for each of the confusions that cost the largest share of a true class."""
+    wrong = matrix - matrix.diag().diag()
+    shares = wrong / matrix.sum(1, keepdim=True).clamp(min=1)
+    order = shares.flatten().sort(descending=True, stable=True).indices[:most].tolist()
+    pairs = [divmod(i, len(classes)) for i in order]
+    return [
+        f'{shares[true, predicted]:6.1%} of {classes[true]} is taken for {classes[predicted]} '
+        f'({wrong[true, predicted]} of {matrix[true].sum()})'
+        for true, predicted in pairs
+        if wrong[true, predicted]
+    ]
 
 
 def merge_args(cfg: Config, args) -> None:
@@ -111,6 +133,7 @@ def main(argv=None):
     with one_line_errors(args.debug):
         matrix, classes = confusion_matrix(prepare_test(args, merge_args))
     write(matrix, classes, out)
+    print('\n'.join(worst_confusions(matrix, classes)))
     print(f'{matrix.trace() / matrix.sum():.2%} of {matrix.sum()} on the diagonal: {out}.csv, {out}.png')
 
 
