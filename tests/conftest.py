@@ -13,12 +13,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 pytest.register_assert_rewrite('tests.harness')
 
 
+def family(kind: type) -> list[type]:
+    """A class with all that are derived from it."""
+    return [kind, *(each for derived in kind.__subclasses__() for each in family(derived))]
+
+
 @pytest.fixture(autouse=True)
 def _forget_mmengine_globals():
     """Let no test see the default scope, logger or buffers that a Runner of an earlier one made."""
     yield
     # Each class keeps its own instances, the visualizers of the tasks too.
-    for manager in (DefaultScope, MessageHub, MMLogger, Visualizer, *Visualizer.__subclasses__()):
+    for manager in (DefaultScope, MessageHub, MMLogger, *family(Visualizer)):
         manager._instance_dict.clear()
 
 

@@ -118,8 +118,10 @@ def wrong_outside(found: Import) -> str | None:
         return f'ops needs torch only, not {library}'
     if part(found.by) == 'models' and library in OPTIONAL:
         return f'models must not import {library}'
-    if library in OPTIONAL and not found.late:
-        return f'{library} is optional: import it in the function that needs it'
+    if library in OPTIONAL and not found.late and not name.startswith(f'{library}_'):
+        return (
+            f'{library} is optional: import it in the function that needs it, or name the module {library}_*'
+        )
     return None
 
 

@@ -27,7 +27,7 @@ default_hooks = dict(
 )
 
 vis_backends = [dict(type='LocalVisBackend')]
-visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')
+visualizer = dict(type='mmvisiongru.CaptionVisualizer', vis_backends=vis_backends, name='visualizer')
 log_processor = dict(by_epoch=False)
 
 # Merges the predictions of `tta_pipeline` under `tools/test.py --tta`.
