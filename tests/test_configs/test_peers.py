@@ -21,16 +21,22 @@ PARENTS = {
     '1xb32_caltech101-64px': 'classification/visiongru-pico_1xb32_caltech101-64px.py',
     'upernet_1xb8-1k_camvid-180x240': 'segmentation/visiongru-pico_upernet_1xb8-1k_camvid-180x240.py',
 }
-FULL = ('swin-tiny', 'convnext-tiny', 'deit-small')
-SMALL = ('swin-pico', 'convnext-pico', 'deit-pico')
-# Of mmpretrain, so that this project has no copy that could be worse than the original.
-CLASSES = dict(swin='SwinTransformer', convnext='ConvNeXt', deit='VisionTransformer')
+FULL = ('swin-tiny', 'convnext-tiny', 'deit-small', 'vrwkv-small')
+SMALL = ('swin-pico', 'convnext-pico', 'deit-pico', 'vrwkv-pico')
+# Of mmpretrain, so that this project has no copy that could be worse than the original; it has no VRWKV.
+CLASSES = dict(swin='SwinTransformer', convnext='ConvNeXt', deit='VisionTransformer', vrwkv='VRWKV')
+# One map at one scale: UperNet needs a neck that makes a pyramid of it.
+PLAIN = ('deit', 'vrwkv')
 # What follows from the backbone: the widths that heads read, and a pyramid where it has none.
 FOLLOWS = r'model\.(backbone\.|(head|decode_head|auxiliary_head)\.in_channels$|neck)'
 
 
 def parent(name):
     return PARENTS[name.removesuffix('.py').split('_', 1)[1]]
+
+
+def kind(name):
+    return name.removeprefix('peers/').split('-')[0]
 
 
 def test_every_peer_is_there_for_every_set():
@@ -54,19 +60,30 @@ def test_backbone_is_the_only_difference(name):
     assert not others
     # Only a backbone without a pyramid has a neck for one.
     necks = {key for key in changed if key.startswith('model.neck')}
-    assert not necks or (name.startswith('peers/deit') and 'upernet' in name)
+    assert bool(necks) == (kind(name) in PLAIN and 'upernet' in name)
 
 
 @pytest.mark.parametrize('name', PEERS)
 def test_backbone_is_that_of_mmpretrain_without_regularisation_of_its_own(name):
     cfg = load(name)
     backbone = build_model(cfg, 'cpu').backbone
-    kind = CLASSES[name.removeprefix('peers/').split('-')[0]]
-    assert type(backbone).__name__ == kind
-    assert type(backbone).__module__.startswith('mmpretrain.models.backbones.')
+    assert type(backbone).__name__ == CLASSES[kind(name)]
+    library = 'mmvisiongru' if kind(name) == 'vrwkv' else 'mmpretrain'
+    assert type(backbone).__module__.startswith(f'{library}.models.backbones.')
     rates = {getattr(m, 'drop_prob', 0) for m in backbone.modules()}
     rates |= {m.p for m in backbone.modules() if isinstance(m, torch.nn.Dropout)}
     assert rates <= {0, None}
+
+
+@pytest.mark.parametrize('suffix', list(PARENTS))
+def test_plain_backbones_have_the_same_neck(suffix):
+    of_deit, of_vrwkv = (
+        load(next(name for name in PEERS if kind(name) == k and name.endswith(f'_{suffix}.py'))).model.get(
+            'neck'
+        )
+        for k in PLAIN
+    )
+    assert of_deit == of_vrwkv
 
 
 @functools.cache
