@@ -1,10 +1,8 @@
 """VRWKV: values of the original, and the contract of the field."""
 
 import copy
-import json
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,16 +13,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisiongru.models.backbones import VRWKV
 from mmvisiongru.models.layers.vrwkv import q_shift
-from tests.harness import ROOT
+from tests.harness.vrwkv import (
+    CASES,
+    FIXTURE,
+    LIMITS,
+    assert_original,
+    count,
+    image,
+    original_arguments,
+    released_names,
+    released_state,
+    results,
+)
 
-FIXTURE = np.load(ROOT / 'tests/data/official_vrwkv_dim16.npz')
-CASES = [
-    (model, case)
-    for model in ('pre', 'post', 'key')
-    for case in range(4)
-    if f'{model}/case{case}/input' in FIXTURE.files
-]
-RELEASED = [pair for pair in CASES if '{}/case{}/released/logits'.format(*pair) in FIXTURE.files]
+PLAIN = [pair for pair in CASES if pair[0] != 'adapter']
+RELEASED = [pair for pair in PLAIN if '{}/case{}/released/logits'.format(*pair) in FIXTURE.files]
 SMALL = dict(embed_dims=18, depth=3, post_norm=True, layer_scale=0.5)
 SIZES = [(64, 64), (33, 46), (16, 80), (16, 16), (1, 1), (1, 37), (41, 1), (17, 16)]
 
@@ -38,21 +41,12 @@ def small(seed=0, **options):
     return model
 
 
-def image(*size, dtype=torch.float32, batch=2):
-    generator = torch.Generator().manual_seed(7)
-    return torch.randn(batch, 3, *size, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def count(module):
-    return sum(p.numel() for p in module.parameters())
-
-
 # ---- values of the original
 
 
 def original(name, dtype, **options):
     """The backbone and head of the fixture; loading is strict, so that the names are checked as well."""
-    settings = json.loads(FIXTURE[f'{name}/config'].tobytes())
+    settings = original_arguments(name)
     arch = dict(
         embed_dims=16,
         depth=3,
@@ -63,53 +57,27 @@ def original(name, dtype, **options):
     backbone = VRWKV(arch, img_size=32, patch_size=4, out_indices=(0, 1, 2), **options)
     head = nn.ModuleDict(dict(fc=nn.Linear(16, 7)))
     model = nn.ModuleDict(dict(backbone=backbone, head=head))
-    prefix = f'{name}/state/'
-    keys = [key for key in FIXTURE.files if key.startswith(prefix)]
-    model.load_state_dict({key.removeprefix(prefix): torch.from_numpy(FIXTURE[key]) for key in keys})
+    model.load_state_dict(released_state(name))
     return model.to(dtype)
 
 
-def results(model, name, case, dtype):
-    """Maps, logits, gradient of the input and norms of the gradients, by the names of the fixture."""
-    x = torch.from_numpy(FIXTURE[f'{name}/case{case}/input']).to(dtype).requires_grad_()
-    maps = model['backbone'](x)
-    waves = [torch.arange(m.numel(), dtype=dtype).view(m.shape).sin() for m in maps]
-    sum((m * wave).sum() for m, wave in zip(maps, waves, strict=True)).backward()
-    found = {f'stage{i + 1}': m for i, m in enumerate(maps)}
-    found.update(logits=model['head']['fc'](maps[-1].mean((2, 3))), grad_input=x.grad)
-    grads = {key: p.grad for key, p in model.named_parameters()}
-    names = [key.decode() for key in FIXTURE[f'{name}/param_names']]
-    assert set(names) == set(grads)
-    norms = [0.0 if grads[key] is None else grads[key].norm().item() for key in names]
-    return dict(found, grad_norms=torch.tensor(norms, dtype=torch.float64))
+def results_with_logits(model, name, case, dtype):
+    found = results(model, name, case, dtype)
+    last = found['stage3'].mean((2, 3))
+    return dict(found, logits=model['head']['fc'](last))
 
 
-def assert_original(found, name, case, limit, released=False):
-    folder = f'{name}/case{case}/' + ('released/' if released else '')
-    checked = 0
-    for key, got in found.items():
-        if folder + key not in FIXTURE.files:
-            continue
-        ref = torch.from_numpy(FIXTURE[folder + key])
-        # A norm is compared with itself, not with the largest of the others.
-        scale = ref.clamp(min=1e-9) if key == 'grad_norms' else ref.abs().max()
-        worst = ((got.detach().double() - ref).abs() / scale).max().item()
-        assert worst <= limit, f'{key}: {worst:.2e} > {limit:.0e}'
-        checked += 1
-    return checked
-
-
-@pytest.mark.parametrize(('dtype', 'limit'), [(torch.float32, 1e-5), (torch.float64, 1e-9)], ids=str)
-@pytest.mark.parametrize(('name', 'case'), CASES)
-def test_values_of_the_original(name, case, dtype, limit):
-    found = results(original(name, dtype), name, case, dtype)
-    assert assert_original(found, name, case, limit) == 6
+@pytest.mark.parametrize('dtype', LIMITS, ids=str)
+@pytest.mark.parametrize(('name', 'case'), PLAIN)
+def test_values_of_the_original(name, case, dtype):
+    found = results_with_logits(original(name, dtype), name, case, dtype)
+    assert assert_original(found, name, case, LIMITS[dtype]) == 6
 
 
 @pytest.mark.parametrize(('name', 'case'), RELEASED)
 def test_values_of_the_released_kernel(name, case):
     model = original(name, torch.float64, distance='released')
-    found = results(model, name, case, torch.float64)
+    found = results_with_logits(model, name, case, torch.float64)
     # The kernel adds 1e-6 to its denominator, which moves maps and logits by up to 5e-7.
     assert assert_original(found, name, case, 1e-6, released=True) == 5
     assert assert_original(dict(grad_norms=found['grad_norms']), name, case, 1e-9, released=True) == 1
@@ -119,12 +87,10 @@ def test_values_of_the_released_kernel(name, case):
         )
 
 
-@pytest.mark.parametrize('keys', ['official_vrwkv_tiny_keys.json'])
-def test_names_and_shapes_of_the_released_classifier(keys):
-    released = json.loads((ROOT / 'tests/data' / keys).read_text())
+def test_names_and_shapes_of_the_released_classifier():
     with torch.device('meta'):
         model = nn.ModuleDict(dict(backbone=VRWKV(), head=nn.ModuleDict(dict(fc=nn.Linear(192, 1000)))))
-    assert {key: list(value.shape) for key, value in model.state_dict().items()} == released
+    assert {key: list(value.shape) for key, value in model.state_dict().items()} == released_names('tiny')
 
 
 # ---- parameters and FLOPs
@@ -410,8 +376,7 @@ def test_state_dict_round_trip(tmp_path):
 
 def test_released_classifier_loads_by_init_cfg(tmp_path):
     name = 'post'
-    keys = [key for key in FIXTURE.files if key.startswith(f'{name}/state/')]
-    state = {key.removeprefix(f'{name}/state/'): torch.from_numpy(FIXTURE[key]) for key in keys}
+    state = released_state(name)
     torch.save(dict(state_dict=state, meta={}), tmp_path / 'released.pth')
     init = dict(type='Pretrained', checkpoint=str(tmp_path / 'released.pth'), prefix='backbone.')
     arch = dict(embed_dims=16, depth=3, post_norm=True, layer_scale=1.0)

@@ -1,0 +1,79 @@
+"""What the tests of Vision-RWKV share: values of the original, small images."""
+
+import json
+
+import numpy as np
+import torch
+
+from tests.harness import ROOT
+
+FIXTURE = np.load(ROOT / 'tests/data/official_vrwkv_dim16.npz')
+CASES = [
+    (model, case)
+    for model in ('pre', 'post', 'key', 'adapter')
+    for case in range(4)
+    if f'{model}/case{case}/input' in FIXTURE.files
+]
+# Of max|ref|.
+LIMITS = {torch.float32: 1e-5, torch.float64: 1e-9}
+
+
+def image(*size, dtype=torch.float32, batch=2):
+    generator = torch.Generator().manual_seed(7)
+    return torch.randn(batch, 3, *size, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def original_arguments(name):
+    """The arguments of a model of the fixture, as the original calls them."""
+    return json.loads(FIXTURE[f'{name}/config'].tobytes())
+
+
+def released_state(name):
+    """The weights of a model of the fixture under their released names."""
+    prefix = f'{name}/state/'
+    keys = [key for key in FIXTURE.files if key.startswith(prefix)]
+    return {key.removeprefix(prefix): torch.from_numpy(FIXTURE[key]) for key in keys}
+
+
+def released_names(model):
+    """Every name and shape that the original has of a full-size model: 'tiny' or 'adapter_tiny'."""
+    return json.loads((ROOT / f'tests/data/official_vrwkv_{model}_keys.json').read_text())
+
+
+def results(model, name, case, dtype):
+    """Maps, gradient of the input and norms of the gradients, by the names of the fixture.
+
+    ``model`` holds the backbone under that name, as the original does.
+    """
+    x = torch.from_numpy(FIXTURE[f'{name}/case{case}/input']).to(dtype).requires_grad_()
+    maps = model['backbone'](x)
+    waves = [torch.arange(m.numel(), dtype=dtype).view(m.shape).sin() for m in maps]
+    sum((m * wave).sum() for m, wave in zip(maps, waves, strict=True)).backward()
+    found = {f'stage{i + 1}': m for i, m in enumerate(maps)}
+    grads = {key: p.grad for key, p in model.named_parameters()}
+    names = [key.decode() for key in FIXTURE[f'{name}/param_names']]
+    assert set(names) == set(grads)
+    norms = [0.0 if grads[key] is None else grads[key].norm().item() for key in names]
+    return dict(found, grad_input=x.grad, grad_norms=torch.tensor(norms, dtype=torch.float64))
+
+
+def assert_original(found, name, case, limit, released=False, each_norm=True):
+    """Compare with the fixture, relative to max|ref|; returns how many arrays it holds of what was found.
+
+    ``each_norm`` compares the norm of a gradient with itself, not with the largest of the others.
+    """
+    folder = f'{name}/case{case}/' + ('released/' if released else '')
+    checked = 0
+    for key, got in found.items():
+        if folder + key not in FIXTURE.files:
+            continue
+        ref = torch.from_numpy(FIXTURE[folder + key])
+        scale = ref.clamp(min=1e-9) if key == 'grad_norms' and each_norm else ref.abs().max()
+        worst = ((got.detach().double() - ref).abs() / scale).max().item()
+        assert worst <= limit, f'{key}: {worst:.2e} > {limit:.0e}'
+        checked += 1
+    return checked
