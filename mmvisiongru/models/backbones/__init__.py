@@ -2,5 +2,6 @@
 
 from .visiongru import VisionGRU
 from .vrwkv import VRWKV
+from .vrwkv_adapter import VRWKVAdapter
 
-__all__ = ['VRWKV', 'VisionGRU']
+__all__ = ['VRWKV', 'VRWKVAdapter', 'VisionGRU']

@@ -116,6 +116,8 @@ class VRWKV(Backbone):
         'large': dict(embed_dims=1024, depth=24, post_norm=True, key_norm=True, layer_scale=1e-5),
         'pico': dict(embed_dims=96, depth=11),
     }
+    # What an arch may say besides, with the values of one that does not.
+    arch_options = dict(post_norm=False, key_norm=False, layer_scale=None)
 
     def __init__(
         self,
@@ -135,9 +137,9 @@ class VRWKV(Backbone):
         init_cfg: dict | list[dict] | None = dict(type='TruncNormal', layer='Linear', std=0.02),  # noqa: B006
     ):
         arch = self._parse_arch(arch)
-        depth, dim = arch.pop('depth'), arch.pop('embed_dims')
+        depth, dim = arch['depth'], arch['embed_dims']
         super().__init__(depth, 'layers', out_indices, frozen_stages, drop_path_rate, init_cfg)
-        self.depth, self.embed_dims = depth, dim
+        self.arch, self.depth, self.embed_dims = arch, depth, dim
         img_size, patch_size = tuple(to_2tuple(img_size)), tuple(to_2tuple(patch_size))
         sizes = dict(in_channels=(in_channels,), hidden_ratio=(hidden_ratio,))
         for name, value in dict(sizes, img_size=img_size, patch_size=patch_size).items():
@@ -151,9 +153,8 @@ class VRWKV(Backbone):
         self.grid = tuple(-(-side // patch) for side, patch in zip(img_size, patch_size, strict=True))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], dim))
         rates = self._drop_path_rates(depth)
-        options = dict(
-            arch, hidden_ratio=hidden_ratio, with_cp=with_cp, distance=distance, backend=wkv_backend
-        )
+        options = {name: arch[name] for name in VRWKV.arch_options}
+        options.update(hidden_ratio=hidden_ratio, with_cp=with_cp, distance=distance, backend=wkv_backend)
         self.layers = nn.ModuleList(Layer(dim, i, depth, drop_path=rates[i], **options) for i in range(depth))
         self.ln1 = nn.LayerNorm(dim)
         self._build_outputs([dim] * depth, out_norm_cfg, out_contiguous)
@@ -164,15 +165,15 @@ class VRWKV(Backbone):
             if arch.lower() not in self.arch_settings:
                 raise ValueError(f'arch must be one of {tuple(self.arch_settings)} or a dict, got {arch!r}')
             arch = self.arch_settings[arch.lower()]
-        known = dict(embed_dims=None, depth=None, post_norm=False, key_norm=False, layer_scale=None)
-        if not {'embed_dims', 'depth'} <= set(arch) <= set(known):
+        needed = {'embed_dims', 'depth'}
+        if not needed <= set(arch) <= needed | set(self.arch_options):
             raise ValueError(
-                f"an arch dict has the keys 'embed_dims' and 'depth' and may have {tuple(known)[2:]}, "
-                f'got {sorted(arch)}'
+                f"an arch dict has the keys 'embed_dims' and 'depth' and may have "
+                f'{tuple(self.arch_options)}, got {sorted(arch)}'
             )
         if min(arch['embed_dims'], arch['depth']) < 1:
             raise ValueError(f'embed_dims and depth must be positive, got {dict(arch)}')
-        return known | dict(arch)
+        return self.arch_options | dict(arch)
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> tokens for the layers, (B, ceil(H / patch), ceil(W / patch), C)."""
