@@ -150,35 +150,36 @@ def labels(names: Sequence[str]) -> list[str]:
 
 
 def draw(records: dict[str, dict[int, dict]], path: Path) -> None:
-    """Dots, means and intervals; differences to the first config; the loss over iterations."""
+    """Dots, means and intervals; differences to the first config; loss and metric over iterations."""
     import matplotlib
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(15, 1.5 + 0.6 * max(len(records), 4)), layout='constrained')
+    figure, axes = plt.subplots(1, 4, figsize=(19, 1.5 + 0.6 * max(len(records), 4)), layout='constrained')
     first = values_of(next(iter(records.values())))
-    rows = list(enumerate(zip(labels(list(records)), records.values(), strict=True)))
-    for i, (label, found) in rows:
+    names = labels(list(records))
+    for i, (name, found) in enumerate(zip(names, records.values(), strict=True)):
         values, color = values_of(found), f'C{i % 10}'
         for axis, shown in ((axes[0], list(values.values())), (axes[1], paired(values, first) if i else [])):
             _draw_interval(axis, i, shown, color)
-        for record in found.values():
-            curve = record['curves']['loss']
-            axes[2].plot(*zip(*curve, strict=True), color=color, alpha=0.5, linewidth=0.8, label=label)
-            # One entry a config in the legend.
-            label = None
+        for axis, key in ((axes[2], 'loss'), (axes[3], 'metric')):
+            for record in filter(lambda record: record['curves'][key], found.values()):
+                axis.plot(*zip(*record['curves'][key], strict=True), color=color, alpha=0.5, linewidth=0.8)
+        # One entry a config in the legend.
+        axes[2].plot([], [], color=color, label=name)
     metric = next(record['metric'] for found in records.values() for record in found.values())
-    axes[0].set(yticks=range(len(rows)), yticklabels=[label for _, (label, _) in rows], xlabel=metric)
-    axes[1].set(yticks=range(len(rows)), yticklabels=[], xlabel=f'difference to {rows[0][1][0]}, same seed')
+    axes[0].set(yticks=range(len(names)), yticklabels=names, xlabel=metric)
+    axes[1].set(yticks=range(len(names)), yticklabels=[], xlabel=f'difference to {names[0]}, same seed')
     axes[1].axvline(0, color='gray', linewidth=0.8)
     axes[2].set(xlabel='iteration', ylabel='training loss')
+    axes[3].set(xlabel='iteration', ylabel=metric)
     axes[2].legend(fontsize='small')
     for axis in axes[:2]:
-        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.set_ylim(len(names) - 0.5, -0.5)
     for axis in axes:
         axis.grid(True, alpha=0.3)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
