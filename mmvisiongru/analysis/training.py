@@ -96,6 +96,8 @@ def kept(path: Path, fingerprint: str) -> dict:
 def fingerprint(cfg: Config, gpus: int = 1) -> str:
     """Of all that decides about the result of a run, but for the seed."""
     parts = {key: cfg.get(key) for key in DECISIVE}
+    # Who groups the parameters does not matter; what each group gets is in `paramwise_cfg`.
+    parts['optim_wrapper'] = {k: v for k, v in cfg.optim_wrapper.items() if k != 'constructor'}
     for split in ('train', 'test'):
         loader = cfg[f'{split}_dataloader']
         parts[split] = [loader.get('batch_size'), loader.get('sampler'), loader.dataset]
@@ -122,7 +124,11 @@ def plan(
         raise InputError(f'configs need names of their own to be compared, got {", ".join(names)}')
     for seed in seeds:
         for config, name in zip(configs, names, strict=True):
-            cfg = load_config(config, options, ('model', 'train_dataloader', 'test_dataloader', 'train_cfg'))
+            cfg = load_config(
+                config,
+                options,
+                ('model', 'train_dataloader', 'test_dataloader', 'optim_wrapper', 'train_cfg'),
+            )
             cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
             key = fingerprint(cfg, gpus)
             folder = work_dir / f'{name}_{seed}_{key}'
