@@ -25,6 +25,8 @@ test_pipeline = [
 train_dataloader = dict(dataset=dict(data_root=data_root, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
+val_evaluator = dict(topk=(1, 5))
+test_evaluator = val_evaluator
 
 model = dict(
     backbone=dict(arch='pico'),
