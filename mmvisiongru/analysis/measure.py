@@ -79,6 +79,11 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> float:
     On a CPU: highest resident size of the process while it runs, from /proc, NaN where there is none.
     """
     function()
+    return peak_growth(function, device)
+
+
+def peak_growth(function: Callable[[], object], device: torch.device) -> float:
+    """As :func:`peak_memory`, in a single call."""
     gc.collect()
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
