@@ -1,19 +1,13 @@
 """Checkpoints: read without running what is in them, whole, and fitting the model."""
 
-from .fit import (
-    check_pretrained,
-    check_weights,
-    load_weights,
-    pretrained_paths,
-    read_weights,
-    state_dict_of,
-    unfit_keys,
-)
+from .fit import check_weights, load_weights, read_weights, state_dict_of, unfit_keys
 from .load import load_checkpoint_file, refuse_code_in, refuse_pickled_code
+from .pretrained import check_all_pretrained, check_pretrained, pretrained_paths
 from .resume import find_checkpoint
 from .seal import check_whole, read_seal, seal
 
 __all__ = [
+    'check_all_pretrained',
     'check_pretrained',
     'check_weights',
     'check_whole',

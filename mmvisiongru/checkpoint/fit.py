@@ -1,10 +1,7 @@
 """Whether a checkpoint fits a model."""
 
-from logging import WARNING
-
 import torch
-from mmengine.logging import print_log
-from mmengine.model import BaseTTAModel, PretrainedInit, is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
@@ -12,6 +9,10 @@ from mmvisiongru.errors import InputError
 
 from .load import load_checkpoint_file
 
+# What to do with a file of the released code, after its name.
+RELEASED = (
+    'is of the released VisionGRU code; convert it with tools/model_converters/official_to_mmvisiongru.py'
+)
 # A message stays one line on a screen or two, also when every key differs.
 SHOWN_KEYS = 4
 
@@ -42,36 +43,16 @@ def unfit_keys(module: nn.Module, state: dict) -> list[str]:
     return lines + [f'unexpected {k}' for k in state if k not in own]
 
 
-def pretrained_paths(module: nn.Module) -> list[tuple[str, str | None]]:
-    """Checkpoint and prefix of each ``init_cfg=dict(type='Pretrained')`` of a module."""
-    cfgs = getattr(module, 'init_cfg', None) or []
-    cfgs = cfgs if isinstance(cfgs, (list, tuple)) else [cfgs]
-    cfgs = [cfg for cfg in cfgs if cfg.get('type') in ('Pretrained', PretrainedInit)]
-    return [(cfg['checkpoint'], cfg.get('prefix')) for cfg in cfgs]
+def is_released(state: dict) -> bool:
+    """Whether the names of weights are those of the released code."""
+    return any('snake_gru.' in key for key in state)
 
 
-def check_pretrained(module: nn.Module) -> None:
-    """Check the checkpoint that a module's ``init_cfg=dict(type='Pretrained')`` names before it is loaded.
-
-    Raises:
-        InputError: No parameter of the module is in the file. A partial match is logged, key by key.
-    """
-    for path, prefix in pretrained_paths(module):
-        state = state_dict_of(load_checkpoint_file(path), prefix)
-        unfit, own = unfit_keys(module, state), module.state_dict()
-        fitting = sum(k in state and state[k].shape == v.shape for k, v in own.items())
-        if not fitting:
-            raise InputError(
-                f'{path}: none of the {len(own)} parameters of {type(module).__name__} is in the '
-                f'{len(state)} keys under prefix {prefix!r}; {"; ".join(unfit[:3])}'
-            )
-        if unfit:
-            print_log(
-                f'{path}: {fitting} of {len(own)} parameters of {type(module).__name__} loaded; not '
-                'used:\n  ' + '\n  '.join(unfit),
-                logger='current',
-                level=WARNING,
-            )
+def plain_model(model: nn.Module) -> nn.Module:
+    """The model inside wrappers for processes or test-time augmentation."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
 
 
 def read_weights(path: str, resume: bool = False) -> dict[str, Tensor]:
@@ -114,15 +95,16 @@ def check_weights(
     Raises:
         InputError: No key fits, or fewer than demanded.
     """
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
+    model = plain_model(model)
     # As in mmengine: older files lack the counter of batch norm.
     own = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
     unfit = [line for line in unfit_keys(model, weights) if not line.endswith('num_batches_tracked')]
     if not set(own) & set(weights):
+        if is_released(weights):
+            raise InputError(f'checkpoint {path} {RELEASED}, and give the result')
         raise InputError(
             f'checkpoint {path} matches no key of the model: it holds {_some(weights)}, the model wants '
-            f'{_some(own)}; a released VisionGRU file needs tools/model_converters/official_to_mmvisiongru.py'
+            f'{_some(own)}'
         )
     if coverage is None and unfit:
         raise InputError(f'checkpoint {path} does not fit the model: {_some(unfit)}')
