@@ -1,10 +1,12 @@
 """Configs as the scripts read them: checked before anything is built."""
 
+import ast
 import inspect
 import os
 import os.path as osp
 import traceback
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -29,9 +31,6 @@ OTHER_KEYS = {
 }
 # Customary names of variables in a config file that come close to a key.
 VARIABLES = {'gallery_dataloader', 'pipeline', 'test_pipeline', 'train_pipeline', 'val_pipeline'}
-
-# Data sets of mmpretrain that fetch their own data.
-DOWNLOADED = ('CIFAR10', 'CIFAR100', 'FashionMNIST', 'MNIST')
 
 
 def known_keys() -> set[str]:
@@ -60,6 +59,7 @@ def load_config(path: str, options: dict | None = None, required: Iterable[str] 
         where = f'{path}:{lines[-1]}' if lines else path
         raise InputError(f'config file {where}: {in_one_line(error)}') from error
     check_keys(cfg, options or {})
+    check_variables(cfg)
     try:
         cfg.merge_from_dict(options or {})
     except (AttributeError, IndexError, KeyError, TypeError) as error:
@@ -95,6 +95,66 @@ def check_keys(cfg: Config, options: Iterable[str] = ()) -> None:
             )
 
 
+def check_variables(cfg: Config) -> None:
+    """Refuse a variable of the config file itself, such as ``data_root``, that was meant to change a setting.
+
+    What a base made of its variable of that name is done by then, so an assignment that nothing reads in the
+    file changes nothing. Only a name that a base or a setting has is refused; others may be for a program.
+
+    Raises:
+        InputError: There is one; the message says what to set instead.
+    """
+    if not cfg.filename.endswith('.py'):
+        return
+    tree = ast.parse(Path(cfg.filename).read_text())
+    read = {
+        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    if 'read_base' in read:
+        # In configs of this style all that is named is imported, and read so.
+        return
+    for node in tree.body:
+        names = (
+            [t.id for t in node.targets if isinstance(t, ast.Name)] if isinstance(node, ast.Assign) else []
+        )
+        for name in names:
+            if name in read | known_keys() or name.startswith('_') or name not in cfg:
+                continue
+            if places := _meant(cfg, tree, name):
+                raise InputError(
+                    f'{name} in line {node.lineno} of {cfg.filename} is a variable that nothing reads there; '
+                    f'set {", ".join(places)} instead'
+                )
+
+
+def _meant(cfg: Config, tree: ast.Module, name: str) -> list[str]:
+    """The settings that a variable may have been meant to change."""
+    for base in _bases(cfg.filename, tree):
+        inherited = Config.fromfile(base)
+        if name in inherited:
+            return [] if inherited[name] == cfg[name] else list(_places(cfg, inherited[name]))
+
+    def walk(node, place):
+        if isinstance(node, dict):
+            yield from (f'{place}.{key}' for key in node if key == name)
+        if isinstance(node, (dict, list, tuple)):
+            for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+                yield from walk(child, f'{place}.{key}')
+
+    return [place for key in known_keys() if key in cfg for place in walk(cfg[key], key)]
+
+
+def _bases(path: str, tree: ast.Module) -> list[str]:
+    """The files that a config file inherits from, as far as they are beside it."""
+    values = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', None) == '_base_'
+    ]
+    names = [name for value in values for name in ([value] if isinstance(value, str) else value)]
+    return [osp.join(osp.dirname(path), name) for name in names if '::' not in name]
+
+
 def _places(cfg: Config, value) -> Iterator[str]:
     """Dotted names of the settings that have this text or collection as their value."""
 
@@ -108,52 +168,6 @@ def _places(cfg: Config, value) -> Iterator[str]:
     if isinstance(value, (str, dict, list, tuple)):
         for key in filter(known_keys().__contains__, cfg):
             yield from walk(cfg[key], key)
-
-
-def check_data(cfg: Config, dataloaders: Iterable[str]) -> None:
-    """Check that the folders of the data sets exist and hold something.
-
-    Raises:
-        InputError: A folder is missing or empty. The message ends with the config's ``data_hint``, a text
-            that says how to get the data.
-    """
-    for name in dataloaders:
-        if cfg.get(name):
-            for key, dataset in _datasets(cfg[name].dataset, f'{name}.dataset'):
-                _check_folders(dataset, key, cfg.get('data_hint'))
-
-
-def _datasets(dataset, key: str) -> Iterator[tuple[str, dict]]:
-    """The data sets inside wrappers such as RepeatDataset and ConcatDataset, with their place."""
-    if 'dataset' in dataset:
-        yield from _datasets(dataset.dataset, f'{key}.dataset')
-    elif 'datasets' in dataset:
-        for i, part in enumerate(dataset.datasets):
-            yield from _datasets(part, f'{key}.datasets.{i}')
-    else:
-        yield key, dataset
-
-
-def _check_folders(dataset: dict, key: str, hint: str | None) -> None:
-    root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or ''
-    kind = str(dataset.get('type')).split('.')[-1]
-    if kind in DOWNLOADED or dataset.get('backend_args') or '://' in root:
-        return
-    if kind == 'ImageNet' and not prefix:
-        prefix = dataset.get('split', '')
-    prefixes = prefix if isinstance(prefix, dict) else {'': prefix}
-    folders = {f'{key}.data_root': root}
-    for part, folder in prefixes.items():
-        if isinstance(folder, str) and folder:
-            folders[f'{key}.data_prefix' + (f'.{part}' if part else '')] = osp.join(root, folder)
-    for place, folder in folders.items():
-        if not folder:
-            continue
-        folder = osp.abspath(osp.expanduser(folder))
-        if not osp.isdir(folder) or not os.listdir(folder):
-            state = 'is empty' if osp.isdir(folder) else 'does not exist'
-            hint = hint or f'put the data there or set {key}.data_root'
-            raise InputError(f'data folder {folder} ({place}) {state}; {hint}')
 
 
 def _near_files(path: str) -> str:

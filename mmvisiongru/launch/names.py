@@ -28,7 +28,16 @@ CONSTRUCTORS = {
     'GroupedOptimWrapperConstructor': PARAMWISE | {'layer_decay_rate'},
 }
 CUSTOM_KEY = {'lr_mult', 'decay_mult'}
-SEGMENTOR_TEST = {'mode', 'crop_size', 'stride', 'subdivision_steps', 'scale_factor', 'size', 'size_divisor'}
+SEGMENTOR_TEST = {
+    'mode',
+    'crop_size',
+    'stride',
+    'subdivision_steps',
+    'subdivision_num_points',
+    'scale_factor',
+    'size',
+    'size_divisor',
+}
 PREPROCESSOR_TEST = {'size', 'size_divisor'}
 # Read with a default by the Runner, whatever else they hold.
 RUNNER_KEYS = {

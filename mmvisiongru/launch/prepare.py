@@ -21,14 +21,23 @@ from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmvisiongru.checkpoint import check_weights, find_checkpoint, read_weights, refuse_pickled_code
+from mmvisiongru.checkpoint import (
+    check_all_pretrained,
+    check_weights,
+    find_checkpoint,
+    read_weights,
+    refuse_pickled_code,
+)
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import check_folder
-from mmvisiongru.launch.config import check_data, load_config
+from mmvisiongru.launch.classes import check_classes
+from mmvisiongru.launch.config import load_config
+from mmvisiongru.launch.data import check_data
 from mmvisiongru.launch.names import check_names, unmatched_custom_keys
 from mmvisiongru.launch.places import explain
 from mmvisiongru.launch.processes import prepare_launch
 from mmvisiongru.launch.quiet import import_quietly
+from mmvisiongru.launch.shapes import check_shapes
 
 # Top-level keys without which a config is for something else.
 TRAINING = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
@@ -60,6 +69,7 @@ def check_config(cfg: Config, dataloaders: Iterable[str] = ()) -> None:
         InputError: Something cannot be used.
     """
     check_names(cfg)
+    check_classes(cfg, dataloaders)
     check_data(cfg, dataloaders)
 
 
@@ -93,9 +103,12 @@ def prepare_training(args: Namespace, merge: Merge) -> Runner:
     with building(cfg):
         runner = build_runner(cfg)
         _build_training(runner)
+    check_shapes(cfg, runner.model, runner.world_size)
+    check_all_pretrained(runner.model)
     if weights:
         coverage = None if cfg.resume else cfg.get('load_coverage', 1.0)
-        unfit = check_weights(runner.model, weights, cfg.load_from, coverage)
+        source = cfg.load_from if cfg.resume else f'{cfg.load_from} (load_from)'
+        unfit = check_weights(runner.model, weights, source, coverage)
         notes += [f'of {cfg.load_from}, not loaded: {line}' for line in unfit]
     for note in [*notes, *unmatched_custom_keys(cfg, runner.model)]:
         runner.logger.warning(note)
@@ -121,6 +134,7 @@ def prepare_test(args: Namespace, merge: Merge) -> Runner:
         runner = build_runner(cfg)
         # Only to be built: it stays with the Runner.
         _ = runner.test_loop
+    check_shapes(cfg, runner.model)
     check_weights(runner.model, weights, args.checkpoint)
     for note in notes:
         runner.logger.warning(note)

@@ -10,7 +10,8 @@ import pytest
 from mmengine.config import Config
 
 from mmvisiongru.errors import InputError
-from mmvisiongru.launch.config import VARIABLES, check_data, check_keys, known_keys, load_config
+from mmvisiongru.launch.config import VARIABLES, check_keys, known_keys, load_config
+from mmvisiongru.launch.data import check_data
 from tests.harness import ROOT
 
 UPERNET = str(ROOT / 'configs/segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py')

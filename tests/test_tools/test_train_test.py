@@ -201,7 +201,7 @@ def test_part_of_a_checkpoint_needs_a_stated_coverage(classifier, tool):
     bad_files(classifier)
     args = (classifier, '--no-validate', '--work-dir', 'work', '--cfg-options', 'load_from=part.pth')
     code, err = tool('train', *args)
-    check_one_line(code, err, 'checkpoint part.pth has ')
+    check_one_line(code, err, 'checkpoint part.pth (load_from) has ')
     assert 'missing head.fc.weight, unexpected head.cf.weight; if you mean that, state a lower' in err[0]
     assert tool('train', *args, 'load_coverage=0.9') == (0, [])
     log = max(Path('work').glob('*/*.log')).read_text()
@@ -262,7 +262,7 @@ NO_GPU = pytest.mark.skipif(has_gpu(), reason='says what happens where there is 
         ),
         (
             ['tiny.py', '--cfg-options', 'load_from=other.pth'],
-            'checkpoint other.pth matches no key of the model: it holds vig.fc, the model wants ',
+            'checkpoint other.pth (load_from) matches no key of the model: it holds vig.fc, the model wants ',
         ),
         (
             [
