@@ -40,10 +40,10 @@ def check_pretrained(module: nn.Module) -> None:
 
 
 def check_all_pretrained(model: nn.Module) -> None:
-    """The same for all parts of a model before any is loaded, without the log.
+    """Check each checkpoint that an ``init_cfg`` of a part of the model names, before any is loaded.
 
     Raises:
-        InputError: As above; the message says which ``init_cfg`` and what to set.
+        InputError: None of its keys fits; the message says which ``init_cfg`` and what to set.
     """
     for name, module in plain_model(model).named_modules():
         # Others translate names while they load.
