@@ -77,6 +77,21 @@ def test_widths_and_batches(device, backend, dtype, shape):
     assert_within(run_backend(backend, tensors, device), expected(tensors), dtype)
 
 
+@pytest.mark.parametrize('backend', ['cpu', 'torch'])
+def test_results_do_not_depend_on_the_number_of_threads(backend):
+    if backend not in runnable_backends():
+        pytest.skip('no C++ compiler on this machine')
+    tensors, before = inputs(2, 600, 130), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = run_backend(backend, tensors)
+        torch.set_num_threads(3)
+        for name, x in run_backend(backend, tensors).items():
+            assert torch.equal(x, one[name]), name
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_strips_do_not_show(monkeypatch):
     tensors = inputs(3, 150, 5, torch.float64)
     # One chunk at a time; one image at a time with all its chunks; everything at once.

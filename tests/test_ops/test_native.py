@@ -1,4 +1,4 @@
-"""The compiled library of the CPU backends: what it is built from, and what a damaged one leads to."""
+"""The compiled libraries of the CPU backends: what they are built from, and what a damaged one leads to."""
 
 import ctypes
 import logging
@@ -7,9 +7,10 @@ import shutil
 import pytest
 import torch
 
-from mmvisiongru.ops import native, runnable_backends
+from mmvisiongru.ops import bi_wkv, mingru_scan, native, runnable_backends
 from mmvisiongru.ops.mingru import cpu_scan
 from mmvisiongru.ops.native import Map, Shape
+from mmvisiongru.ops.wkv import cpu_wkv
 
 pytestmark = pytest.mark.skipif('cpu' not in runnable_backends(), reason='no C++ compiler on this machine')
 
@@ -21,14 +22,16 @@ def own_cache(monkeypatch, tmp_path):
     return tmp_path / 'mmvisiongru'
 
 
-@pytest.mark.parametrize('file', ['mingru_scan.cpp', 'map.h'])
-def test_a_changed_source_or_header_is_another_library(monkeypatch, tmp_path, file):
+@pytest.mark.parametrize('library', ['mingru_scan', 'bi_wkv'])
+@pytest.mark.parametrize('of_its_own', [True, False])
+def test_a_changed_source_or_header_is_another_library(monkeypatch, tmp_path, library, of_its_own):
+    file = f'{library}.cpp' if of_its_own else 'map.h'
     shutil.copytree(native.SOURCES, tmp_path / 'csrc')
     monkeypatch.setattr(native, 'SOURCES', tmp_path / 'csrc')
-    before = native._cache_path('mingru_scan', 'g++')
+    before = native._cache_path(library, 'g++')
     with open(tmp_path / 'csrc' / file, 'a') as source:
         source.write('// changed\n')
-    assert native._cache_path('mingru_scan', 'g++') != before
+    assert native._cache_path(library, 'g++') != before
 
 
 @pytest.mark.parametrize('damage', ['empty', 'cut', 'flipped'])
@@ -58,3 +61,29 @@ def test_calls_with_wrong_arguments_fail():
         forward(*head, Map.of(x), Map.of(x))
     with pytest.raises(ctypes.ArgumentError):
         forward(*head, Map.of(x), Map.of(x), x.data_ptr(), None)
+    # The operator of a library of its own is called like it.
+    head = (0, cpu_wkv.Sizes(1, 1, 1), 1, cpu_wkv.Decay(), None, Map.of(x), Map.of(x))
+    with pytest.raises(TypeError, match='takes at least'):
+        cpu_wkv._functions()['backward'](*head, Map.of(x), None)
+
+
+@pytest.mark.parametrize('operator', ['scan', 'bi_wkv'])
+def test_without_a_compiler_torch_is_taken_and_said_why(monkeypatch, own_cache, caplog, operator):
+    scan = dict(
+        scan=lambda **x: mingru_scan(torch.ones(1, 2, 3), torch.ones(1, 2, 3), **x),
+        bi_wkv=lambda **x: bi_wkv(torch.ones(3), torch.ones(3), *torch.ones(2, 1, 2, 3), **x),
+    )[operator]
+    native.library.cache_clear()
+    monkeypatch.setattr(native.shutil, 'which', lambda name: None)
+    with caplog.at_level(logging.INFO, logger='mmvisiongru'):
+        assert scan().isfinite().all()
+        with pytest.raises(
+            RuntimeError, match=rf"^{operator} backend 'cpu' cannot run on cpu.*no C\+\+ compiler"
+        ):
+            scan(backend='cpu')
+        scan()
+    assert [r.getMessage() for r in caplog.records if 'compiled' in r.getMessage()] == [
+        f"compiled {'mingru_scan' if operator == 'scan' else operator} is not available, 'torch' is used: "
+        'no C++ compiler (g++, clang++ or $CXX) on PATH'
+    ]
+    native.library.cache_clear()

@@ -10,7 +10,7 @@ from .passes import Wkv
 _EVERYWHERE = {'torch': 'torch_wkv', 'reference': 'reference'}
 # By distance.
 BACKENDS = {
-    'paper': Backends('bi_wkv', __package__, _EVERYWHERE),
+    'paper': Backends('bi_wkv', __package__, {'cpu': 'cpu_wkv'} | _EVERYWHERE),
     'released': Backends("bi_wkv(distance='released')", __package__, _EVERYWHERE),
 }
 DISTANCES = tuple(BACKENDS)
@@ -54,12 +54,15 @@ def _op(w: Tensor, u: Tensor, k: Tensor, v: Tensor, distance: str, backend: str)
 def _backward_op(
     grad: Tensor, w: Tensor, u: Tensor, k: Tensor, v: Tensor, distance: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    out = Wkv(*(torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (w, u, k, v)))
+    out = Wkv(*(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (w, u, k, v)))
     x = Wkv(w, u, *map(unit_stride, (k, v)))
     run = BACKENDS[distance].resolve(backend, k).backward
     with torch.autocast(v.device.type, enabled=False):
         if v.numel():
             run(unit_stride(grad), x, out, distance)
+        else:
+            # No token, and nothing depends on what there is of w and u.
+            out.w.zero_(), out.u.zero_()
     return tuple(out)
 
 

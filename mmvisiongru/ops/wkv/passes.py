@@ -9,7 +9,12 @@ sequence may reach, |w| T (which is |decay|) and |u|.
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+# Of a backend that sums without running maxima: leaves e^24 of float32 and e^69 of float64 for the number of
+# tokens and the values.
+LIMIT = {torch.float32: 64.0, torch.float64: 640.0}
 
 
 class Wkv(NamedTuple):

@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import accumulation_dtype
-from .passes import PIECES, Wkv, piece_length
+from .passes import LIMIT, PIECES, Wkv, piece_length
 
-# Leaves e^24 of float32 and e^69 of float64 for the number of tokens and the values.
-LIMIT = {torch.float32: 64.0, torch.float64: 640.0}
+__all__ = ['LIMIT', 'backward', 'forward', 'unsupported']
+
 CHUNK = 64  # tokens
 STRIP = 1 << 17  # elements of z
 
