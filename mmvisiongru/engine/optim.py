@@ -7,7 +7,7 @@ from logging import LogRecord
 
 import torch
 from mmengine.logging import MMLogger, print_log
-from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIMIZERS
 from torch import nn
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
@@ -118,6 +118,11 @@ def _without_a_line_for_each_parameter() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
+
+
+def single_wrappers(wrapper: OptimWrapper | OptimWrapperDict) -> list[OptimWrapper]:
+    """The wrappers of one optimizer each."""
+    return list(wrapper.optim_wrappers.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
 
 
 def regroup(checkpoint: dict, wrapper: OptimWrapper, model: nn.Module) -> None:

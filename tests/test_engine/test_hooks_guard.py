@@ -60,7 +60,12 @@ def test_stop_waits_for_an_accumulated_gradient(tmp_path):
     assert find_checkpoint(str(tmp_path))[0].endswith('iter_12.pth')
 
 
-@pytest.mark.parametrize('more', [{}, {'optim_wrapper.clip_grad': dict(max_norm=1.0)}])
+FUSED = {'optim_wrapper.optimizer.fused': True}
+CLIP = {'optim_wrapper.clip_grad': dict(max_norm=1.0)}
+WAYS = pytest.mark.parametrize('more', [{}, CLIP, FUSED, FUSED | CLIP], ids=['', 'clip', 'fused', 'both'])
+
+
+@WAYS
 @pytest.mark.parametrize('patience', [1, 3])
 def test_loss_that_is_nan_ends_the_run(tmp_path, more, patience):
     runner = toy_runner(
@@ -73,7 +78,8 @@ def test_loss_that_is_nan_ends_the_run(tmp_path, more, patience):
     message = rf'in {patience} iterations in a row, from iteration 7: loss nan, (\d+\.png(, )?){{4}};'
     with pytest.raises(InputError, match=message + r' last checkpoint: .*iter_6\.pth'):
         runner.train()
-    assert runner.iter + 1 == 6 + patience
+    # The first one is read at the end of the next; from then on, each at its own.
+    assert runner.iter + 1 == 6 + max(patience, 2)
     assert saved(tmp_path) == ['iter_6.pth']
     # No step was taken with what came from the loss.
     assert all(p.isfinite().all() for p in runner.model.parameters())
@@ -88,7 +94,7 @@ def test_lost_weights_do_not_replace_good_ones(tmp_path):
     assert saved(tmp_path) == ['iter_6.pth']
 
 
-@pytest.mark.parametrize('more', [{}, {'optim_wrapper.clip_grad': dict(max_norm=1.0)}])
+@WAYS
 def test_gradient_that_is_inf_is_left_out(tmp_path, more):
     runner = toy_runner(tmp_path, fault=dict(at=8, what='inf_gradient', times=2), **more)
     runner.train()
@@ -153,6 +159,35 @@ def test_loss_scale_that_has_to_fall_does_not_end_the_run(tmp_path):
     assert {float(s['step']) for s in optimizer.state.values()} == {8.0}
 
 
+@WAYS
+def test_the_last_iteration_is_judged_too(tmp_path, more):
+    runner = toy_runner(tmp_path, fault=dict(at=18, what='inf_gradient'), **more)
+    hook = next(h for h in runner.hooks if isinstance(h, GuardHook))
+    hook.patience = 1
+    with pytest.raises(InputError, match='in 1 iterations in a row, from iteration 18: gradient not finite'):
+        runner.train()
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_a_step_left_out_changes_nothing(fused):
+    """Not even where the gradient of another parameter is finite."""
+    parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = torch.optim.AdamW(parameters, lr=1.0, fused=fused)
+    hook = GuardHook()
+    optimizer.register_step_pre_hook(hook._before_step)
+    optimizer.register_step_post_hook(hook._after_step)
+    for bad in (True, False, True):
+        parameters[0].grad = torch.full((2,), torch.inf if bad else 1.0)
+        parameters[1].grad = torch.ones(2)
+        before = [p.detach().clone() for p in parameters]
+        optimizer.step()
+        assert [torch.equal(p, b) for p, b in zip(parameters, before, strict=True)] == [bad, bad]
+    assert {float(s['step']) for s in optimizer.state.values()} == {1.0}
+    assert list(map(float, hook.bad_gradients)) == [1.0, 0.0, 1.0]
+    # A loss scaler would take it for its own.
+    assert not hasattr(optimizer, 'found_inf')
+
+
 def test_steps_that_a_loss_scaler_skips_do_not_count():
     """A fused optimizer is called for those too, with ``found_inf``; others are not called at all."""
     weight = torch.nn.Parameter(torch.ones(2))
@@ -161,10 +196,11 @@ def test_steps_that_a_loss_scaler_skips_do_not_count():
     weight.grad = torch.full((2,), torch.inf)
     optimizer.found_inf = torch.ones(1)
     hook._before_step(optimizer, (), {})
-    assert not hook.bad_gradient
+    assert not hook.bad_gradients
+    assert hook.scaled == [optimizer.found_inf]
     del optimizer.found_inf
     hook._before_step(optimizer, (), {})
-    assert hook.bad_gradient
+    assert list(map(float, hook.bad_gradients)) == [1.0]
     assert weight.grad is None
 
 
@@ -180,9 +216,10 @@ def test_signal_to_one_of_two_processes_stops_both(tmp_path, by_epoch, what):
     fault = dict(at=5, what=what, rank=1)
     code, log = finish(start(2, tmp_path / 'stopped', by_epoch=by_epoch, fault=fault))
     assert code == (143 if what == 'term' else 130), log
-    assert 'after iteration 5: saved' in log
+    # The other process is told in the course of an iteration.
+    assert 'after iteration 6: saved' in log
     path, _ = find_checkpoint(str(tmp_path / 'stopped'))
-    assert path == str(tmp_path / 'stopped/iter_5.pth')
+    assert path == str(tmp_path / 'stopped/iter_6.pth')
     assert finish(start(2, tmp_path / 'stopped', by_epoch=by_epoch, resume=True))[0] == 0
     assert finish(start(2, tmp_path / 'whole', by_epoch=by_epoch))[0] == 0
     (last,) = {p.name for p in (tmp_path / 'whole').glob('[ei]*_*.pth')} & set(LAST.values())

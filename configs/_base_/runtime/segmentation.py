@@ -7,6 +7,7 @@ runner_type = 'mmvisiongru.ReliableRunner'
 max_bad_samples = 10
 
 default_hooks = dict(
+    runtime_info=dict(type='mmvisiongru.LateInfoHook'),
     timer=dict(type='IterTimerHook'),
     logger=dict(type='mmvisiongru.AtomicLoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),

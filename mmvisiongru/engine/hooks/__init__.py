@@ -3,6 +3,7 @@
 from .checkpoint import AtomicCheckpointHook
 from .exact_resume import ExactResumeHook
 from .guard import GuardHook
+from .late_info import LateInfoHook
 from .logger import AtomicLoggerHook
 from .samples import BadSampleHook
 from .stall import StallHook
@@ -13,5 +14,6 @@ __all__ = [
     'BadSampleHook',
     'ExactResumeHook',
     'GuardHook',
+    'LateInfoHook',
     'StallHook',
 ]

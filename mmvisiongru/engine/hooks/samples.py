@@ -11,10 +11,16 @@ from mmvisiongru.registry import HOOKS
 class BadSampleHook(Hook):
     """Ends the run when a process passed over more samples than ``max_bad_samples``; sums up at the end."""
 
-    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        """Count; the flags of the data set are in memory that its workers write."""
+    def before_train(self, runner) -> None:
+        """Find the flags of the data set, in memory that its workers write."""
         dataset = runner.train_dataloader.dataset
-        if isinstance(dataset, GuardedDataset) and dataset.bad.any():
+        # Looked at in every iteration: as a tensor they cost several times more.
+        self.flags = dataset.bad.numpy() if isinstance(dataset, GuardedDataset) else None
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        """Count."""
+        if self.flags is not None and self.flags.any():
+            dataset = runner.train_dataloader.dataset
             files = dataset.bad_files()
             if len(files) > dataset.max_bad_samples:
                 raise InputError(
