@@ -1,14 +1,20 @@
-"""README and docs: the snippets that the README opens with."""
+"""README and docs: the snippets that the README opens with, and tables that can be read."""
 
 import re
 from pathlib import Path
 
 import mmseg
+import pytest
 from mmengine.config import Config
 
 from tests.harness import ROOT
 from tests.harness.config_builders import build_model
 
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ('*.md', 'docs/*.md', 'configs/*/*.md')
+    for path in ROOT.glob(pattern)
+)
 PYTHON, CONFIG = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[:2]
 
 
@@ -39,3 +45,12 @@ def test_the_config_snippet_makes_a_segmentor(tmp_path):
     widths = list(model.backbone.embed_dims)
     assert model.decode_head.in_channels == widths
     assert model.auxiliary_head.in_channels == widths[model.auxiliary_head.in_index]
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_table_cells_are_short(page):
+    """What takes more than 200 characters is a sentence or a list below the table."""
+    rows = [line for line in (ROOT / page).read_text().splitlines() if line.startswith('|')]
+    # A link is as wide as its text.
+    cells = [re.sub(r'\[(.*?)\]\(.*?\)', r'\1', cell) for row in rows for cell in row.split('|')]
+    assert [cell for cell in cells if len(cell) > 200] == []
