@@ -13,8 +13,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..backends import Backends, unit_stride
 from ..paths import PATHS, check_paths
+from ..transforms import is_transformed
 from .passes import Gates, Mode
-from .transforms import Scan, is_transformed
+from .transforms import Scan
 
 BACKENDS = Backends(
     'scan',

@@ -9,16 +9,10 @@ which is minGRU with the same gates and the candidates c', taken as they are.
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
+from ..transforms import refuse
 from .reference import candidate_and_slope
-
-
-def is_transformed() -> bool:
-    """Whether a transform of ``torch.func`` or forward-mode differentiation is under way."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _fold(size: int, in_dims: tuple, args: tuple) -> list:
@@ -85,12 +79,7 @@ class ScanBackward(Function):
     def setup_context(ctx, inputs, output) -> None:
         """Nothing is kept, as nothing follows."""
 
-    @staticmethod
-    def backward(ctx, *grads):
-        """There is none."""
-        raise RuntimeError('the minGRU scan has no second derivative')
-
-    jvp = backward
+    backward = jvp = refuse('the minGRU scan has no second derivative')
 
     @staticmethod
     def vmap(info, in_dims, *args):

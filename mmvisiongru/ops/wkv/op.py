@@ -5,7 +5,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..backends import Backends, accumulation_dtype, unit_stride
+from ..transforms import is_transformed
 from .passes import Wkv
+from .transforms import BiWkv
 
 _EVERYWHERE = {'torch': 'torch_wkv', 'reference': 'reference'}
 # By distance.
@@ -138,4 +140,5 @@ def bi_wkv(
     if distance not in DISTANCES:
         raise ValueError(f'distance must be one of {DISTANCES}, got {distance!r}')
     BACKENDS[distance].check(backend)
-    return _op(w, u, k, v, distance, backend)
+    average = BiWkv.apply if is_transformed() else _op
+    return average(w, u, k, v, distance, backend)

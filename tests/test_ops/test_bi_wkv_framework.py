@@ -1,0 +1,269 @@
+"""Bi-WKV in the framework: checks of operators, compilers, transforms, autocast, FLOP counters."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmvisiongru.models.layers import SpatialMix
+from mmvisiongru.ops import bi_wkv
+from mmvisiongru.ops.wkv import FLOPS_PER_ELEMENT, runnable_backends
+from tests.harness.wkv import (
+    DEVICES,
+    TOLERANCE,
+    assert_within,
+    by_sums,
+    by_weights,
+    cases,
+    error,
+    expected,
+    inputs,
+    run,
+    run_backend,
+)
+
+OPS = torch.ops.mmvisiongru
+DISTANCES = pytest.mark.parametrize('distance', ['paper', 'released'])
+
+
+def leaf(x):
+    return x.detach().clone().requires_grad_()
+
+
+def transposed(x):
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def op_samples():
+    w, u, k, v, dy = inputs(2, 9, 3)
+    wide = [x.double() for x in (w, u, k, v)]
+    return {
+        'bi_wkv': [
+            (*map(leaf, (w, u, k, v)), 'paper', 'auto'),
+            (*map(leaf, wide), 'released', 'auto'),
+            (leaf(w), leaf(u), *(transposed(x).requires_grad_() for x in (k, v)), 'paper', 'torch'),
+            (*map(leaf, wide[:2]), leaf(k.bfloat16()), leaf(v.bfloat16()), 'paper', 'auto'),
+            (w, u, k[:, :0], v[:, :0], 'paper', 'auto'),
+        ],
+        'bi_wkv_backward': [
+            (dy, w, u, k, v, 'paper', 'auto'),
+            (dy[:1, :1, :1].expand(2, 9, 3), w, u, transposed(k), v, 'released', 'auto'),
+            (dy[:, :0], w, u, k[:, :0], v[:, :0], 'paper', 'auto'),
+        ],
+    }
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('name', list(op_samples()))
+def test_opcheck(name, device):
+    for args in op_samples()[name]:
+        args = [
+            x.detach().to(device).requires_grad_(x.requires_grad) if torch.is_tensor(x) else x for x in args
+        ]
+        torch.library.opcheck(getattr(OPS, name).default, tuple(args))
+
+
+@pytest.mark.parametrize(
+    ('distance', 'device', 'backend', 'dtype'),
+    [
+        (distance, *case)
+        for distance in ('paper', 'released')
+        for case in cases(torch.float64, distance=distance)
+    ],
+)
+def test_gradcheck(device, backend, dtype, distance):
+    tensors = [x.to(device).requires_grad_() for x in inputs(2, 7, 2, dtype)[:4]]
+    average = partial(bi_wkv, distance=distance, backend=backend)
+    assert torch.autograd.gradcheck(average, tensors)
+    w, u, *keys_and_values = tensors
+    assert torch.autograd.gradcheck(
+        lambda k, v: average(w.detach(), u.detach(), k, v),
+        keys_and_values,
+        check_forward_ad=True,
+        check_backward_ad=False,
+    )
+
+
+def test_second_derivative_is_refused_not_wrong():
+    tensors = [x.requires_grad_() for x in inputs(1, 5, 2, torch.float64)[:4]]
+    (first,) = torch.autograd.grad(bi_wkv(*tensors).sum(), tensors[2], create_graph=True)
+    with pytest.raises(RuntimeError, match='autograd'):
+        first.sum().backward()
+    w, u, k, v = (x.detach() for x in tensors)
+    with pytest.raises(RuntimeError, match=r'^bi_wkv has no second derivative$'):
+        hessian(lambda k: bi_wkv(w, u, k, v).sum())(k)
+
+
+# ---- torch.func
+
+
+@DISTANCES
+def test_jacobians(distance):
+    tensors = inputs(1, 5, 3, torch.float64)[:4]
+    average, ref = (partial(f, distance=distance) for f in (bi_wkv, by_weights))
+    expected_all = jacrev(ref, argnums=(0, 1, 2, 3))(*tensors)
+    torch.testing.assert_close(jacrev(average, argnums=(0, 1, 2, 3))(*tensors), expected_all)
+    torch.testing.assert_close(jacfwd(average, argnums=(2, 3))(*tensors), expected_all[2:])
+
+
+@pytest.mark.parametrize('backend', runnable_backends())
+@pytest.mark.parametrize('in_dims', [(None, None, 0, 0), (0, 1, None, 2), (None, 0, -1, None)], ids=str)
+def test_vmap(backend, in_dims):
+    tensors = [
+        x if dim is None else torch.stack([x, 2 * x, -x], dim)
+        for x, dim in zip(inputs(2, 5, 3, torch.float64)[:4], in_dims, strict=True)
+    ]
+    got, ref = (vmap(f, in_dims)(*tensors) for f in (partial(bi_wkv, backend=backend), by_weights))
+    torch.testing.assert_close(got, ref)
+
+
+def test_gradients_of_each_sample_of_the_mixer():
+    torch.manual_seed(0)
+    mixer = SpatialMix(6, 1, 3, key_norm=False, distance='paper', backend='auto').double()
+    x, cotangent = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
+    parameters = dict(mixer.named_parameters())
+
+    def loss(parameters, x, cotangent):
+        return (functional_call(mixer, parameters, x[None])[0] * cotangent).sum()
+
+    got = vmap(grad(loss), (None, 0, 0))(parameters, x, cotangent)
+    for i in range(3):
+        ref = torch.autograd.grad((mixer(x[i : i + 1])[0] * cotangent[i]).sum(), list(parameters.values()))
+        for name, value in zip(parameters, ref, strict=True):
+            torch.testing.assert_close(got[name][i], value)
+
+
+@pytest.mark.parametrize('moved', [0, 1])
+def test_forward_mode_by_decay_and_bonus_is_refused_in_one_line(moved):
+    tensors = inputs(1, 4, 2)[:4]
+    with pytest.raises(RuntimeError, match=r'^bi_wkv has no forward-mode derivative by w and u; reverse'):
+        jvp(
+            lambda x: bi_wkv(*tensors[:moved], x, *tensors[moved + 1 :]),
+            (tensors[moved],),
+            (tensors[moved],),
+        )
+
+
+# ---- compilers
+
+
+class Averages(nn.Module):
+    """Bi-WKV, with something for a compiler to do around it."""
+
+    def forward(self, w, u, k, v):
+        return bi_wkv(w / k.size(1), u / k.size(1), k * 1.5, v.tanh()).sin()
+
+
+def averages_by_definition(w, u, k, v):
+    return by_sums(w / k.size(1), u / k.size(1), k * 1.5, v.tanh()).sin()
+
+
+def assert_compiled_matches(compiled, device, lengths):
+    for length in lengths:
+        tensors = inputs(2, length, 3, seed=length)
+        tensors[:2] = [x * length for x in tensors[:2]]
+        got = run(compiled, *(x.to(device) for x in tensors))
+        assert_within(got, expected(tensors, averages_by_definition), torch.float32)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_compile_dynamic_length_once(device):
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend('aot_eager')
+    compiled = torch.compile(Averages(), fullgraph=True, dynamic=True, backend=counter)
+    assert_compiled_matches(compiled, device, [65, 40, 17])
+    assert counter.frame_count == 1
+
+
+# A cold C++ compilation of the elementwise code around the operator.
+@pytest.mark.long
+@pytest.mark.parametrize('device', DEVICES)
+def test_compile_inductor(device):
+    torch._dynamo.reset()
+    assert_compiled_matches(torch.compile(Averages(), fullgraph=True), device, [65])
+
+
+def test_export():
+    length = torch.export.Dim('length', min=2, max=4096)
+    program = torch.export.export(
+        Averages(),
+        tuple(inputs(2, 65, 3)[:4]),
+        dynamic_shapes=dict(w=None, u=None, k={1: length}, v={1: length}),
+    )
+    targets = [node.target for node in program.graph.nodes if node.op == 'call_function']
+    assert targets.count(OPS.bi_wkv.default) == 1
+    for n in (65, 12, 200):
+        tensors = inputs(2, n, 3, seed=n)[:4]
+        ref = averages_by_definition(*(x.double() for x in tensors))
+        assert error(program.module()(*tensors), ref, 'max') <= TOLERANCE[torch.float32][1]
+
+
+# ---- types and costs
+
+
+def test_autocast_leaves_the_operator_in_the_type_it_is_given():
+    tensors = inputs(2, 65, 3)
+    plain = run(bi_wkv, *tensors)
+    with torch.autocast('cpu', torch.bfloat16):
+        cast = run(bi_wkv, *tensors)
+    for name, x in plain.items():
+        assert torch.equal(x, cast[name]), name
+
+
+@pytest.mark.parametrize('backend', runnable_backends('cpu', torch.bfloat16))
+def test_autocast_bf16(backend):
+    w, u, *_ = inputs(2, 65, 3)
+    torch.manual_seed(0)
+    linear = nn.Linear(8, 6, bias=False)
+    x, cotangent = torch.randn(2, 65, 8), torch.randn(2, 65, 3).bfloat16()
+    with torch.autocast('cpu', torch.bfloat16):
+        projected = linear(x)
+        projected.retain_grad()
+        y = bi_wkv(w, u, *projected.chunk(2, -1), backend=backend)
+    assert y.dtype == projected.dtype == torch.bfloat16
+    y.backward(cotangent)
+    assert linear.weight.grad.dtype == torch.float32
+    k, v = projected.detach().chunk(2, -1)
+    dk, dv = projected.grad.chunk(2, -1)
+    ref = expected((w, u, k, v, cotangent), by_sums)
+    assert_within(
+        dict(y=y.detach(), dk=dk, dv=dv), {name: ref[name] for name in ('y', 'dk', 'dv')}, torch.bfloat16
+    )
+
+
+@pytest.mark.parametrize('wide', [torch.float32, torch.float64])
+@pytest.mark.parametrize(('device', 'backend', 'dtype'), cases(torch.bfloat16, torch.float32))
+def test_decay_and_bonus_keep_their_type(device, backend, dtype, wide):
+    w, u, *others = inputs(2, 40, 3, dtype)
+    got = run_backend(backend, (w.to(wide), u.to(wide), *others), device)
+    assert got['dw'].dtype == got['du'].dtype == wide
+    assert got['y'].dtype == got['dk'].dtype == got['dv'].dtype == dtype
+
+
+def test_inference_mode_and_meta_tensors():
+    tensors = inputs(2, 65, 3)
+    with torch.inference_mode():
+        y = bi_wkv(*tensors[:4])
+    assert error(y, expected(tensors)['y'], 'max') <= TOLERANCE[torch.float32][1]
+    w, u = (torch.empty(3, device='meta') for _ in range(2))
+    for dtype in TOLERANCE:
+        y = bi_wkv(w, u, *(torch.empty(2, 5, 3, device='meta', dtype=dtype) for _ in range(2)))
+        assert (y.shape, y.dtype, y.device.type) == ((2, 5, 3), dtype, 'meta')
+
+
+def counted_flops(function):
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def test_flop_counter_sees_the_operator():
+    tensors = inputs(2, 50, 3)
+    elements = tensors[2].numel()
+    # x v, and numerator and denominator of the past, the future and the token itself: 7 multiply-adds.
+    assert counted_flops(lambda: bi_wkv(*tensors[:4])) == 14 * elements
+    assert FLOPS_PER_ELEMENT == 14
+    assert counted_flops(lambda: run(bi_wkv, *tensors)) == (1 + 3) * 14 * elements
