@@ -5,10 +5,15 @@ import copy
 import functools
 import re
 
+import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.hooks import ParamSchedulerHook
+from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from tests.harness import ROOT
 
@@ -95,3 +100,40 @@ def batch_in_name(name):
     """GPUs and images a GPU that a file name states, e.g. (8, 128)."""
     gpus, images = re.search(r'_(\d+)xb(\d+)[-_.]', name).groups()
     return int(gpus), int(images)
+
+
+class OneWeight(BaseModel):
+    """The least that a runner trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        raise NotImplementedError
+
+
+def lr_curve(name, work_dir, epoch_length=10):
+    """The lr of every iteration, from the schedulers and the loop that a runner builds of the config."""
+    cfg = load(name)
+    runner = Runner(
+        OneWeight(),
+        str(work_dir),
+        train_dataloader=DataLoader(range(epoch_length)),
+        train_cfg=cfg.train_cfg,
+        optim_wrapper=dict(optimizer=cfg.optim_wrapper.optimizer),
+        default_scope=cfg.default_scope,
+        experiment_name=f'lr_{name}',
+        log_level='WARNING',
+    )
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner._train_loop = runner.build_train_loop(cfg.train_cfg)
+    runner.param_schedulers = runner.build_param_scheduler(cfg.param_scheduler)
+    hook, by_epoch = ParamSchedulerHook(), cfg.default_scope == 'mmpretrain'
+    lrs = []
+    for i in range(runner.max_iters):
+        lrs.append(runner.optim_wrapper.param_groups[0]['lr'])
+        hook.after_train_iter(runner, i)
+        if by_epoch and (i + 1) % epoch_length == 0:
+            hook.after_train_epoch(runner)
+    return np.array(lrs)

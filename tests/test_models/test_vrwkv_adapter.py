@@ -8,6 +8,7 @@ import torch
 from mmcv.cnn.bricks import DropPath
 from mmengine.logging import MMLogger
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisiongru.errors import InputError
 from mmvisiongru.models import VRWKV, VRWKVAdapter
@@ -262,6 +263,12 @@ def test_autocast_and_whole_model_in_bf16():
         assert (b.float() - a).square().mean().sqrt() <= 0.05 * scale
         assert (c.float() - a).square().mean().sqrt() <= 0.1 * scale
         assert c.dtype == torch.bfloat16
+
+
+def test_costs_are_counted_without_computing():
+    with torch.device('meta'), FlopCounterMode(display=False) as counter:
+        small()(torch.empty(1, 3, 64, 64))
+    assert counter.get_total_flops() > 0
 
 
 def test_layer_depth():

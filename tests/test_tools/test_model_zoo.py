@@ -11,13 +11,18 @@ from mmvisiongru.analysis.models import build_model
 from tools.misc import update_model_zoo as zoo
 
 CONFIGS = zoo.ROOT / 'configs'
-# arXiv:2412.18178
+# arXiv:2412.18178 and arXiv:2403.02308
 PAPER = {
     'configs/classification/visiongru-tiny_8xb128_in1k.py': 82.0,
     'configs/classification/visiongru-tiny_8xb128_in1k_released.py': 82.0,
     'configs/classification/visiongru-base_8xb128_in1k.py': 83.1,
     'configs/classification/visiongru-base_8xb128_in1k_released.py': 83.1,
     'configs/segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py': 44.7,
+    'configs/classification/vrwkv-tiny_8xb128_in1k.py': 75.1,
+    'configs/classification/vrwkv-small_8xb128_in1k.py': 80.1,
+    'configs/classification/vrwkv-base_8xb128_in1k.py': 82.0,
+    'configs/segmentation/vrwkv-tiny-adapter_upernet_8xb2-160k_ade20k-512x512.py': 43.3,
+    'configs/segmentation/vrwkv-small-adapter_upernet_8xb2-160k_ade20k-512x512.py': 47.2,
 }
 
 
@@ -41,10 +46,15 @@ def test_openmmlab_reads_the_index_and_finds_what_it_names():
     models.build_models_with_collections()
     assert len(models.models) == len(entries())
     for part in index():
-        (collection,) = part['Collections']
-        assert (zoo.ROOT / collection['README']).is_file()
-        assert (zoo.ROOT / collection['Code']['URL']).is_file()
-        assert {entry['In Collection'] for entry in part['Models']} == {collection['Name']}
+        for collection in part['Collections']:
+            assert (zoo.ROOT / collection['README']).is_file()
+            assert (zoo.ROOT / collection['Code']['URL']).is_file()
+        for entry in part['Models']:
+            is_vrwkv = entry['Name'].startswith('vrwkv') and 'peers/' not in entry['Config']
+            assert entry['In Collection'].endswith('Vision-RWKV') is is_vrwkv
+        assert {entry['In Collection'] for entry in part['Models']} == {
+            c['Name'] for c in part['Collections']
+        }
 
 
 @pytest.mark.parametrize('folder', zoo.FOLDERS)
@@ -85,7 +95,9 @@ def test_new_config_gets_an_entry_and_results_are_kept():
         'Results': result,
         'Metadata': {'Epochs': 300, 'FLOPs': 1},
     }
-    first, second = zoo.update_entries([known], [old, new], 'c')
+    collections = [{'Name': name, 'Code': {'URL': f'x/{name}.py'}} for name in ('visiongru', 'vrwkv')]
+    first, second, third = zoo.update_entries([known], [old, new, list(PAPER)[5]], collections)
+    assert [entry['In Collection'] for entry in (first, second, third)] == ['c', 'visiongru', 'vrwkv']
     assert first['Results'] == result
     assert first['Metadata']['Epochs'] == 300
     assert first['Metadata']['FLOPs'] == second['Metadata']['FLOPs'] > 1

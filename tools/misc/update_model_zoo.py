@@ -26,19 +26,22 @@ METRICS = ('Top 1 Accuracy', 'mIoU')
 BEGIN, END = '<!-- table: tools/misc/update_model_zoo.py -->', '<!-- end of table -->'
 
 
-def update_entries(entries: list[dict], configs: list[str], collection: str) -> list[dict]:
+def update_entries(entries: list[dict], configs: list[str], collections: list[dict]) -> list[dict]:
     """One entry a config, in the order of the configs; what is not counted stays."""
     known = {entry['Config']: entry for entry in entries}
     updated = []
     for config in configs:
-        entry = known.get(config, new_entry(config, collection))
+        entry = known.get(config, new_entry(config, collections))
         updated.append(entry | {'Metadata': entry.get('Metadata', {}) | counted(config)})
     return updated
 
 
-def new_entry(config: str, collection: str) -> dict:
-    """Entry of a config that is not listed yet."""
-    return {'Name': Path(config).stem, 'In Collection': collection, 'Config': config}
+def new_entry(config: str, collections: list[dict]) -> dict:
+    """Entry of a config that is not listed yet, in the collection whose model it names, or in the first."""
+    name = Path(config).stem
+    models = {Path(c['Code']['URL']).stem: c['Name'] for c in collections}
+    collection = next((c for model, c in models.items() if name.startswith(model)), collections[0]['Name'])
+    return {'Name': name, 'In Collection': collection, 'Config': config}
 
 
 def counted(config: str) -> dict:
@@ -91,7 +94,7 @@ def update(folder: str) -> dict[Path, str]:
     metafile, readme = (ROOT / 'configs' / folder / name for name in ('metafile.yml', 'README.md'))
     configs = sorted(str(p.relative_to(ROOT)) for p in metafile.parent.glob('*.py'))
     index = yaml.safe_load(metafile.read_text())
-    index['Models'] = update_entries(index['Models'] or [], configs, index['Collections'][0]['Name'])
+    index['Models'] = update_entries(index['Models'] or [], configs, index['Collections'])
     before, rest = readme.read_text().split(BEGIN)
     text = f'{before}{BEGIN}\n\n{table(index["Models"])}\n\n{END}{rest.split(END)[1]}'
     return {metafile: yaml.safe_dump(index, sort_keys=False, width=120), readme: text}

@@ -81,8 +81,7 @@ class DeformableAttention(nn.Module):
         weights = self.attention_weights(query).to(dtype).unflatten(2, (self.num_heads, -1)).softmax(3)
         weights = weights.view(B, Q, self.num_heads, self.levels, self.points)
         values = self.value_proj(x).to(dtype).unflatten(2, (self.num_heads, -1))
-        with torch.autocast(query.device.type, enabled=False):
-            out = _read(values, shapes, places.view(Q, 1, 1, 2), offsets, weights)
+        out = _read(values, shapes, places.view(Q, 1, 1, 2), offsets, weights)
         return self.output_proj(out.to(query.dtype))
 
 
