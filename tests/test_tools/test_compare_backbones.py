@@ -34,7 +34,7 @@ def test_rows_are_counted_measured_or_quoted(page):
     assert second['latency_ms'] > 0
     assert rows['first']['time_ratio'] == pytest.approx(1, abs=0.9)
     assert '| 12.34 | nowhere |' in text
-    assert '| Vim-S | 224x224 | 26.0 |  | not carried |  |  | 80.5 | README of hustvl/Vim |' in text
+    assert '| Vim-S | 224x224 | 26.0 |  | not available |  |  | 80.5 | README of hustvl/Vim |' in text
     assert set(compare_backbones.QUOTED['classification']) < set(rows)
 
 
@@ -47,7 +47,7 @@ def test_models_exist_and_their_accuracy_is_quoted():
             assert source in ('model index of mmpretrain', 'model index of mmseg', 'arXiv:2412.18178')
 
 
-def test_models_said_not_to_be_carried_are_not():
-    carried = ' '.join(list_models())
+def test_models_said_not_to_be_available_are_not():
+    available = ' '.join(list_models())
     for name in ('regnety', 's4nd', 'vim-', 'rwkv'):
-        assert name not in carried
+        assert name not in available

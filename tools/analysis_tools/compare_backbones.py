@@ -53,7 +53,7 @@ MODELS = dict(
         'UperNet Swin-T': 'swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512',
     },
 )
-# Not carried by the stack: parameters in millions, GMACs (None: the source gives none), accuracy, source.
+# Not in the stack: parameters in millions, GMACs (None: the source gives none), accuracy, source.
 QUOTED = dict(
     classification={
         'RegNetY-4GF': (20.6, 4.0, 79.4, 'MODEL_ZOO.md of facebookresearch/pycls'),
@@ -146,17 +146,18 @@ def markdown(rows: list[dict], machine: dict) -> str:
         segmentation=('ADE20K', 'UperNet VisionGRU-tiny', 'mIoU (quoted)'),
     )
     lines = [
-        '# VisionGRU beside what it competes with',
+        '# VisionGRU and its competitors',
         '',
-        'Written by `tools/analysis_tools/compare_backbones.py`, which says how; run it again to refresh it.',
+        '`tools/analysis_tools/compare_backbones.py` writes this page and says how. Run it again to refresh it.',
         '',
         f'Measured on: {", ".join(f"{key} {value}" for key, value in machine.items())}.',
         '',
-        'Inference at batch 1. Peak memory is what a pass needs beside the weights. FLOPs are',
-        'multiply-accumulates. Segmentors are counted and timed without their auxiliary head, whose',
-        'parameters are included. **Accuracy is quoted from the source that the row names**, nothing of it',
-        'was reached here, and recipes differ. A row without time is not carried by the stack: all its',
-        'figures are quoted.',
+        '- Inference is at batch 1. Peak memory is what a pass needs on top of the weights.',
+        '- FLOPs are multiply-accumulates.',
+        '- Segmentors are counted and timed without their auxiliary head, but its parameters are included.',
+        '- **Accuracy is quoted from the source in the last column.** None of it was reached here, and',
+        '  recipes differ.',
+        '- A model that the stack does not have is marked "not available". All figures in its row are quoted.',
     ]
     for task, (title, reference, accuracy) in titles.items():
         head = ['model', 'image', 'params (M)', 'FLOPs (G)', 'ms', f'time / {reference}', 'peak MB']
@@ -167,7 +168,7 @@ def markdown(rows: list[dict], machine: dict) -> str:
                 'x'.join(map(str, row['size'])),
                 cell(row['parameters'] / 1e6, 1),
                 cell(row['macs'] and row['macs'] / 1e9, 1),
-                cell(row.get('latency_ms'), 0) or 'not carried',
+                cell(row.get('latency_ms'), 0) or 'not available',
                 cell(row.get('time_ratio'), 2),
                 cell(row.get('peak_memory_mb'), 0),
                 f'{row["accuracy"]:g}',
