@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tools.analysis_tools import benchmark, benchmark_scan
+from tools.analysis_tools import benchmark, benchmark_scan, benchmark_wkv
 
 SMALL = ['--shapes', '2x37x12', '--repeats', '2', '--device', 'cpu']
 PICO = 'mmvisiongru.VisionGRU:pico'
@@ -143,3 +143,32 @@ def test_turns_are_taken():
     times = benchmark.measure.interleaved_times(functions, torch.device('cpu'), repeats=2)
     assert order == list('ababab')
     assert {name: len(seconds) for name, seconds in times.items()} == {'a': 2, 'b': 2}
+
+
+def test_what_bi_wkv_is_compared_with_computes_the_same():
+    torch.manual_seed(0)
+    w, u = torch.randn(2, 6).double()
+    k, v, cotangent = torch.randn(3, 2, 19, 6).double()
+    assert max(benchmark_wkv.errors(benchmark_wkv.token_loop, (w, u, k, v), cotangent).values()) < 1e-12
+
+
+def test_bi_wkv_rows(tmp_path, capsys):
+    path = tmp_path / 'wkv.json'
+    command = ['--shapes', '1x37x64', '--repeats', '2', '--device', 'cpu', '--json', str(path)]
+    benchmark_wkv.main(command)
+    rows = {row['name']: row for row in json.loads(path.read_text())['rows']}
+    assert {'torch', 'loop', 'attention'} <= rows.keys() <= {'cpu', 'torch', 'loop', 'attention'}
+    assert max(rows['torch'][key] for key in ('y', 'dw', 'du', 'dk', 'dv')) < 2e-6
+    assert rows['torch']['tensors'] >= 3
+    out = capsys.readouterr().out
+    assert '1x37x64' in out
+    for row in rows.values():
+        assert row['forward_ms'] > 0
+        assert f'{row["forward_ms"]:.2f}' in out
+
+
+def test_bi_wkv_outside_of_its_tolerance_is_not_timed(monkeypatch):
+    monkeypatch.setattr(benchmark_wkv, 'TOLERANCE', 0.0)
+    monkeypatch.setattr(benchmark_wkv.measure, 'interleaved_times', None)
+    with pytest.raises(SystemExit, match=r'error: .* is outside of its tolerance of 0'):
+        benchmark_wkv.main(['--shapes', '1x37x64', '--device', 'cpu'])
