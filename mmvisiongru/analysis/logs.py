@@ -31,9 +31,9 @@ def read_run(run: str) -> tuple[dict, dict]:
         tuple[dict, dict]: Of training and of validation: {key: {iteration: value}}. What a resumed run did
         again replaces what was there.
     """
-    train, validation = defaultdict(dict), defaultdict(dict)
+    train, validation, steps = defaultdict(dict), defaultdict(dict), {}
     for file in log_files(run):
-        iteration, lines = 0, file.read_text().splitlines()
+        iteration, lines = None, file.read_text().splitlines()
         for number, line in enumerate(lines, 1):
             try:
                 values = json.loads(line)
@@ -44,6 +44,11 @@ def read_run(run: str) -> tuple[dict, dict]:
                 continue
             # Only lines of training carry `iter`; a validation's `step` may count epochs.
             iteration = values.get('iter', iteration)
+            if 'iter' not in values:
+                # A resumed run may start with the validation that was due, before any line of training.
+                known = steps.get(values.get('step'), max(train['iter'], default=0))
+                iteration = known if iteration is None else iteration
+                steps[values.get('step')] = iteration
             for key, value in values.items():
                 if isinstance(value, (int, float)):
                     (train if 'iter' in values else validation)[key][iteration] = value

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mmvisiongru.analysis import logs
 from mmvisiongru.launch.processes import prepare_launch
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, make_folders, make_scenes, write_config
 from tools.analysis_tools import analyze_logs, confusion_matrix
@@ -110,6 +111,22 @@ def test_data_set_is_drawn(run, tmp_path, capsys):
     with Image.open(pictures[0]) as picture:
         assert min(picture.size) == browse_dataset.SHORT_SIDE
     assert '2 pictures in pictures' in capsys.readouterr().out
+
+
+def test_validation_that_a_resumed_run_starts_with_keeps_its_place(tmp_path):
+    files = [tmp_path / f'2{i}/vis_data/scalars.json' for i in range(3)]
+    texts = (
+        # Steps of a validation are epochs; killed later than the checkpoint, which is of iteration 4.
+        line(loss=4.0, iter=4, step=4) + line(top1=10.0, step=1) + line(loss=3.0, iter=5, step=5),
+        line(top1=10.0, step=1) + line(loss=3.0, iter=8, step=8),
+        # Killed before this validation.
+        line(top1=20.0, step=2) + line(loss=2.0, iter=12, step=12) + line(top1=30.0, step=3),
+    )
+    for file, text in zip(files, texts, strict=True):
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    _, validation = logs.read_run(str(tmp_path))
+    assert validation['top1'] == {4: 10.0, 8: 20.0, 12: 30.0}
 
 
 def test_pixels_that_are_ignored_are_not_counted():
