@@ -163,9 +163,11 @@ def draw(records: dict[str, dict[int, dict]], path: Path) -> None:
         values, color = values_of(found), f'C{i % 10}'
         for axis, shown in ((axes[0], list(values.values())), (axes[1], paired(values, first) if i else [])):
             _draw_interval(axis, i, shown, color)
-        for axis, key in ((axes[2], 'loss'), (axes[3], 'metric')):
+        # A metric may have been taken once only.
+        for axis, key, marker in ((axes[2], 'loss', ''), (axes[3], 'metric', '.')):
             for record in filter(lambda record: record['curves'][key], found.values()):
-                axis.plot(*zip(*record['curves'][key], strict=True), color=color, alpha=0.5, linewidth=0.8)
+                look = dict(color=color, alpha=0.5, linewidth=0.8, marker=marker)
+                axis.plot(*zip(*record['curves'][key], strict=True), **look)
         # One entry a config in the legend.
         axes[2].plot([], [], color=color, label=name)
     metric = next(record['metric'] for found in records.values() for record in found.values())
