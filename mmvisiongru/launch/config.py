@@ -100,6 +100,7 @@ def check_variables(cfg: Config) -> None:
 
     What a base made of its variable of that name is done by then, so an assignment that nothing reads in the
     file changes nothing. Only a name that a base or a setting has is refused; others may be for a program.
+    A file without a base, such as the one that mmengine writes to each work dir, has them written out.
 
     Raises:
         InputError: There is one; the message says what to set instead.
@@ -113,6 +114,8 @@ def check_variables(cfg: Config) -> None:
     if 'read_base' in read:
         # In configs of this style all that is named is imported, and read so.
         return
+    if '_base_' not in _assigned(tree):
+        return
     for node in tree.body:
         names = (
             [t.id for t in node.targets if isinstance(t, ast.Name)] if isinstance(node, ast.Assign) else []
@@ -125,6 +128,13 @@ def check_variables(cfg: Config) -> None:
                     f'{name} in line {node.lineno} of {cfg.filename} is a variable that nothing reads there; '
                     f'set {", ".join(places)} instead'
                 )
+
+
+def _assigned(tree: ast.Module) -> set[str]:
+    """Names that the file assigns to."""
+    return {
+        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
 
 
 def _meant(cfg: Config, tree: ast.Module, name: str) -> list[str]:

@@ -192,6 +192,12 @@ def test_a_backbone_alone_with_a_prefix(work, capsys):
     assert line.endswith('; set model.backbone.init_cfg.prefix=None')
 
 
+def test_variables_of_a_config_as_a_run_wrote_it(work):
+    (work / 'seg.py').write_text("data_root = 'ade'\n" + (work / 'seg.py').read_text())
+    Config.fromfile('seg.py').dump('written.py')
+    train.main(['written.py'])
+
+
 def test_a_variable_that_nothing_reads(work, capsys):
     (work / 'seg.py').write_text("data_root = 'ade'\n" + (work / 'seg.py').read_text())
     assert mistake(capsys, 'seg.py', leaf="data_root = 'mine'") == (
