@@ -1,10 +1,11 @@
-"""Convert released VisionGRU weights to this package's names, and back.
+"""Convert released weights of VisionGRU and Vision-RWKV to this package's names, and back.
 
     python tools/model_converters/official_to_mmvisiongru.py released.pth visiongru-tiny.pth
     python tools/model_converters/official_to_mmvisiongru.py --reverse visiongru-tiny.pth released.pth
 
 The result serves mmpretrain as `load_from` and mmseg as
-`init_cfg=dict(type='Pretrained', checkpoint='visiongru-tiny.pth', prefix='backbone.')`.
+`init_cfg=dict(type='Pretrained', checkpoint='visiongru-tiny.pth', prefix='backbone.')`. The keys tell which
+of the two models it is. Those of Vision-RWKV are checked and kept, but for the head of VRWKV-L.
 """
 
 import argparse
@@ -17,8 +18,7 @@ from mmvisiongru.checkpoint import load_checkpoint_file
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import new_file
 from mmvisiongru.launch.options import one_line_errors
-from mmvisiongru.models import VisionGRU
-from mmvisiongru.models.released import arch_of, first, to_mmvisiongru, to_released
+from mmvisiongru.models.released import arch_of, first, name_of, to_mmvisiongru, to_released
 
 # Where training scripts put the weights in a checkpoint; without any of these the file is the weights.
 CONTAINERS = ('model', 'state_dict', 'model_ema')
@@ -50,9 +50,8 @@ def read_weights(path, key=None):
 def describe(state, source):
     """What a converted checkpoint says of itself: architecture and origin."""
     arch = arch_of(state)
-    named = [name for name, setting in VisionGRU.arch_settings.items() if setting == arch]
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
-    return dict(arch=named[0] if named else arch, **arch, source=Path(source).name, sha256=digest)
+    return dict(arch=name_of(state) or arch, **arch, source=Path(source).name, sha256=digest)
 
 
 def convert_file(src, dst, *, reverse=False, key=None, force=False):

@@ -8,10 +8,9 @@ from torch import nn
 
 from mmvisiongru.checkpoint import unfit_keys
 from mmvisiongru.errors import InputError
+from mmvisiongru.models.backbones import VisionGRU
 
-from .backbones import VisionGRU
-
-SEG_HEADS = ('decode_head.', 'auxiliary_head.')
+from .common import SEG_HEADS, first, without_wrappers
 
 
 def name_table(depths, names):
@@ -50,11 +49,6 @@ def name_table(depths, names):
     return table + [(name, (name,), 0) for name in names if name.startswith(SEG_HEADS)]
 
 
-def first(names):
-    """The first few of a list, for a message of one line."""
-    return ', '.join(map(str, list(names)[:3]))
-
-
 def count_blocks(names, prefix):
     """Blocks of each stage, counted in names that go on as ``<prefix><stage>.<block>.`` or with 'blocks.'."""
     pattern = re.compile(re.escape(prefix) + r'(\d+)\.(?:blocks\.)?(\d+)\.')
@@ -80,11 +74,22 @@ def require_names(expected, found):
         raise InputError('; '.join(wrong))
 
 
+def knows(names):
+    """Whether names of either format are of this family."""
+    return any('snake_gru.' in name or 'backbone.stages.' in name for name in names)
+
+
 def arch_of(state):
     """The ``arch`` argument of a model, from the shapes of its weights under our names."""
     depths = count_blocks(state, 'backbone.stages.')
     widths = [len(state[f'backbone.stages.{i}.blocks.0.norm1.weight']) for i in range(len(depths))]
     return dict(embed_dims=widths, depths=depths)
+
+
+def name_of(state):
+    """What the arch of a model is called, None if it has no name."""
+    arch = arch_of(state)
+    return next((name for name, known in VisionGRU.arch_settings.items() if known == arch), None)
 
 
 def require_model(state):
@@ -108,15 +113,7 @@ def to_mmvisiongru(state):
     Raises:
         InputError: A key is missing, unmapped or of another shape.
     """
-    released = {}
-    for name, value in state.items():
-        plain = re.sub(r'^(module\.)*((backbone\.)?vig\.)?', '', name.replace('_orig_mod.', ''))
-        if plain in released:
-            raise InputError(f'{plain} is there twice, under different prefixes')
-        released[plain] = value
-    # The step counter of torch.optim.swa_utils.AveragedModel is no weight.
-    released.pop('n_averaged', None)
-
+    released = without_wrappers(state, r'((backbone\.)?vig\.)?')
     table = name_table(count_blocks(released, 'snake_gru.layers.'), released)
     require_names([name for _, parts, _ in table for name in parts], released)
     ours = {}

@@ -1,0 +1,29 @@
+"""What the families of released checkpoints share."""
+
+import re
+
+from mmvisiongru.errors import InputError
+
+SEG_HEADS = ('decode_head.', 'auxiliary_head.')
+
+
+def first(names):
+    """The first few of a list, for a message of one line."""
+    return ', '.join(map(str, list(names)[:3]))
+
+
+def without_wrappers(state, prefix=''):
+    """Names without what wrappers of a model put before them, and without ``prefix``, a pattern.
+
+    Raises:
+        InputError: Two names become the same.
+    """
+    plain = {}
+    for name, value in state.items():
+        short = re.sub(rf'^(module\.)*{prefix}', '', name.replace('_orig_mod.', ''))
+        if short in plain:
+            raise InputError(f'{short} is there twice, under different prefixes')
+        plain[short] = value
+    # The step counter of torch.optim.swa_utils.AveragedModel is no weight.
+    plain.pop('n_averaged', None)
+    return plain
