@@ -17,18 +17,27 @@ from mmvisiongru.launch.options import (
 )
 from mmvisiongru.launch.prepare import prepare_training
 from mmvisiongru.launch.processes import has_gpu
+from mmvisiongru.launch.schedule import fit_to_trial
 
 
 def parse_args(argv=None):
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Train a classifier or a segmentor.')
     add_config_options(parser)
-    parser.add_argument(
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
         '--resume',
         nargs='?',
         const='auto',
         metavar='PATH',
         help='go on from this checkpoint, or without PATH from the latest one in the work dir',
+    )
+    start.add_argument(
+        '--trial',
+        type=at_least_one,
+        metavar='N',
+        help='train N iterations, or epochs where the config counts those, in WORK_DIR_trial; schedule, '
+        'intervals and workers are fitted',
     )
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
     parser.add_argument(
@@ -45,9 +54,20 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+def at_least_one(text: str) -> int:
+    """A number of the command line."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f'must be at least 1, got {number}')
+    return number
+
+
 def merge_args(cfg: Config, args) -> None:
     """Merge the command line into the config."""
     merge_common_options(cfg, args)
+    if args.trial:
+        fit_to_trial(cfg, args.trial)
+        # Not where the real run would find a checkpoint to resume.
+        cfg.work_dir = args.work_dir or f'{cfg.work_dir.rstrip("/")}_trial'
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.no_persistent_workers:

@@ -37,6 +37,7 @@ from mmvisiongru.launch.names import check_names, unmatched_custom_keys
 from mmvisiongru.launch.places import explain
 from mmvisiongru.launch.processes import prepare_launch
 from mmvisiongru.launch.quiet import import_quietly
+from mmvisiongru.launch.schedule import check_schedule
 from mmvisiongru.launch.shapes import check_shapes
 
 # Top-level keys without which a config is for something else.
@@ -102,7 +103,7 @@ def prepare_training(args: Namespace, merge: Merge) -> Runner:
     notes += prepare_launch(cfg)
     with building(cfg):
         runner = build_runner(cfg)
-        _build_training(runner)
+        notes += _build_training(runner)
     check_shapes(cfg, runner.model, runner.world_size)
     check_all_pretrained(runner.model)
     if weights:
@@ -192,14 +193,17 @@ def build_runner(cfg: Config) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
-def _build_training(runner: Runner) -> None:
-    """Build what ``Runner.train`` would build, in its order; it finds it and goes on."""
+def _build_training(runner: Runner) -> list[str]:
+    """Build what ``Runner.train`` would build, in its order; it finds it and goes on. Returns what to log."""
     runner._train_loop = runner.build_train_loop(runner._train_loop)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     # Once: a lr that is scaled must not be scaled again.
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     runner.auto_scale_lr = None
+    # Here, as only the data set knows how many iterations an epoch has.
+    notes = check_schedule(runner.cfg, runner.max_iters, runner.max_epochs)
     if runner.param_schedulers is not None:
         runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
     if runner._val_loop is not None:
         runner._val_loop = runner.build_val_loop(runner._val_loop)
+    return notes

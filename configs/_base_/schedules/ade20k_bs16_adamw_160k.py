@@ -8,7 +8,7 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
-    # Until the last iteration, which `train_cfg.max_iters` sets; a run of less than 1500 fails here.
+    # Until the last iteration, which `train_cfg.max_iters` sets; for a shorter one see --trial.
     dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=1500),
 ]
 

@@ -1,0 +1,153 @@
+"""Short runs of long configs, and schedules that do not fit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import PARAM_SCHEDULERS
+from mmengine.runner import Runner
+
+from mmvisiongru.launch.config import load_config
+from mmvisiongru.launch.schedule import fit_to_trial, length_key
+from tests.harness import ROOT
+from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, make_folders, make_scenes, write_config
+from tools import train
+
+FOLDERS = (ROOT / 'configs/classification', ROOT / 'configs/segmentation')
+RECIPES = sorted(path for folder in FOLDERS for path in folder.glob('*.py') if 'tta' not in path.stem)
+
+
+def rates(cfg: Config, epoch_length: int = 7) -> list[float]:
+    """The lr of each iteration over the full one, as mmengine's own schedulers give it."""
+    by_epoch, total = length_key(cfg) == 'max_epochs', cfg.train_cfg[length_key(cfg)]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    iters = total * epoch_length if by_epoch else total
+    built = []
+    for scheduler in cfg.param_scheduler or []:
+        end = total if scheduler.get('by_epoch', True) else iters
+        scheduler = dict(dict(end=end), **scheduler)
+        built.append(
+            PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=optimizer, epoch_length=7))
+        )
+    found = []
+    for i in range(iters):
+        found.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for scheduler in built:
+            if not scheduler.by_epoch or (i + 1) % epoch_length == 0:
+                scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize('length', [1, 3, 4, 20])
+@pytest.mark.parametrize('recipe', RECIPES, ids=lambda path: path.stem)
+def test_a_trial_reaches_the_full_rate_and_comes_down(recipe, length):
+    cfg = load_config(str(recipe))
+    fit_to_trial(cfg, length)
+    assert cfg.train_cfg[length_key(cfg)] == length
+    assert cfg.train_cfg.val_interval <= length
+    assert cfg.default_hooks.checkpoint.interval <= length
+    found = rates(cfg)
+    assert max(found) == pytest.approx(1.0)
+    if length >= 20:
+        # It is the recipe at another length: a warm-up from below, and a fall.
+        peak = found.index(max(found))
+        assert peak < 0.3 * len(found)
+        assert found[-1] < 0.3
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Runner, '_log_env', lambda *_: None)
+    make_scenes(tmp_path / 'ade')
+    make_folders(tmp_path / 'inet')
+    schedule = ROOT / 'configs/_base_/schedules/ade20k_bs16_adamw_160k.py'
+    text = SEGMENTATION.replace(
+        "'{root}/configs/_base_/launchers", f"'{schedule}', '{{root}}/configs/_base_/launchers"
+    )
+    text = text.replace(
+        "    optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))\n", ''
+    )
+    text = text.replace("    train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2)\n", '')
+    write_config(tmp_path / 'seg.py', text, 'ade')
+    write_config(
+        tmp_path / 'cls.py',
+        CLASSIFICATION,
+        'inet',
+        "launcher = 'none'\ntrain_cfg.update(max_epochs=30, val_interval=10)\n"
+        "param_scheduler = [dict(type='LinearLR', start_factor=1e-3, end=5, convert_to_iter_based=True),\n"
+        "    dict(type='CosineAnnealingLR', begin=5)]\n",
+    )
+    return tmp_path
+
+
+def scalars(work_dir: str) -> list[dict]:
+    (path,) = Path(work_dir).glob('*/vis_data/scalars.json')
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_trial_of_a_segmentor_through_the_script(work):
+    train.main(['seg.py', '--trial', '8'])
+    found = [line['lr'] for line in scalars('work_dirs/seg_trial') if 'lr' in line]
+    assert len(found) == 8
+    assert max(found) == pytest.approx(6e-5)
+    assert [line for line in scalars('work_dirs/seg_trial') if 'mIoU' in line]
+    assert Path('work_dirs/seg_trial/iter_8.pth').exists()
+    # A later run does not take it for its own.
+    assert not Path('work_dirs/seg').exists()
+
+
+def test_trial_of_a_classifier_through_the_script(work):
+    train.main(['cls.py', '--trial', '2', '--work-dir', 'mine'])
+    found = [line for line in scalars('mine') if 'lr' in line]
+    assert max(line['lr'] for line in found) == pytest.approx(1e-3)
+    assert Path('mine/epoch_2.pth').exists()
+
+
+def refused(capsys, *args: str) -> str:
+    with pytest.raises(SystemExit, match='2'):
+        train.main(list(args))
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ('args', 'line'),
+    [
+        (
+            ('seg.py', '--cfg-options', 'train_cfg.max_iters=20'),
+            'the warm-up param_scheduler.0 in seg.py ends at 1500 of 20 iterations (train_cfg.max_iters): '
+            'the full lr is never reached; set param_scheduler.0.end below 20, or give --trial 20 in place '
+            'of train_cfg.max_iters, which fits all',
+        ),
+        (
+            ('seg.py', '--cfg-options', 'train_cfg.max_iters=20', 'param_scheduler.0.end=5'),
+            'param_scheduler.1 in seg.py begins at 1500 of 20 iterations (train_cfg.max_iters); set '
+            'param_scheduler.1.begin, and the end of what comes before it, below 20, or give --trial 20 in '
+            'place of train_cfg.max_iters, which fits all',
+        ),
+        (
+            ('cls.py', '--cfg-options', 'train_cfg.max_epochs=3'),
+            'the warm-up param_scheduler.0 in cls.py ends at 5 of 3 epochs (train_cfg.max_epochs): the full '
+            'lr is never reached; set param_scheduler.0.end below 3, or give --trial 3 in place of '
+            'train_cfg.max_epochs, which fits all',
+        ),
+        (('seg.py', '--trial', '0'), 'argument --trial: must be at least 1, got 0'),
+        (('seg.py', '--trial', '4', '--resume'), 'argument --resume: not allowed with argument --trial'),
+    ],
+)
+def test_a_length_alone_says_what_to_set(work, capsys, args, line):
+    assert refused(capsys, *args).split('error: ')[-1] == line
+
+
+def test_a_schedule_of_another_length_is_noted(work, capsys):
+    Path('leaf.py').write_text(
+        "_base_ = 'seg.py'\ntrain_cfg = dict(max_iters=3)\n"
+        "param_scheduler = [dict(type='PolyLR', by_epoch=False, end=2)]\n"
+    )
+    train.main(['leaf.py'])
+    log = next(Path('work_dirs/leaf').glob('*/*.log')).read_text()
+    assert 'param_scheduler.0 ends at 2 of 3 iterations (train_cfg.max_iters); to use all, set' in log
+    assert 'no validation: train_cfg.val_interval=16000, train_cfg.max_iters=3' in log
