@@ -111,8 +111,9 @@ def check_variables(cfg: Config) -> None:
     read = {
         node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
     }
-    if 'read_base' in read:
-        # In configs of this style all that is named is imported, and read so.
+    # A config that mmengine wrote holds the variables of the files that it came from. In configs with
+    # read_base all that is named is imported, and read so.
+    if 'read_base' in read or not _bases(cfg.filename, tree):
         return
     if '_base_' not in _assigned(tree):
         return

@@ -210,3 +210,6 @@ def test_a_variable_that_nothing_reads(work, capsys):
         "_base_ = 'seg.py'\ndata_root = 'ade'\ntrain_dataloader = dict(dataset=dict(data_root=data_root))\n"
     )
     train.main(['leaf.py'])
+    # A config as mmengine writes it holds all variables.
+    Config.fromfile('leaf.py').dump('dumped.py')
+    train.main(['dumped.py'])
