@@ -19,6 +19,7 @@ from mmvisiongru.engine.draws import build_numbered_sampler
 from mmvisiongru.engine.optim import regroup
 from mmvisiongru.engine.samples import GuardedDataset
 from mmvisiongru.files import is_local, new_file
+from mmvisiongru.ops.backends import Backends
 from mmvisiongru.registry import RUNNERS
 
 # How a config names the loop that the one below takes the place of.
@@ -66,10 +67,22 @@ class ReliableRunner(Runner):
 
     @contextmanager
     def _giving_back(self):
+        self._log_backends()
         try:
             yield
         finally:
             self.call_hook('give_back')
+
+    def _log_backends(self) -> None:
+        """Say which backends the operators of the model take here."""
+        weight = next(self.model.parameters(), None)
+        mixers = [m for m in self.model.modules() if isinstance(getattr(m, 'backends', None), Backends)]
+        if not mixers:
+            return
+        # Autocast, or else the dtype of the weights.
+        dtype = getattr(self.optim_wrapper, 'cast_dtype', None) or weight.dtype
+        for line in sorted({m.backends.describe(m.backend, weight.device, dtype) for m in mixers}):
+            self.logger.info(line)
 
     def build_train_loop(self, loop):
         """Build the loop over checked samples, numbered so that it can be resumed at any of them."""

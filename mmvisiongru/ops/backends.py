@@ -59,6 +59,18 @@ class Backends:
             )
         return self.module(name)
 
+    def describe(self, name: str, device: torch.device, dtype: torch.dtype) -> str:
+        """One line for a log: which backend serves such tensors, and why those that 'auto' prefers do not."""
+        taken, passed = name, []
+        if name == 'auto':
+            taken = self.runnable(device, dtype)[0]
+            for other in list(self)[: list(self).index(taken)]:
+                reasons = self.module(other).unsupported(device, dtype)
+                # A backend for other devices is not missed.
+                if not any(reason.startswith('tensors are on') for reason in reasons):
+                    passed.append(f"; not '{other}': {'; '.join(reasons)}")
+        return f"{self.operator} on {device}, {str(dtype)[6:]}: backend '{taken}'{''.join(passed)}"
+
     def check(self, name: str) -> None:
         """Raise ValueError unless ``name`` is 'auto' or a backend."""
         if name != 'auto' and name not in self:

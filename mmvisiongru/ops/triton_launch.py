@@ -5,7 +5,9 @@ they do not, as for one large image, the sequences are cut into chunks and a pas
 of each chunk, the states between chunks, and the scan itself, which reads its input again.
 """
 
+import logging
 import os
+import subprocess
 from contextlib import nullcontext
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +17,8 @@ import torch
 from torch import Tensor
 
 from .paths import Path
+
+log = logging.getLogger('mmvisiongru')
 
 # As Triton does, read once: its interpreter then runs the kernels on CPU tensors.
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
@@ -42,20 +46,50 @@ def triton_version() -> tuple[int, ...]:
 
 
 @cache
-def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Needs Triton, an NVIDIA GPU of compute capability 8.0, and a dtype that a float32 state serves."""
-    reasons = []
+def probe(device: torch.device) -> str:
+    """Why no kernel can be compiled and launched on a GPU, said once; '' if one can."""
+    reason = _probe(device)
+    if reason:
+        log.warning("Triton cannot run on %s, 'torch' is used: %s", device, reason)
+    return reason
+
+
+def _probe(device: torch.device) -> str:
     if triton_version() < MIN_TRITON:
-        reasons.append('Triton {}.{} or later is not installed'.format(*MIN_TRITON))
+        return 'Triton {}.{} or later is not installed'.format(*MIN_TRITON)
+    try:
+        from . import triton_probe
+
+        return '' if triton_probe.launch(device) else 'a kernel wrote a wrong number'
+    # Triton builds its launcher with a C compiler, against Python.h and libcuda.
+    except subprocess.CalledProcessError as error:
+        compiler = os.path.basename(str(error.cmd[0] if isinstance(error.cmd, list) else error.cmd))
+        return (
+            f"{compiler} cannot build Triton's launcher; are the headers of Python (python3-dev) installed?"
+        )
+    # Whatever it is, there is a backend that needs none of this.
+    except Exception as error:
+        return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+
+
+@cache
+def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Needs a working Triton, an NVIDIA GPU of capability 8.0 or later, and a 16-bit type or float32."""
+    reasons = []
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        reasons.append(f'{dtype} is not supported')
     if device.type == 'cuda':
         if not torch.cuda.is_available():
             reasons.append('no CUDA device')
         elif torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
             reasons.append('needs an NVIDIA GPU of compute capability 8.0 or later')
+        # Only what nothing else rules out is tried.
+        elif not reasons and (reason := probe(device)):
+            reasons.append(reason)
     elif device.type != 'cpu' or not INTERPRETED:
         reasons.append(f'tensors are on {device.type}')
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        reasons.append(f'{dtype} is not supported')
+    elif triton_version() < MIN_TRITON:
+        reasons.append('Triton {}.{} or later is not installed'.format(*MIN_TRITON))
     return reasons
 
 

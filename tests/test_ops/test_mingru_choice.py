@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mmvisiongru.ops import mingru_scan, mingru_scan_2d, runnable_backends
-from mmvisiongru.ops.mingru import torch_scan
+from mmvisiongru.ops.mingru import cpu_scan, torch_scan
+from mmvisiongru.ops.mingru.op import BACKENDS
 from tests.harness import ROOT
 from tests.harness.scans import normal
 
@@ -34,6 +35,15 @@ def test_a_named_backend_that_cannot_run_says_every_reason(monkeypatch):
             call(backend='torch')
         assert '\n' not in str(info.value)
         assert call(backend='auto').isfinite().all()
+
+
+def test_a_log_says_which_backend_and_why_not_another(monkeypatch):
+    cpu, name = torch.device('cpu'), runnable_backends('cpu')[0]
+    assert BACKENDS.describe('auto', cpu, torch.float32) == f"scan on cpu, float32: backend '{name}'"
+    assert BACKENDS.describe('torch', cpu, torch.bfloat16) == "scan on cpu, bfloat16: backend 'torch'"
+    monkeypatch.setattr(cpu_scan, 'unsupported', lambda device, dtype: ['no compiler'])
+    line = "scan on cpu, float32: backend 'torch'; not 'cpu': no compiler"
+    assert BACKENDS.describe('auto', cpu, torch.float32) == line
 
 
 class TestErrors:

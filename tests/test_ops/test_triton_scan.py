@@ -19,6 +19,7 @@ import torch
 
 from mmvisiongru.ops import mingru_scan, mingru_scan_2d, runnable_backends, triton_launch
 from mmvisiongru.ops.mingru import triton_scan
+from mmvisiongru.ops.mingru.op import BACKENDS
 from mmvisiongru.ops.mingru.passes import Gates, Mode
 from mmvisiongru.ops.paths import PATHS as KNOWN
 from tests.harness.children import PATIENCE, environment
@@ -270,13 +271,69 @@ def test_reasons(monkeypatch):
     cpu = torch.device('cpu')
     assert unsupported(cpu, torch.float32) == ['tensors are on cpu']
     assert 'triton' not in runnable_backends('cpu')
-    assert unsupported(cpu, torch.float64) == ['tensors are on cpu', 'torch.float64 is not supported']
+    assert unsupported(cpu, torch.float64) == ['torch.float64 is not supported', 'tensors are on cpu']
     monkeypatch.setattr(triton_launch, 'INTERPRETED', True)
     assert unsupported(cpu, torch.bfloat16) == []
     monkeypatch.setattr(triton_launch, 'version', mock.Mock(side_effect=PackageNotFoundError('triton')))
     assert unsupported(cpu, torch.float32) == ['Triton 3.3 or later is not installed']
     monkeypatch.setattr(triton_launch, 'version', lambda name: '3.2.0+git1')
     assert unsupported(cpu, torch.float32) == ['Triton 3.3 or later is not installed']
+
+
+NO_COMPILER = 'Failed to find C compiler. Please specify via CC environment variable'
+FAILURES = {
+    'no compiler': (RuntimeError(NO_COMPILER), f'RuntimeError: {NO_COMPILER}'),
+    'no headers': (
+        subprocess.CalledProcessError(1, ['/usr/bin/gcc', 'main.c']),
+        "gcc cannot build Triton's launcher; are the headers of Python (python3-dev) installed?",
+    ),
+    'no driver': (AssertionError('libcuda.so cannot found!\n'), 'AssertionError: libcuda.so cannot found!'),
+    'wrong': ([False], 'a kernel wrote a wrong number'),
+    'no Triton': (None, 'Triton 3.3 or later is not installed'),
+}
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine that says it has a GPU."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
+    for function in (triton_launch.probe, triton_launch.unsupported):
+        function.cache_clear()
+    yield torch.device('cuda:0')
+    for function in (triton_launch.probe, triton_launch.unsupported):
+        function.cache_clear()
+
+
+@pytest.mark.parametrize('what', FAILURES)
+def test_a_gpu_on_which_triton_fails_takes_the_next_backend_and_says_why_once(gpu, monkeypatch, caplog, what):
+    from mmvisiongru.ops import triton_probe
+
+    outcome, reason = FAILURES[what]
+    launch = mock.Mock(side_effect=outcome)
+    monkeypatch.setattr(triton_probe, 'launch', launch)
+    if outcome is None:
+        monkeypatch.setattr(triton_launch, 'version', mock.Mock(side_effect=PackageNotFoundError('triton')))
+    for _ in range(2):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert triton_launch.unsupported(gpu, dtype) == [reason]
+            assert runnable_backends(gpu, dtype)[0] == 'torch'
+    assert launch.call_count == (outcome is not None)
+    warnings = [record.getMessage() for record in caplog.records]
+    assert warnings == [f"Triton cannot run on cuda:0, 'torch' is used: {reason}"]
+    x = mock.Mock(spec=torch.Tensor, device=gpu, dtype=torch.float32)
+    with pytest.raises(RuntimeError, match=f"scan backend 'triton' cannot run on .*{re.escape(reason[:20])}"):
+        BACKENDS.resolve('triton', x)
+
+
+def test_a_gpu_on_which_triton_works_is_tried_once(gpu, monkeypatch):
+    from mmvisiongru.ops import triton_probe
+
+    launch = mock.Mock(return_value=True)
+    monkeypatch.setattr(triton_probe, 'launch', launch)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        assert (runnable_backends(gpu, dtype)[0] == 'triton') == (dtype != torch.float64)
+    assert launch.call_count == 1
 
 
 def test_triton_is_not_needed_to_import_nor_imported_to_choose():

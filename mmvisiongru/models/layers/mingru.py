@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmvisiongru.ops import mingru_scan_2d
 from mmvisiongru.ops.backends import accumulation_dtype
+from mmvisiongru.ops.mingru.op import BACKENDS
 from mmvisiongru.ops.paths import PATHS
 
 from .conv import ChannelsLastConv2d
@@ -30,6 +31,8 @@ class MinGRU2D(nn.Module):
         candidate (str): 'g' or 'linear', see :func:`mmvisiongru.ops.mingru_scan`.
         backend (str): Scan backend.
     """
+
+    backends = BACKENDS
 
     def __init__(
         self,

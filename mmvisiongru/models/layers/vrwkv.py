@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from mmvisiongru.ops import bi_wkv
 from mmvisiongru.ops.backends import accumulation_dtype
+from mmvisiongru.ops.wkv.op import BACKENDS
 
 
 def q_shift(x: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class SpatialMix(nn.Module):
 
     def __init__(self, dim: int, layer: int, depth: int, key_norm: bool, distance: str, backend: str):
         super().__init__()
-        self.distance, self.backend = distance, backend
+        self.distance, self.backend, self.backends = distance, backend, BACKENDS[distance]
         channel, rise, fall = _positions(dim, layer, depth)
         self.spatial_decay = nn.Parameter(-5 + 8 * (channel / max(dim - 1, 1)) ** (0.7 + 1.3 * rise))
         self.spatial_first = nn.Parameter(torch.log(torch.tensor(0.3)) + ((channel + 1) % 3 - 1) * 0.5)
