@@ -19,6 +19,8 @@ from mmvisiongru.launch.prepare import prepare_training
 from mmvisiongru.launch.processes import has_gpu
 from mmvisiongru.launch.schedule import fit_to_trial
 
+AMP_WRAPPERS = ('AmpOptimWrapper', 'mmvisiongru.CPUAmpOptimWrapper')
+
 
 def parse_args(argv=None):
     """Read the command line."""
@@ -82,17 +84,16 @@ def merge_args(cfg: Config, args) -> None:
 
 
 def merge_amp(cfg: Config, amp: bool) -> None:
-    """Turn mixed precision on if asked, and refuse it, asked for or in the config, without a GPU."""
+    """Turn mixed precision on if asked; where there is no GPU, the CPU's takes the place of mmengine's."""
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
     if amp and kind == 'OptimWrapper':
         wrapper.type = kind = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')
-    if amp and kind != 'AmpOptimWrapper':
+    if amp and kind not in AMP_WRAPPERS:
         raise InputError(f'--amp replaces an OptimWrapper, the config has {kind}')
     if kind == 'AmpOptimWrapper' and not has_gpu():
-        source = '--amp' if amp else 'AmpOptimWrapper in the config'
-        raise InputError(f'{source} needs a GPU, and none was found; train without it')
+        wrapper.type = 'mmvisiongru.CPUAmpOptimWrapper'
 
 
 def main(argv=None):

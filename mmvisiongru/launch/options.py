@@ -29,7 +29,9 @@ def add_config_options(parser: ArgumentParser) -> None:
 def add_common_options(parser: ArgumentParser) -> None:
     """Add the options that training and testing share."""
     parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/CONFIG)')
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision; needs a GPU')
+    parser.add_argument(
+        '--amp', action='store_true', help='automatic mixed precision, without a GPU in bfloat16'
+    )
     parser.add_argument(
         '--no-pin-memory', action='store_true', help='turn pin_memory off in every dataloader'
     )

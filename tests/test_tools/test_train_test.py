@@ -18,6 +18,8 @@ from PIL import Image
 
 from mmvisiongru.checkpoint import load_checkpoint_file
 from mmvisiongru.launch.processes import has_gpu
+from mmvisiongru.models.layers import mingru
+from mmvisiongru.ops import mingru_scan_2d
 from tests.harness import ROOT
 from tests.harness.children import PATIENCE, environment, free_port
 from tests.harness.small_runs import (
@@ -87,6 +89,7 @@ def test_segmentation_in_two_processes(folder, tool):
     work = folder / 'work_dirs/tiny'
     assert 'GPU number: 2' in log
     assert 'with gloo' in log
+    assert log.count("scan on cpu, float32: backend '") == 1
     assert 'BN takes its place' in log
     assert 'Iter(train) [1/2]  lr: 1.0000e-03  eta: 0:00:0' in log
     assert load_checkpoint_file(work / 'iter_2.pth')['meta']['iter'] == 2
@@ -167,6 +170,8 @@ def test_options_of_training(classifier, tool):
     log = next(Path('work').glob('*/*.log')).read_text()
     assert 'nothing to resume in work; training starts afresh' in log
     assert 'Epoch(val)' not in log
+    # That of ReliableRunner alone.
+    assert 'scan on cpu' not in log
     # 1e-3 by a batch of 2 over one of 1.
     assert 'lr: 2.0000e-03' in log
     dumped = Config.fromfile('work/tiny.py')
@@ -206,6 +211,40 @@ def test_part_of_a_checkpoint_needs_a_stated_coverage(classifier, tool):
     assert tool('train', *args, 'load_coverage=0.9') == (0, [])
     log = max(Path('work').glob('*/*.log')).read_text()
     assert 'of part.pth, not loaded: missing head.fc.weight' in log
+
+
+@pytest.fixture
+def scanned(monkeypatch):
+    """The types in which the scan was asked for, and whether to train."""
+    dtypes = []
+
+    def scan(x, **kwargs):
+        dtypes.append((x.dtype, x.requires_grad))
+        return mingru_scan_2d(x, **kwargs)
+
+    monkeypatch.setattr(mingru, 'mingru_scan_2d', scan)
+    return dtypes
+
+
+@pytest.mark.skipif(has_gpu(), reason='the CPU in mixed precision')
+@pytest.mark.parametrize('where', ['--amp', 'optim_wrapper.type=AmpOptimWrapper'])
+def test_mixed_precision_on_a_cpu(classifier, tool, scanned, where):
+    option = ('--amp',) if where == '--amp' else ('--cfg-options', where)
+    assert tool('train', classifier, '--no-validate', '--work-dir', 'work', *option) == (0, [])
+    assert {dtype for dtype, trained in scanned if trained} == {torch.bfloat16}
+    checkpoint = load_checkpoint_file('work/epoch_1.pth')
+    assert checkpoint['optimizer']['loss_scaler']['scale'] == 2.0**16
+    assert {float(s['step']) for s in checkpoint['optimizer']['state'].values()} == {4.0}
+    # The weights stay in float32.
+    assert {v.dtype for v in checkpoint['state_dict'].values()} == {torch.float32}
+    assert "scan on cpu, bfloat16: backend '" in next(Path('work').glob('*/*.log')).read_text()
+    scanned.clear()
+    for name, more in (('whole', []), ('amp', ['--amp'])):
+        args = (classifier, 'work/epoch_1.pth', '--work-dir', name, '--out', f'{name}.pkl', *more)
+        assert tool('test', *args) == (0, [])
+    assert {dtype for dtype, _ in scanned} == {torch.bfloat16, torch.float32}
+    for a, b in zip(*(pickle.loads(Path(f'{n}.pkl').read_bytes()) for n in ('whole', 'amp')), strict=True):
+        torch.testing.assert_close(a['pred_score'], b['pred_score'].float(), rtol=0, atol=0.02)
 
 
 NO_GPU = pytest.mark.skipif(has_gpu(), reason='says what happens where there is no GPU; this machine has one')
@@ -274,11 +313,9 @@ NO_GPU = pytest.mark.skipif(has_gpu(), reason='says what happens where there is 
             'checkpoint none.pth does not exist',
         ),
         pytest.param(
-            ['tiny.py', '--amp'], '--amp needs a GPU, and none was found; train without it', marks=NO_GPU
-        ),
-        pytest.param(
-            ['tiny.py', '--cfg-options', 'optim_wrapper.type=AmpOptimWrapper'],
-            'AmpOptimWrapper in the config needs a GPU, and none was found; train without it',
+            ['tiny.py', '--amp', '--cfg-options', 'optim_wrapper.dtype=float16'],
+            'optim_wrapper.dtype is float16, and a CPU has bfloat16 alone; '
+            'set --cfg-options optim_wrapper.dtype=bfloat16',
             marks=NO_GPU,
         ),
     ],
@@ -324,11 +361,6 @@ def test_training_input_that_cannot_be_used(classifier, tool, args, message):
             'exist; make it with make_scenes()',
         ),
         (['nodata.py', 'fits.pth', '--tta'], '--tta needs tta_pipeline in the config'),
-        pytest.param(
-            ['tiny.py', 'fits.pth', '--amp'],
-            '--amp needs a GPU, and none was found; test without it',
-            marks=NO_GPU,
-        ),
     ],
 )
 def test_test_input_that_cannot_be_used(classifier, tool, args, message):
