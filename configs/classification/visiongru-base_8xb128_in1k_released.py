@@ -9,3 +9,6 @@ _base_ = [
 ]
 
 model = dict(backbone=dict(arch='base'), head=dict(in_channels=832))
+
+# On GPUs; without it a run takes true float32.
+env_cfg = dict(tf32=True)

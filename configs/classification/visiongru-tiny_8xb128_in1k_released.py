@@ -7,3 +7,6 @@ _base_ = [
     '../_base_/runtime/classification.py',
     '../_base_/launchers/none.py',
 ]
+
+# On GPUs; without it a run takes true float32.
+env_cfg = dict(tf32=True)

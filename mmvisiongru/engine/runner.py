@@ -9,10 +9,12 @@ import os.path as osp
 from contextlib import contextmanager
 from functools import partial
 
+import torch
 from mmengine.dist import is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from torch import nn
 
 from mmvisiongru.checkpoint import find_checkpoint, pretrained_paths, refuse_code_in, seal
 from mmvisiongru.engine.draws import build_numbered_sampler
@@ -46,8 +48,10 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 class ReliableRunner(Runner):
     """mmengine's Runner with checkpoints in one step, checked samples and an exact place to resume.
 
-    Reads two keys of the config besides those of Runner: ``max_bad_samples`` (default 0), how many training
-    samples may be passed over, and, in ``tools/train.py``, ``load_coverage``.
+    Reads keys of the config besides those of Runner: ``max_bad_samples`` (default 0), how many training
+    samples may be passed over; ``env_cfg.tf32``, whether products of float32 may be rounded to TF32 on a GPU;
+    ``channels_last``, whether the weights of convolutions lie in that order; and, in ``tools/train.py``,
+    ``load_coverage``.
     """
 
     def train(self):
@@ -64,6 +68,19 @@ class ReliableRunner(Runner):
         """Test, likewise."""
         with self._giving_back():
             return super().test()
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """Set up what the processes share, and how exact a GPU multiplies."""
+        super().setup_env(env_cfg)
+        # Left alone where nothing is said: an environment variable or another library may have set it.
+        if torch.cuda.is_available() and 'tf32' in env_cfg:
+            torch.set_float32_matmul_precision('high' if env_cfg['tf32'] else 'highest')
+
+    def wrap_model(self, model_wrapper_cfg, model: nn.Module):
+        """Wrap the model, with the weights in the order that the config asks for."""
+        if self.cfg.get('channels_last'):
+            model = model.to(memory_format=torch.channels_last)
+        return super().wrap_model(model_wrapper_cfg, model)
 
     @contextmanager
     def _giving_back(self):
@@ -83,6 +100,9 @@ class ReliableRunner(Runner):
         dtype = getattr(self.optim_wrapper, 'cast_dtype', None) or weight.dtype
         for line in sorted({m.backends.describe(m.backend, weight.device, dtype) for m in mixers}):
             self.logger.info(line)
+        if weight.is_cuda and dtype == torch.float32:
+            tf32 = torch.get_float32_matmul_precision() != 'highest'
+            self.logger.info(f'products of float32: {"rounded to TF32" if tf32 else "float32, no TF32"}')
 
     def build_train_loop(self, loop):
         """Build the loop over checked samples, numbered so that it can be resumed at any of them."""

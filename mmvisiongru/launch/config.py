@@ -16,6 +16,7 @@ from mmvisiongru.errors import InputError, did_you_mean, in_one_line
 # Keys that mmengine or our scripts read, besides the arguments of Runner.
 OTHER_KEYS = {
     'activation_checkpointing',
+    'channels_last',
     'compile',
     'custom_imports',
     'data_hint',

@@ -41,7 +41,7 @@ SEGMENTOR_TEST = {
 PREPROCESSOR_TEST = {'size', 'size_divisor'}
 # Read with a default by the Runner, whatever else they hold.
 RUNNER_KEYS = {
-    'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+    'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit', 'tf32'},
     'auto_scale_lr': {'enable', 'base_batch_size'},
     'randomness': {'seed', 'diff_rank_seed', 'deterministic'},
 }

@@ -25,6 +25,7 @@ from tests.harness.config_builders import (
     scope,
 )
 
+RELEASED = CLASSIFIER.replace('.py', '_released.py')
 SAVE_BEST = {'IoUMetric': 'mIoU', 'Accuracy': 'accuracy/top1'}
 TRAINED = [name for name in LEAVES if load(name).get('train_cfg')]
 OWN = [name for name in LEAVES if not name.startswith('peers/')]
@@ -205,12 +206,26 @@ def test_layer_decay_variant_changes_the_rate_alone():
     assert changed == {'optim_wrapper.paramwise_cfg.layer_decay_rate': 0.9}
 
 
-def test_amp_variant_changes_the_optimizer_wrapper_alone():
-    assert difference(UPERNET.replace('160k', 'amp-160k'), UPERNET) == {
+AMP = {name: name.replace('160k', 'amp-160k') for name in (UPERNET, UPERNET.replace('tiny', 'base'))}
+AMP |= {
+    name: name.replace('8xb128', '8xb128-amp')
+    for name in (CLASSIFIER, RELEASED, *(n.replace('tiny', 'base') for n in (CLASSIFIER, RELEASED)))
+}
+
+
+@pytest.mark.parametrize('name', AMP)
+def test_amp_variant_changes_the_precision_alone(name):
+    assert difference(AMP[name], name) == {
         'optim_wrapper.type': 'AmpOptimWrapper',
         'optim_wrapper.dtype': 'bfloat16',
         'optim_wrapper.loss_scale': 1.0,
+        'channels_last': True,
     }
+
+
+def test_the_released_recipe_takes_tf32_and_no_other():
+    taken = [name for name in LEAVES if (load(name).get('env_cfg') or {}).get('tf32')]
+    assert taken == [name for name in LEAVES if 'released' in name]
 
 
 def test_tta_variant_is_the_parent_wrapped():

@@ -1,7 +1,7 @@
 """300 epochs at global batch 1024 as the released VisionGRU was trained; scale lr with the global batch.
 
 Weight decay on every parameter, cosine to 0 per iteration, no gradient clipping. Precision was TF32 without
-AMP: `export TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1` before training.
+AMP: `env_cfg = dict(tf32=True)`.
 """
 
 optim_wrapper = dict(

@@ -1,0 +1,41 @@
+"""What ReliableRunner makes of the keys of a config that mmengine's does not know."""
+
+from uuid import uuid4
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmvisiongru.engine.runner import ReliableRunner
+from tests.harness.small_runs import SEGMENTATION, write_config
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_weights_lie_as_the_config_says(tmp_path, channels_last):
+    cfg = Config.fromfile(write_config(tmp_path / 'config.py', SEGMENTATION, tmp_path))
+    cfg.merge_from_dict(
+        dict(work_dir=str(tmp_path), channels_last=channels_last, experiment_name=uuid4().hex)
+    )
+    model = RUNNERS.build(cfg).model
+    weights = [model.backbone.stem.conv1.weight, model.decode_head.convs[0].conv.weight]
+    assert [w.is_contiguous(memory_format=torch.channels_last) for w in weights] == [channels_last] * 2
+
+
+@pytest.mark.parametrize(
+    ('env_cfg', 'gpu', 'expected'),
+    [
+        ({}, True, 'as before'),
+        (dict(tf32=True), True, 'high'),
+        (dict(tf32=False), True, 'highest'),
+        (dict(tf32=True), False, 'as before'),
+    ],
+)
+def test_tf32_is_for_the_config_to_say(monkeypatch, env_cfg, gpu, expected):
+    monkeypatch.setattr(Runner, 'setup_env', lambda self, env_cfg: None)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+    said = []
+    monkeypatch.setattr(torch, 'set_float32_matmul_precision', said.append)
+    ReliableRunner.__new__(ReliableRunner).setup_env(env_cfg)
+    assert said == ([] if expected == 'as before' else [expected])
