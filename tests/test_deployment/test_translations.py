@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from mmvisiongru.ops import mingru_scan, mingru_scan_2d
+from mmvisiongru.models import VRWKV
+from mmvisiongru.ops import bi_wkv, mingru_scan, mingru_scan_2d
+from tests.harness.wkv import by_sums, error, inputs
 
 onnxruntime, _ = (
     pytest.importorskip(name, reason='ONNX export needs requirements/deploy.txt')
@@ -26,6 +28,10 @@ class Call(nn.Module):
 
 def to_session(module, *example):
     """Export with all but the last size free; the graph must hold standard operators only."""
+    return onnxruntime.InferenceSession(to_graph(module, *example).SerializeToString())
+
+
+def to_graph(module, *example):
     from mmvisiongru.deployment.translations import translation_table
 
     free = tuple(dict.fromkeys(range(x.dim() - 1), torch.export.Dim.DYNAMIC) for x in example)
@@ -41,7 +47,7 @@ def to_session(module, *example):
     proto = program.model_proto
     assert [(x.domain, x.version) for x in proto.opset_import] == [('', 20)]
     assert not proto.functions
-    return onnxruntime.InferenceSession(proto.SerializeToString())
+    return proto
 
 
 def run(session, *inputs):
@@ -89,3 +95,59 @@ def test_adaptive_pooling():
         x = torch.randn((*size, 3), generator=torch.Generator().manual_seed(3))
         expected = pool(x.permute(0, 3, 1, 2).double()).float()
         torch.testing.assert_close(run(session, x), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(('decay', 'deviation'), [((-5.0, 3.0), 1.0), ((-15.0, 15.0), 4.0)])
+def test_bi_wkv(decay, deviation):
+    def average(k, v):
+        # A decay in a graph belongs to the model, and is divided by the tokens of the map at hand.
+        return bi_wkv(w.float() / k.size(1), u.float() / k.size(1), k, v)
+
+    w, u = inputs(1, 1, 5, torch.float64, decay)[:2]
+    graph = to_graph(Call(average), torch.zeros(2, 6, 5), torch.zeros(2, 6, 5))
+    assert not {'Loop', 'Scan'} & {node.op_type for node in graph.graph.node}
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    for size in ((1, 1), (3, 2), (1, 63), (2, 64), (1, 65), (2, 196), (1, 4096)):
+        k, v = inputs(*size, 5, deviation=deviation)[2:4]
+        tensors = (w.float().double() / size[1], u.float().double() / size[1], k.double(), v.double())
+        assert error(run(session, k, v), by_sums(*tensors), 'max') <= 2e-6, size
+
+
+def test_released_distance_is_refused_in_words():
+    from torch.onnx import OnnxExporterError
+
+    w, u, k, v, _ = inputs(2, 6, 5)
+    with pytest.raises(OnnxExporterError) as raised:
+        to_graph(Call(lambda k, v: bi_wkv(w, u, k, v, distance='released')), k, v)
+    cause = raised.value
+    while cause.__cause__:
+        cause = cause.__cause__
+    assert str(cause).startswith("bi_wkv with distance='released' has no translation; 'paper' has")
+
+
+class Maps(nn.Module):
+    """The last map of a backbone."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images):
+        return self.backbone(images)[-1]
+
+
+def test_vision_rwkv_at_other_sizes():
+    from mmvisiongru.deployment.export import export
+
+    torch.manual_seed(0)
+    arch = dict(embed_dims=18, depth=2, post_norm=True, layer_scale=0.5)
+    model = Maps(VRWKV(arch, img_size=64, patch_size=8)).eval()
+    for param in model.parameters():
+        nn.init.normal_(param, mean=float(param.ndim == 1), std=0.3)
+    session = onnxruntime.InferenceSession(export(model, ['map']).SerializeToString())
+    model.double()
+    # Patches cut by the border, one patch, more than a chunk of tokens, several images.
+    for size in ((1, 61, 45), (2, 33, 64), (1, 1, 1), (1, 200, 120)):
+        x = torch.randn((size[0], 3, *size[1:]), generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            assert error(run(session, x), model(x.double()), 'max') <= 2e-6, size
