@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvisiongru.ops import mingru_scan_2d
@@ -13,6 +12,7 @@ from mmvisiongru.ops.mingru.op import BACKENDS
 from mmvisiongru.ops.paths import PATHS
 
 from .conv import ChannelsLastConv2d
+from .linear import linear, product
 from .strips import row_strips, takes_strips
 
 
@@ -61,8 +61,9 @@ class MinGRU2D(nn.Module):
         x = self.dwconv(x)
         if takes_strips(x, (self.in_proj, self.out_proj)) and self._is_unbiased():
             return self._forward_strips(x)
-        h = mingru_scan_2d(self.in_proj(x), paths=self.paths, candidate=self.candidate, backend=self.backend)
-        return self.out_proj(h)
+        u = linear(self.in_proj, x)
+        h = mingru_scan_2d(u, paths=self.paths, candidate=self.candidate, backend=self.backend)
+        return linear(self.out_proj, h)
 
     def _is_unbiased(self) -> bool:
         return self.in_proj.bias is None and self.out_proj.bias is None
@@ -72,20 +73,20 @@ class MinGRU2D(nn.Module):
         # The sum over paths, which the whole output projection has inside.
         out = torch.zeros_like(x, dtype=accumulation_dtype(x.dtype))
         weights_in = self.in_proj.weight.chunk(len(self.paths), 0)
-        weights_out = self.out_proj.weight.chunk(len(self.paths), 1)
+        weights_out = (w.contiguous() for w in self.out_proj.weight.chunk(len(self.paths), 1))
         for name, w_in, w_out in zip(self.paths, weights_in, weights_out, strict=True):
             path, state = PATHS[name], None
             strips = zip(row_strips(path.by_rows(x)), row_strips(path.by_rows(out)), strict=True)
             for strip, y in path.in_order(list(strips)):
                 h = mingru_scan_2d(
-                    F.linear(strip, w_in),
+                    product(strip, w_in),
                     paths=(path.along_rows,),
                     candidate=self.candidate,
                     backend=self.backend,
                     state=state,
                 )
                 state = path.last(h)
-                part = F.linear(h, w_out)
+                part = product(h, w_out)
                 # A view of out, which is ours alone.
                 y += part
         return out.to(part.dtype)

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from .linear import linear
+
 
 class MLP(nn.Module):
     """W2 GELU(W1 x) on the last axis."""
@@ -16,8 +18,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""
-        activated = F.gelu(self.fc1(x))
-        out = self.fc2(activated)
+        activated = linear(self.fc1, x, gelu=True)
+        out = linear(self.fc2, activated)
         recompute_gelu(activated, out)
         return out
 

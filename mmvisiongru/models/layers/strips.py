@@ -2,8 +2,8 @@
 
 A layer that widens its input writes and reads a multiple of the map. Without gradients nothing of that is
 kept, so on a CPU it is cheaper to take a strip of the map through the layer while it is in the cache. The
-result is the same only if every layer sees no further than we know. A layer may have been replaced, patched,
-hooked, quantised or moved away: only what is as we built it sees strips, anything else sees the whole map.
+result is the same only if every layer sees no further than we know: only what is as we built it (`known`)
+sees strips, anything else sees the whole map.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import torch
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks_of_all_modules
 
 from .conv import ChannelsLastConv2d
+from .known import is_plain_inference, is_unchanged
 from .mlp import MLP
 
 # Tokens of a strip: enough rows for a GEMM to run at full speed, few enough to stay in the cache.
@@ -23,7 +23,6 @@ KNOWN = {
     layer: layer.forward
     for layer in (nn.Linear, nn.LayerNorm, nn.Identity, DropPath, MLP, ChannelsLastConv2d)
 }
-CAST_BY_AUTOCAST = {torch.float32, torch.bfloat16, torch.float16}
 
 
 def by_strips(
@@ -73,48 +72,25 @@ def row_strips(x: Tensor) -> tuple[Tensor, ...]:
 
 def takes_strips(x: Tensor, layers: Sequence[nn.Module], stride: int = 1) -> bool:
     """Whether to take the map x (B, H, W, C) through layers, of this stride in all, strip by strip."""
-    if torch.is_grad_enabled() or x.device.type != 'cpu':
-        return False
-    # A traced or compiled graph should hold a layer once, for any size; a transformation sees whole maps. To
-    # ask for the size before would already fix it in the graph.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+    # To ask for the size before would fix it in a traced graph.
+    if not is_plain_inference(x):
         return False
     tokens, width = x.shape[1:3].numel() // stride**2, x.size(2) // stride
     if tokens < 4 * STRIP_TOKENS or width > STRIP_TOKENS:
         return False
-    # A hook wants to see the whole map.
-    if hooks_of_all_modules._global_forward_hooks or hooks_of_all_modules._global_forward_pre_hooks:
-        return False
-    return type(x) is Tensor and all(_is_known(m, x) for layer in layers for m in layer.modules())
+    return all(_is_known(m, x) for layer in layers for m in layer.modules())
 
 
 def _is_known(layer: nn.Module, x: Tensor) -> bool:
     """Whether a layer acts on each token of x alone; of a convolution, on a window of 3 x 3 at stride 2."""
-    # A subclass or a patched method may do anything, a layer in training mode draws random numbers.
-    forward = getattr(layer.forward, '__func__', None)
-    if forward is None or KNOWN.get(type(layer)) is not forward or layer.training:
-        return False
-    if layer._forward_hooks or layer._forward_pre_hooks:
+    # A layer in training mode draws random numbers.
+    if layer.training or not is_unchanged(layer, KNOWN.get(type(layer)), x):
         return False
     if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) != 1:
         return False
-    if isinstance(layer, nn.Conv2d) and not _is_3x3_at_stride_2(layer):
-        return False
-    return all(_is_plain(getattr(layer, name, None), x) for name in ('weight', 'bias'))
+    return not isinstance(layer, nn.Conv2d) or _is_3x3_at_stride_2(layer)
 
 
 def _is_3x3_at_stride_2(conv: nn.Conv2d) -> bool:
     window = (conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation, conv.padding_mode)
     return window == ((3, 3), (2, 2), (1, 1), (1, 1), 'zeros')
-
-
-def _is_plain(weight: Tensor | None, x: Tensor) -> bool:
-    """Whether a weight is numbers of the map's kind in the same place; a quantised one is a subclass."""
-    if weight is None:
-        return True
-    if type(weight) not in (Tensor, nn.Parameter) or weight.layout is not torch.strided:
-        return False
-    alike = weight.dtype == x.dtype or (
-        torch.is_autocast_enabled('cpu') and {weight.dtype, x.dtype} <= CAST_BY_AUTOCAST
-    )
-    return alike and weight.device == x.device
