@@ -148,7 +148,8 @@ def markdown(rows: list[dict], machine: dict) -> str:
     lines = [
         '# VisionGRU and its competitors',
         '',
-        '`tools/analysis_tools/compare_backbones.py` writes this page and says how. Run it again to refresh it.',
+        '`tools/analysis_tools/compare_backbones.py` writes this page and says how. Run it again to refresh'
+        ' it.',
         '',
         f'Measured on: {", ".join(f"{key} {value}" for key, value in machine.items())}.',
         '',
@@ -157,7 +158,8 @@ def markdown(rows: list[dict], machine: dict) -> str:
         '- Segmentors are counted and timed without their auxiliary head, but its parameters are included.',
         '- **Accuracy is quoted from the source in the last column.** None of it was reached here, and',
         '  recipes differ.',
-        '- A model that the stack does not have is marked "not available". All figures in its row are quoted.',
+        '- A model that the stack does not have is marked "not available". All figures in its row are'
+        ' quoted.',
     ]
     for task, (title, reference, accuracy) in titles.items():
         head = ['model', 'image', 'params (M)', 'FLOPs (G)', 'ms', f'time / {reference}', 'peak MB']
