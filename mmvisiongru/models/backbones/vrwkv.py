@@ -65,8 +65,8 @@ class Layer(nn.Module):
             self.register_parameter(name, scale)
 
     def _branch(self, x: Tensor, norm: nn.Module, mixer: nn.Module, gamma: Tensor | None) -> Tensor:
-        y = norm(mixer(x)) if self.post_norm else mixer(norm(x))
-        return x + self.drop_path(y if gamma is None else gamma * y)
+        y = self.drop_path(norm(mixer(x)) if self.post_norm else mixer(norm(x)))
+        return x + y if gamma is None else torch.addcmul(x, gamma, y)
 
     def _forward(self, x: Tensor) -> Tensor:
         x = self._branch(self.ln0(x), self.ln1, self.att, self.gamma1)
