@@ -54,6 +54,17 @@ def test_an_installed_package_has_its_own_configs(monkeypatch, tmp_path):
     assert get_config(PICO).model.backbone.arch == 'pico'
 
 
+def test_a_model_of_16_bits_takes_images_of_float32():
+    torch.manual_seed(0)
+    model, x = get_model('mmvisiongru.VisionGRU:pico'), torch.randn(1, 3, 40, 32)
+    half = get_model('mmvisiongru.VisionGRU:pico', dtype=torch.bfloat16)
+    half.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for a, b in zip(model(x), half(x), strict=True):
+            assert b.dtype == torch.bfloat16
+            assert (a - b.float()).square().mean().sqrt() < 0.02 * a.square().mean().sqrt()
+
+
 def test_weights_are_loaded(tmp_path):
     model = get_model(PICO)
     assert not model.training

@@ -131,6 +131,31 @@ def test_model_rows_and_picture(tmp_path, capsys):
         assert len(image.convert('L').getcolors()) > 10
 
 
+def test_types_side_by_side(tmp_path):
+    out = tmp_path / 'models.json'
+    dtypes = ['float32', 'bfloat16', 'bfloat16-weights']
+    options = ['--sizes', '32', '--repeats', '1', '--device', 'cpu', '--json', str(out), '--dtype']
+    benchmark.main([PICO, 'mmpretrain.ConvNeXt:atto', *options, *dtypes])
+    rows = json.loads(out.read_text())['rows']
+    names = [PICO, 'mmpretrain.ConvNeXt:atto']
+    assert [row['model'] for row in rows] == [f'{name}, {dtype}' for name in names for dtype in dtypes]
+    assert rows[0]['time_ratio'] == 1
+
+
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'bfloat16-weights'])
+def test_a_type_is_what_is_computed_in(precision):
+    model, x = torch.nn.Linear(3, 2), torch.ones(1, 3)
+    got = benchmark.runnables(model, x, precision, 'inference')['inference']()
+    assert got.dtype == (torch.float32 if precision == 'float32' else torch.bfloat16)
+    assert model.weight.dtype == torch.float32
+
+
+def test_converted_weights_are_not_trained(capsys):
+    with pytest.raises(SystemExit, match='2'):
+        benchmark.main([PICO, '--mode', 'train', '--dtype', 'bfloat16-weights'])
+    assert 'are for inference; to train, autocast to a dtype' in capsys.readouterr().err
+
+
 def test_unknown_model_is_one_line(capsys):
     with pytest.raises(SystemExit, match='2'):
         benchmark.main(['no_such_model'])

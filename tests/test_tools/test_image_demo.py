@@ -13,6 +13,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
+from mmvisiongru.models.layers import mingru
+from mmvisiongru.ops import mingru_scan_2d
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, make_scenes, write_config
 from tools.visualization import image_demo
 
@@ -64,6 +66,28 @@ def test_pictures_and_lines(task, capsys):
             assert line.endswith(' (seen at 32 x 32)')
         picture = f'work_dirs/demo/{i}.{"png" if task == "classification" else "jpg"}'
         assert min(Image.open(picture).size) >= 32
+
+
+def test_weights_of_bfloat16_say_much_the_same(task, monkeypatch):
+    found, dtypes = {}, []
+
+    def scan(x, **kwargs):
+        dtypes.append(x.dtype)
+        return mingru_scan_2d(x, **kwargs)
+
+    monkeypatch.setattr(mingru, 'mingru_scan_2d', scan)
+    for dtype in ('float32', 'bfloat16'):
+        args = ['ade/images/validation', 'tiny.py', 'model.pth', '--device', 'cpu', '--dtype', dtype]
+        image_demo.main([*args, '--pred-out', f'{dtype}.json'])
+        found[dtype] = json.loads(Path(f'{dtype}.json').read_text())
+    differences = [
+        abs(value - found['float32'][path]['scores'][name])
+        for path, row in found['bfloat16'].items()
+        for name, value in row['scores'].items()
+    ]
+    assert max(differences) < 0.1
+    half = len(dtypes) // 2
+    assert dtypes == half * [torch.float32] + half * [torch.bfloat16]
 
 
 @pytest.mark.parametrize('kind', ['csv', 'json'])

@@ -3,6 +3,11 @@
     python tools/analysis_tools/benchmark.py configs/classification/visiongru-tiny_8xb128_in1k.py \
         swin-tiny_16xb64_in1k deit-small_4xb256_in1k --sizes 224 512
 
+In bfloat16 on a CPU, with weights that are converted once beside autocast, which converts them in each pass:
+
+    python tools/analysis_tools/benchmark.py mmvisiongru.VisionGRU:tiny mmpretrain.SwinTransformer:tiny \
+        --sizes 224 512 1024 --dtype float32 bfloat16 bfloat16-weights
+
 A model is a config file (of either task), a name that mmpretrain or mmseg knows, or a backbone such as
 mmpretrain.ConvNeXt:tiny. Models take turns and medians are reported, so that the ratios to the first one hold
 on a machine that is not quiet.
@@ -11,6 +16,7 @@ on a machine that is not quiet.
 import argparse
 import json
 import os.path as osp
+from copy import deepcopy
 from logging import ERROR
 
 import torch
@@ -20,9 +26,12 @@ from rich.table import Table
 
 from mmvisiongru.analysis import measure
 from mmvisiongru.analysis.models import build_model, forward
+from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
 
+# Autocast to the dtype; with '-weights' the model itself is converted, for inference.
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
+CONVERTED = {f'{name}-weights': DTYPES[name] for name in ('bfloat16', 'float16')}
 
 
 def parse_args(argv=None):
@@ -35,7 +44,11 @@ def parse_args(argv=None):
     parser.add_argument('--batch-size', type=int, default=1)
     parser.add_argument('--mode', choices=['inference', 'train', 'both'], default='inference')
     parser.add_argument(
-        '--dtype', choices=sorted(DTYPES), default='float32', help='other than float32: autocast to it'
+        '--dtype',
+        nargs='+',
+        choices=[*DTYPES, *CONVERTED],
+        default=['float32'],
+        help='other than float32: autocast to it, or run a model whose weights were converted to it',
     )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--backend', default='auto', help='scan backend of VisionGRU models')
@@ -47,9 +60,14 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def runnables(model, x, dtype, mode) -> dict:
+def runnables(model, x, precision: str, mode) -> dict:
     """Functions to time: one inference pass, one training step (forward, backward, AdamW)."""
-    autocast = torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32)
+    if precision in CONVERTED:
+        dtype = CONVERTED[precision]
+        model, x = deepcopy(model).to(dtype), x.to(dtype)
+    else:
+        dtype = DTYPES[precision]
+    autocast = torch.autocast(x.device.type, dtype, enabled=precision in DTYPES and dtype != torch.float32)
     optimizer = torch.optim.AdamW(model.parameters())
 
     def inference():
@@ -74,7 +92,7 @@ def measure_models(models: dict, args) -> list[dict]:
     """One row a model, size and mode."""
     device, rows = torch.device(args.device), []
     modes = ('inference', 'train') if args.mode == 'both' else (args.mode,)
-    total = len(args.sizes) * len(modes) * len(models) * (args.repeats + 1)
+    total = len(args.sizes) * len(modes) * len(models) * len(args.dtype) * (args.repeats + 1)
     with measure.progress_bar() as bar:
         task = bar.add_task('', total=total)
         for size in args.sizes:
@@ -82,21 +100,27 @@ def measure_models(models: dict, args) -> list[dict]:
             for mode in modes:
                 bar.update(task, description=f'{mode} {size} x {size}')
                 functions = {
-                    name: runnables(model, x, DTYPES[args.dtype], mode)[mode]
+                    label(name, precision, args.dtype): runnables(model, x, precision, mode)[mode]
                     for name, model in models.items()
+                    for precision in args.dtype
                 }
                 memory = {name: measure.peak_memory(f, device) for name, f in functions.items()}
                 times = measure.interleaved_times(
                     functions, device, args.repeats, advance=lambda: bar.advance(task)
                 )
                 rows += [
-                    _row(name, size, mode, args.batch_size, times[name], memory[name]) for name in models
+                    _row(name, size, mode, args.batch_size, times[name], memory[name]) for name in functions
                 ]
-    first = next(iter(models))
+    first = rows[0]['model']
     base = {(row['size'], row['mode']): row for row in rows if row['model'] == first}
     for row in rows:
         row['time_ratio'] = base[row['size'], row['mode']]['latency_ms'] / row['latency_ms']
     return rows
+
+
+def label(name: str, precision: str, precisions: list[str]) -> str:
+    """What a model is called in the table."""
+    return name if len(precisions) == 1 else f'{name}, {precision}'
 
 
 def _row(name, size, mode, batch_size, seconds, memory) -> dict:
@@ -172,13 +196,17 @@ def main(argv=None):
     args = parse_args(argv)
     MMLogger.get_instance('mmengine', log_level=ERROR)
     with one_line_errors():
+        if args.mode != 'inference' and CONVERTED.keys() & set(args.dtype):
+            raise InputError(
+                f'--dtype {", ".join(CONVERTED)} are for inference; to train, autocast to a dtype'
+            )
         models = {
             name: build_model(model, args.backend).to(args.device)
             for name, model in zip(short_names(args.models), args.models, strict=True)
         }
         rows = measure_models(models, args)
     machine = measure.describe_machine(torch.device(args.device)) | dict(
-        dtype=args.dtype, backend=args.backend, repeats=args.repeats
+        dtype=' '.join(args.dtype), backend=args.backend, repeats=args.repeats
     )
     print_table(rows, machine)
     if args.json:

@@ -229,12 +229,16 @@ class VisionGRU(Backbone):
         """Compute the maps of the stages in ``out_indices``.
 
         Args:
-            x (Tensor): Images, (B, in_channels, H, W), of any size from 1 x 1 on.
+            x (Tensor): Images, (B, in_channels, H, W), of any size from 1 x 1 on. A model of 16-bit weights,
+                as ``model.bfloat16()`` makes one, takes images in float32 too, as preprocessors give them.
 
         Returns:
             tuple[Tensor]: Stage i is (B, embed_dims[i], ceil(H / 4 / 2^i), ceil(W / 4 / 2^i)), stored
             channels-last unless ``out_contiguous``.
         """
+        dtype = self.stem.conv1.weight.dtype
+        if dtype in (torch.bfloat16, torch.float16):
+            x = x.to(dtype)
         x = self.stem(x.permute(0, 2, 3, 1))
         if self.pos_embed is not None:
             x = x + interpolate_pos_embed(self.pos_embed, x.shape[1:3])

@@ -13,7 +13,7 @@ from mmvisiongru.ops.paths import PATHS
 
 from .conv import ChannelsLastConv2d
 from .linear import linear, product
-from .strips import row_strips, takes_strips
+from .strips import cast_once, row_strips, takes_strips
 
 
 class MinGRU2D(nn.Module):
@@ -72,8 +72,9 @@ class MinGRU2D(nn.Module):
         """Project, scan and project back strip by strip, path after path, by the projections' weights."""
         # The sum over paths, which the whole output projection has inside.
         out = torch.zeros_like(x, dtype=accumulation_dtype(x.dtype))
-        weights_in = self.in_proj.weight.chunk(len(self.paths), 0)
-        weights_out = (w.contiguous() for w in self.out_proj.weight.chunk(len(self.paths), 1))
+        weights_in = cast_once(self.in_proj.weight).chunk(len(self.paths), 0)
+        parts = cast_once(self.out_proj.weight).chunk(len(self.paths), 1)
+        weights_out = (w.contiguous() for w in parts)
         for name, w_in, w_out in zip(self.paths, weights_in, weights_out, strict=True):
             path, state = PATHS[name], None
             strips = zip(row_strips(path.by_rows(x)), row_strips(path.by_rows(out)), strict=True)

@@ -60,6 +60,11 @@ def by_strips(
     return torch.cat(strips, 1)
 
 
+def cast_once(weight: Tensor) -> Tensor:
+    """A weight in the dtype of autocast, which would cast a part of it again for every strip."""
+    return weight.to(torch.get_autocast_dtype('cpu')) if torch.is_autocast_enabled('cpu') else weight
+
+
 def strip_rows(x: Tensor, stride: int = 1) -> int:
     """Rows of the result in a strip of a map (B, H, W, C)."""
     return max(1, STRIP_TOKENS * stride // x.size(2))
