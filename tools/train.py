@@ -8,6 +8,7 @@ import argparse
 
 from mmengine.config import Config
 
+from mmvisiongru.engine.schedule import CHOICES
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import (
     add_common_options,
@@ -33,6 +34,12 @@ def parse_args(argv=None):
         const='auto',
         metavar='PATH',
         help='go on from this checkpoint, or without PATH from the latest one in the work dir',
+    )
+    parser.add_argument(
+        '--schedule',
+        choices=CHOICES,
+        help="where a run is resumed to another length: go on with the checkpoint's schedule, or with the "
+        "config's, as if the run had had its length from the start",
     )
     start.add_argument(
         '--trial',
@@ -70,6 +77,8 @@ def merge_args(cfg: Config, args) -> None:
         fit_to_trial(cfg, args.trial)
         # Not where the real run would find a checkpoint to resume.
         cfg.work_dir = args.work_dir or f'{cfg.work_dir.rstrip("/")}_trial'
+    if args.schedule:
+        cfg.resume_schedule = args.schedule
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.no_persistent_workers:

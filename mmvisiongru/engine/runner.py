@@ -20,6 +20,7 @@ from mmvisiongru.checkpoint import find_checkpoint, pretrained_paths, refuse_cod
 from mmvisiongru.engine.draws import build_numbered_sampler
 from mmvisiongru.engine.optim import regroup
 from mmvisiongru.engine.samples import GuardedDataset
+from mmvisiongru.engine.schedule import ends_of, full_rates, settle_schedule
 from mmvisiongru.files import is_local, new_file
 from mmvisiongru.ops.backends import Backends
 from mmvisiongru.registry import RUNNERS
@@ -49,9 +50,10 @@ class ReliableRunner(Runner):
     """mmengine's Runner with checkpoints in one step, checked samples and an exact place to resume.
 
     Reads keys of the config besides those of Runner: ``max_bad_samples`` (default 0), how many training
-    samples may be passed over; ``env_cfg.tf32``, whether products of float32 may be rounded to TF32 on a GPU;
-    ``channels_last``, whether the weights of convolutions lie in that order; and, in ``tools/train.py``,
-    ``load_coverage``.
+    samples may be passed over; ``resume_schedule``, whether a run that is resumed to another length follows
+    the schedule of the 'checkpoint' or of the 'config'; ``env_cfg.tf32``, whether products of float32 may be
+    rounded to TF32 on a GPU; ``channels_last``, whether the weights of convolutions lie in that order; and,
+    in ``tools/train.py``, ``load_coverage``.
     """
 
     def train(self):
@@ -152,6 +154,13 @@ class ReliableRunner(Runner):
                 self.logger.warning(note)
             self._resume = self._load_from is not None
         super().load_or_resume()
+
+    def resume(self, filename, *args, **kwargs) -> None:
+        """Resume; ``resume_schedule`` says what to do if the checkpoint's schedule has another length."""
+        ends, rates = ends_of(self), full_rates(self)
+        super().resume(filename, *args, **kwargs)
+        if ends:
+            settle_schedule(self, filename, ends, rates)
 
     def _init_model_weights(self) -> None:
         """Let no ``init_cfg`` of the model load a file that would run code."""

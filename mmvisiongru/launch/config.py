@@ -25,6 +25,7 @@ OTHER_KEYS = {
     'load_coverage',
     'max_bad_samples',
     'model_wrapper_cfg',
+    'resume_schedule',
     'runner_type',
     'sync_bn',
     'tta_model',

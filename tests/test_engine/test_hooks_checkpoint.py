@@ -106,7 +106,7 @@ def test_outdated_files_go_after_a_kill(tmp_path):
     assert in_child(save) == signal.SIGKILL
     (tmp_path / f'.iter_13.pth{UNFINISHED}').write_bytes(b'half')
     assert sorted(p.name for p in tmp_path.glob('iter_*.pth')) == ['iter_12.pth', 'iter_9.pth']
-    toy_runner(tmp_path, iters=15, keep=1, resume=True).train()
+    toy_runner(tmp_path, iters=15, keep=1, resume=True, resume_schedule='config').train()
     assert [p.name for p in tmp_path.glob('iter_*.pth')] == ['iter_15.pth']
     assert not list(tmp_path.glob(f'.*{UNFINISHED}'))
 
@@ -117,7 +117,7 @@ def test_copied_run_leaves_the_best_file_of_the_first_alone(tmp_path, monkeypatc
     (best,) = first.glob('best_*.pth')
     shutil.copytree(first, copy)
     monkeypatch.setattr(ToyMetric, 'compute_metrics', lambda *args: dict(acc=2.0))
-    toy_runner(copy, iters=12, resume=True).train()
+    toy_runner(copy, iters=12, resume=True, resume_schedule='config').train()
     assert best.exists()
     assert [path.name for path in copy.glob('best_*.pth')] == ['best_acc_iter_12.pth']
 
