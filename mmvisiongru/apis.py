@@ -29,6 +29,13 @@ def get_model(
 
     Raises:
         InputError: There is no such model, or the checkpoint does not fit; the message is one line.
+
+    Examples:
+        >>> import torch
+        >>> from mmvisiongru.apis import get_model
+        >>> backbone = get_model('mmvisiongru.VisionGRU:pico')
+        >>> [tuple(x.shape[2:]) for x in backbone(torch.rand(1, 3, 64, 96))]
+        [(16, 24), (8, 12), (4, 6), (2, 3)]
     """
     model = build_model(name)
     if checkpoint:

@@ -11,13 +11,29 @@ class InputError(ValueError):
 def did_you_mean(
     name: str, known: Iterable[str], cutoff: float = 0.6, show: Callable[[str], str] = repr
 ) -> str:
-    """The end of a message: the known name nearest to one that is not, as ``show`` writes it, or nothing."""
+    """The end of a message: the known name nearest to one that is not, as ``show`` writes it, or nothing.
+
+    Examples:
+        >>> from mmvisiongru.errors import did_you_mean
+        >>> did_you_mean('patence', ['patience', 'timeout'])
+        "; did you mean 'patience'?"
+        >>> did_you_mean('size', ['patience', 'timeout'])
+        ''
+    """
     near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f'; did you mean {show(near[0])}?' if near else ''
 
 
 def in_one_line(error: BaseException, width: int = 300) -> str:
-    """An exception in one line, without the name of its type if its text is one of ours."""
+    """An exception in one line, without the name of its type if its text is one of ours.
+
+    Examples:
+        >>> from mmvisiongru.errors import InputError, in_one_line
+        >>> in_one_line(InputError('no such file'))
+        'no such file'
+        >>> in_one_line(OSError('no such file'))
+        'OSError: no such file'
+    """
     text = ' '.join(str(error).split())
     text = text if len(text) <= width else f'{text[: width - 4]} ...'
     return text if type(error) in (InputError, ValueError) else f'{type(error).__name__}: {text}'

@@ -22,6 +22,13 @@ def state_dict_of(checkpoint, prefix: str | None = None) -> dict[str, Tensor]:
 
     As mmengine loads them: without a prefix, the ``module.`` of a wrapped model is taken off. What holds no
     weights gives none.
+
+    Examples:
+        >>> import torch
+        >>> from mmvisiongru.checkpoint import state_dict_of
+        >>> checkpoint = {'state_dict': {'backbone.x': torch.zeros(1), 'head.x': torch.ones(1)}}
+        >>> state_dict_of(checkpoint, prefix='backbone.')
+        {'x': tensor([0.])}
     """
     state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else {}
     state = {k: v for k, v in state.items() if torch.is_tensor(v)} if isinstance(state, dict) else {}
@@ -32,7 +39,14 @@ def state_dict_of(checkpoint, prefix: str | None = None) -> dict[str, Tensor]:
 
 
 def unfit_keys(module: nn.Module, state: dict) -> list[str]:
-    """One line for each parameter or buffer that ``state`` lacks, holds in another shape, or has too many."""
+    """One line for each parameter or buffer that ``state`` lacks, holds in another shape, or has too many.
+
+    Examples:
+        >>> import torch
+        >>> from mmvisiongru.checkpoint import unfit_keys
+        >>> unfit_keys(torch.nn.Linear(2, 3), {'weight': torch.zeros(4, 2), 'scale': torch.zeros(1)})
+        ['missing bias', 'shape of weight: (4, 2) in the file, (3, 2) in the model', 'unexpected scale']
+    """
     own = module.state_dict()
     lines = [f'missing {k}' for k in own if k not in state]
     lines += [
@@ -122,6 +136,17 @@ def load_weights(model: nn.Module, path: str) -> None:
 
     Raises:
         InputError: The file is missing or damaged, would run code, or does not fit.
+
+    Examples:
+        >>> import torch
+        >>> from tempfile import TemporaryDirectory
+        >>> from mmvisiongru.checkpoint import load_weights
+        >>> first, second = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+        >>> with TemporaryDirectory() as folder:
+        ...     torch.save(first.state_dict(), f'{folder}/weights.pth')
+        ...     load_weights(second, f'{folder}/weights.pth')
+        >>> torch.equal(first.weight, second.weight)
+        True
     """
     weights = state_dict_of(load_checkpoint_file(path))
     check_weights(model, weights, path)

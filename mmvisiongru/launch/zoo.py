@@ -32,6 +32,13 @@ def list_configs(pattern: str = '*') -> list[str]:
 
     Returns:
         list[str]: In alphabetical order.
+
+    Examples:
+        >>> from mmvisiongru.apis import list_configs
+        >>> 'visiongru-tiny_8xb128_in1k' in list_configs('visiongru-tiny*')
+        True
+        >>> list_configs('resnet*')
+        []
     """
     return sorted(match(config_files(), pattern))
 
@@ -48,6 +55,12 @@ def get_config(name: str, cfg_options: dict | None = None) -> Config:
 
     Raises:
         InputError: There is no such config, or a setting does not fit; the message says what is near.
+
+    Examples:
+        >>> from mmvisiongru.apis import get_config
+        >>> cfg = get_config('visiongru-tiny_8xb128_in1k', {'train_cfg.max_epochs': 100})
+        >>> cfg.model.backbone.arch, cfg.train_cfg.max_epochs
+        ('tiny', 100)
     """
     known = {} if name.endswith('.py') else config_files()
     if name in known:

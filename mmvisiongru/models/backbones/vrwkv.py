@@ -106,6 +106,13 @@ class VRWKV(Backbone):
         init_cfg (dict | list[dict], optional): As in mmengine. The default is that of the released model.
             ``dict(type='Pretrained', ...)`` raises when the checkpoint holds no parameter of this backbone,
             and lists those that do not fit.
+
+    Examples:
+        >>> import torch
+        >>> from mmvisiongru.models import VRWKV
+        >>> (feature_map,) = VRWKV('pico').eval()(torch.rand(1, 3, 64, 96))
+        >>> feature_map.shape
+        torch.Size([1, 96, 4, 6])
     """
 
     arch_settings = {

@@ -4,7 +4,14 @@ from torch import Tensor, nn
 
 
 class ChannelsLastConv2d(nn.Conv2d):
-    """``nn.Conv2d`` on (B, H, W, C); the permutes are views of the channels-last memory format."""
+    """``nn.Conv2d`` on (B, H, W, C); the permutes are views of the channels-last memory format.
+
+    Examples:
+        >>> import torch
+        >>> from mmvisiongru.models.layers import ChannelsLastConv2d
+        >>> ChannelsLastConv2d(3, 8, kernel_size=3, stride=2, padding=1)(torch.rand(1, 9, 6, 3)).shape
+        torch.Size([1, 5, 3, 8])
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x.permute(0, 3, 1, 2), self._weight(), self.bias).permute(0, 2, 3, 1)

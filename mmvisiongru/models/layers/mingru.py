@@ -30,6 +30,18 @@ class MinGRU2D(nn.Module):
         expand_ratio (int): Inner width D over C.
         candidate (str): 'g' or 'linear', see :func:`mmvisiongru.ops.mingru_scan`.
         backend (str): Scan backend.
+
+    Examples:
+        The last pixel of an image changes the first one of the output, as the reverse path comes by:
+
+        >>> import torch
+        >>> from mmvisiongru.models.layers import MinGRU2D
+        >>> mixer = MinGRU2D(dim=8)
+        >>> x = torch.zeros(1, 5, 6, 8)
+        >>> before = mixer(x)
+        >>> x[0, -1, -1] = 9
+        >>> bool((mixer(x)[0, 0, 0] != before[0, 0, 0]).any())
+        True
     """
 
     backends = BACKENDS

@@ -9,7 +9,14 @@ from .linear import linear
 
 
 class MLP(nn.Module):
-    """W2 GELU(W1 x) on the last axis."""
+    """W2 GELU(W1 x) on the last axis.
+
+    Examples:
+        >>> import torch
+        >>> from mmvisiongru.models.layers import MLP
+        >>> MLP(dim=8, ratio=4)(torch.rand(1, 5, 6, 8)).shape
+        torch.Size([1, 5, 6, 8])
+    """
 
     def __init__(self, dim: int, ratio: int):
         super().__init__()

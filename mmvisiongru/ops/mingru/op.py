@@ -27,7 +27,14 @@ FLOPS_PER_ELEMENT = 4  # keep h + z c: two multiply-adds
 
 
 def runnable_backends(device='cpu', dtype: torch.dtype = torch.float32) -> list[str]:
-    """Names of the scan's backends that can run on ``device``, the one that 'auto' takes first."""
+    """Names of the scan's backends that can run on ``device``, the one that 'auto' takes first.
+
+    Examples:
+        >>> import torch
+        >>> from mmvisiongru.ops import runnable_backends
+        >>> runnable_backends('cpu', torch.float64)[-2:]
+        ['torch', 'reference']
+    """
     return BACKENDS.runnable(device, dtype)
 
 

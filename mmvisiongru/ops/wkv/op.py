@@ -124,6 +124,17 @@ def bi_wkv(
         ValueError: Shapes, dtypes or devices do not go together, an option is unknown, or |w| T or |u| is
             beyond what the backend holds (64 in float32, 640 in float64; the reference has no limit).
         RuntimeError: The named backend cannot run here; the message says why.
+
+    Examples:
+        Without decay, bonus and keys each token gets the mean of all values. With decay, near ones count more:
+
+        >>> import torch
+        >>> from mmvisiongru.ops import bi_wkv
+        >>> u, k, v = torch.zeros(1), torch.zeros(1, 3, 1), torch.tensor([[[0.0], [3.0], [6.0]]])
+        >>> bi_wkv(torch.zeros(1), u, k, v).flatten()
+        tensor([3., 3., 3.])
+        >>> bi_wkv(torch.tensor([2.0]), u, k, v).flatten()
+        tensor([1.7852, 3.0000, 4.2148])
     """
     if k.dim() != 3 or k.shape != v.shape:
         raise ValueError(f'k and v must both be (B, T, C), got {tuple(k.shape)} and {tuple(v.shape)}')
