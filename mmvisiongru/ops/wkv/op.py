@@ -126,7 +126,7 @@ def bi_wkv(
         RuntimeError: The named backend cannot run here; the message says why.
 
     Examples:
-        Without decay, bonus and keys each token gets the mean of all values. With decay, near ones count more:
+        Without decay, bonus and keys each token gets the mean of all values; with decay near ones count more:
 
         >>> import torch
         >>> from mmvisiongru.ops import bi_wkv
