@@ -8,6 +8,8 @@ from mmvisiongru.ops import bi_wkv
 from mmvisiongru.ops.backends import accumulation_dtype
 from mmvisiongru.ops.wkv.op import BACKENDS
 
+from .linear import linear
+
 
 def q_shift(x: Tensor) -> Tensor:
     """Move each quarter of the channels of a map (B, H, W, C) by one pixel; what comes in is zero.
@@ -56,13 +58,13 @@ class SpatialMix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         shifted, tokens = q_shift(x), x.size(1) * x.size(2)
-        k = self.key(torch.lerp(shifted, x, self.spatial_mix_k))
-        v = self.value(torch.lerp(shifted, x, self.spatial_mix_v))
-        r = self.receptance(torch.lerp(shifted, x, self.spatial_mix_r))
+        k = linear(self.key, torch.lerp(shifted, x, self.spatial_mix_k))
+        v = linear(self.value, torch.lerp(shifted, x, self.spatial_mix_v))
+        r = linear(self.receptance, torch.lerp(shifted, x, self.spatial_mix_r))
         dtype = accumulation_dtype(self.spatial_decay.dtype)
         w, u = (parameter.to(dtype) / tokens for parameter in (self.spatial_decay, self.spatial_first))
         y = bi_wkv(w, u, k.flatten(1, 2), v.flatten(1, 2), distance=self.distance, backend=self.backend)
-        return self.output(torch.sigmoid(r) * self.key_norm(y.view(x.shape)))
+        return linear(self.output, torch.sigmoid(r) * self.key_norm(y.view(x.shape)))
 
     def extra_repr(self) -> str:
         return f'distance={self.distance!r}, backend={self.backend!r}'
@@ -90,14 +92,14 @@ class ChannelMix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         shifted = q_shift(x)
-        hidden = self.key(torch.lerp(shifted, x, self.spatial_mix_k))
+        hidden = linear(self.key, torch.lerp(shifted, x, self.spatial_mix_k))
         # The widest map of the model: a second and a third one cost as much as a tenth of the linear layers.
         if torch.is_grad_enabled() or self.key._forward_hooks:
             hidden = torch.relu(hidden).square()
         else:
             hidden = hidden.relu_().square_()
-        gate = torch.sigmoid(self.receptance(torch.lerp(shifted, x, self.spatial_mix_r)))
-        return gate * self.value(self.key_norm(hidden))
+        gate = torch.sigmoid(linear(self.receptance, torch.lerp(shifted, x, self.spatial_mix_r)))
+        return gate * linear(self.value, self.key_norm(hidden))
 
 
 def _positions(dim: int, layer: int, depth: int) -> tuple[Tensor, float, float]:
