@@ -2,6 +2,7 @@
 
 import csv
 
+import torch
 from PIL import Image
 
 from mmvisiongru.analysis.flops import count
@@ -30,3 +31,29 @@ def test_table_and_picture(tmp_path, monkeypatch, capsys):
     with Image.open(tmp_path / 'new' / 'v1.2.png') as picture:
         assert len(picture.convert('L').getcolors()) > 10
     assert 'v1.2.png' in capsys.readouterr().out
+
+
+def test_model_leaves_the_picture_where_memory_is_not_enough(tmp_path, monkeypatch, capsys):
+    def peak_memory(run, device):
+        run()
+        if run.args[1].shape[-1] == 96 and run.args[0] is models['Swin-T']:
+            raise torch.OutOfMemoryError
+        return 1.0
+
+    models = {name: build_model(PICO) for name in NAMES}
+    monkeypatch.setattr(plot_resolution, 'MODELS', dict.fromkeys(NAMES, PICO))
+    monkeypatch.setattr(plot_resolution.measure, 'peak_memory', peak_memory)
+    rows = plot_resolution.measure_sizes(models, [64, 96], 1, torch.device('cpu'), 1)
+    found = [(row['size'], row['model']) for row in rows]
+    assert found == [(64, 'VisionGRU-tiny'), (64, 'Swin-T'), (96, 'VisionGRU-tiny')]
+    assert 'Swin-T at 96: not enough memory' in capsys.readouterr().out
+    plot_resolution.plot(rows, dict(device='none'), tmp_path / 'x.png')
+
+
+def test_vision_rwkv_is_beside_the_other_models():
+    assert (
+        [*plot_resolution.MODELS]
+        == [*plot_resolution.STYLES]
+        == ['VisionGRU-tiny', 'VRWKV-S', 'Swin-T', 'DeiT-S']
+    )
+    assert plot_resolution.parse_args([]).sizes[-1] == 2048

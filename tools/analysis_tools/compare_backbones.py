@@ -29,6 +29,9 @@ MODELS = dict(
     classification={
         'VisionGRU-tiny': str(CONFIGS / 'classification/visiongru-tiny_8xb128_in1k.py'),
         'VisionGRU-base': str(CONFIGS / 'classification/visiongru-base_8xb128_in1k.py'),
+        'VRWKV-T': str(CONFIGS / 'classification/vrwkv-tiny_8xb128_in1k.py'),
+        'VRWKV-S': str(CONFIGS / 'classification/vrwkv-small_8xb128_in1k.py'),
+        'VRWKV-B': str(CONFIGS / 'classification/vrwkv-base_8xb128_in1k.py'),
         'VGG-11': 'vgg11_8xb32_in1k',
         'ResNet-18': 'resnet18_8xb32_in1k',
         'ResNet-50': 'resnet50_8xb32_in1k',
@@ -47,6 +50,12 @@ MODELS = dict(
         'UperNet VisionGRU-tiny': str(
             CONFIGS / 'segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py'
         ),
+        'UperNet VRWKV-T with adapter': str(
+            CONFIGS / 'segmentation/vrwkv-tiny-adapter_upernet_8xb2-160k_ade20k-512x512.py'
+        ),
+        'UperNet VRWKV-S with adapter': str(
+            CONFIGS / 'segmentation/vrwkv-small-adapter_upernet_8xb2-160k_ade20k-512x512.py'
+        ),
         'DeepLabv3+ ResNet-101': 'deeplabv3plus_r101-d8_4xb4-160k_ade20k-512x512',
         'UperNet ResNet-50': 'upernet_r50_4xb4-160k_ade20k-512x512',
         'UperNet DeiT-S': 'vit_deit-s16_upernet_8xb2-160k_ade20k-512x512',
@@ -60,15 +69,10 @@ QUOTED = dict(
         'S4ND-ViT-B': (89, 17.1, 80.4, 'arXiv:2401.10166'),
         'Vim-Ti': (7, None, 76.1, 'README of hustvl/Vim'),
         'Vim-S': (26, None, 80.5, 'README of hustvl/Vim'),
-        'VRWKV-T': (6.2, 1.2, 75.1, 'README of OpenGVLab/Vision-RWKV'),
-        'VRWKV-S': (23.8, 4.6, 80.1, 'README of OpenGVLab/Vision-RWKV'),
-        'VRWKV-B': (93.7, 18.2, 82.0, 'README of OpenGVLab/Vision-RWKV'),
     },
     segmentation={
         'UperNet Vim-Ti': (13, None, 41.0, 'arXiv:2401.09417, table 2'),
         'UperNet Vim-S': (46, None, 44.9, 'arXiv:2401.09417, table 2'),
-        'UperNet VRWKV-T (figures of the backbone)': (8.4, 16.6, 43.3, 'README of OpenGVLab/Vision-RWKV'),
-        'UperNet VRWKV-S (figures of the backbone)': (29.3, 46.3, 47.2, 'README of OpenGVLab/Vision-RWKV'),
     },
 )
 METRIC = dict(classification='Top 1 Accuracy', segmentation='mIoU')
@@ -81,8 +85,11 @@ def quoted_accuracy(key: str, task: str) -> tuple[float | None, str]:
         results, library = reported_results(key)
         return results.get(METRIC[task]), f'model index of {library}'
     index = yaml.safe_load((CONFIGS / task / 'metafile.yml').read_text())
-    results = next(m for m in index['Models'] if m['Name'] == Path(key).stem)['Results']
-    return results[0]['Metrics'][f'{METRIC[task]} (paper)'], 'arXiv:2412.18178'
+    entry = next(m for m in index['Models'] if m['Name'] == Path(key).stem)
+    paper = next(c['Paper']['URL'] for c in index['Collections'] if c['Name'] == entry['In Collection'])
+    return entry['Results'][0]['Metrics'][f'{METRIC[task]} (paper)'], paper.replace(
+        'https://arxiv.org/abs/', 'arXiv:'
+    )
 
 
 def measure_model(name: str, task: str, reference, device, repeats: int) -> dict:

@@ -4,7 +4,8 @@
     python tools/analysis_tools/plot_resolution.py --out docs/figures/resolution_gpu --device cuda
 
 Writes OUT.csv and OUT.png. Parameters and FLOPs are counted (mmvisiongru/analysis/flops.py), memory and time
-of inference measured: models take turns at each size, and medians are kept. About 6 minutes on two CPU cores.
+of inference measured: models take turns at each size, and medians are kept. A model leaves the picture at the
+size for which the memory is not enough. About 15 minutes on two CPU cores, most of them at 1536 and 2048.
 """
 
 import argparse
@@ -20,20 +21,22 @@ from mmvisiongru.analysis import measure
 from mmvisiongru.analysis.flops import count
 from mmvisiongru.analysis.models import build_model, inference
 
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs/classification'
 MODELS = {
-    'VisionGRU-tiny': str(
-        Path(__file__).resolve().parents[2] / 'configs/classification/visiongru-tiny_8xb128_in1k.py'
-    ),
+    'VisionGRU-tiny': str(CONFIGS / 'visiongru-tiny_8xb128_in1k.py'),
+    'VRWKV-S': str(CONFIGS / 'vrwkv-small_8xb128_in1k.py'),
     'Swin-T': 'swin-tiny_16xb64_in1k',
     'DeiT-S': 'deit-small_4xb256_in1k',
 }
 STYLES = {
     'VisionGRU-tiny': dict(marker='o', linestyle='-', color='black', hatch=''),
+    'VRWKV-S': dict(marker='d', linestyle='-.', color='black', hatch='xxx'),
     'Swin-T': dict(marker='s', linestyle='--', color='0.35', hatch='///'),
     'DeiT-S': dict(marker='^', linestyle=':', color='0.35', hatch='...'),
 }
 # GMACs at 1248 x 1248 in figure 1 of arXiv:2412.18178.
 PAPER = {'VisionGRU-tiny': 151.9, 'DeiT-S': 432.3}
+SIZES = [224, 384, 512, 640, 768, 1024, 1248, 1536, 2048]
 PANELS = dict(gmacs='FLOPs / GMAC', peak_memory_mb='peak memory / MB', latency_ms='time / ms')
 
 
@@ -46,9 +49,10 @@ def measure_sizes(models: dict, sizes: list[int], batch_size: int, device, repea
             bar.update(task, description=f'{size} x {size}')
             x = torch.randn(batch_size, 3, size, size, device=device)
             runs = {name: partial(inference, model, x) for name, model in models.items()}
-            memory = {name: measure.peak_memory(run, device) for name, run in runs.items()}
+            memory = {name: measured_memory(run, device, f'{name} at {size}') for name, run in runs.items()}
+            runs = {name: run for name, run in runs.items() if memory[name] is not None}
             times = measure.interleaved_times(runs, device, repeats, advance=lambda: bar.advance(task))
-            for name in models:
+            for name in runs:
                 found = count(counted[name], (size, size))
                 rows.append(
                     dict(
@@ -61,6 +65,15 @@ def measure_sizes(models: dict, sizes: list[int], batch_size: int, device, repea
                     )
                 )
     return rows
+
+
+def measured_memory(run, device, what: str) -> float | None:
+    """Peak memory, or None with a line that says what there was not enough for."""
+    try:
+        return measure.peak_memory(run, device)
+    except (torch.OutOfMemoryError, MemoryError):
+        print(f'{what}: not enough memory')
+        return None
 
 
 def write_csv(rows: list[dict], machine: dict, path: Path) -> None:
@@ -100,7 +113,7 @@ def plot(rows: list[dict], machine: dict, path: Path) -> None:
         axis.set(xlabel='pixels', ylabel=label, xlim=(0, None), ylim=(0, None))
         axis.set_xticks([n * n for n in sizes], [f'{n}²' for n in sizes], rotation=60)
         axis.grid(True, alpha=0.3)
-    if sizes[-1] == 1248:
+    if 1248 in sizes:
         axes[1].plot([1248**2] * 2, list(PAPER.values()), 'kx', markersize=9, label="paper's figure")
     axes[1].legend(fontsize='small')
     figure.suptitle(', '.join(f'{key} {value}' for key, value in machine.items()), fontsize='small')
@@ -112,7 +125,7 @@ def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', default='work_dirs/resolution', help='OUT.csv and OUT.png are written')
-    parser.add_argument('--sizes', nargs='+', type=int, default=[224, 384, 512, 640, 768, 1024, 1248])
+    parser.add_argument('--sizes', nargs='+', type=int, default=SIZES)
     parser.add_argument('--batch-size', type=int, default=1)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--repeats', type=int, default=5, help='runs of each model and size, after one more')
