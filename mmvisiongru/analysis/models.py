@@ -16,6 +16,13 @@ from mmvisiongru.launch.config import load_config
 from mmvisiongru.launch.processes import replace_sync_bn
 from mmvisiongru.launch.zoo import config_files
 
+# What the backbones of this package call the backend of their operator.
+BACKEND_ARGUMENTS = {
+    'mmvisiongru.VisionGRU': 'scan_backend',
+    'mmvisiongru.VRWKV': 'wkv_backend',
+    'mmvisiongru.VRWKVAdapter': 'wkv_backend',
+}
+
 
 def model_config(name: str) -> Config:
     """Read the config of a model.
@@ -47,15 +54,15 @@ def model_config(name: str) -> Config:
 
 
 def build_model(name: str, scan_backend: str = 'auto', device: str = 'cpu') -> nn.Module:
-    """Build a model that :func:`model_config` finds, with random weights and the given scan backend.
+    """Build a model that :func:`model_config` finds, with random weights and the given backend of its scan.
 
     Some backbones of mmpretrain cannot be built on the meta device; build them on the CPU and move them.
     """
     cfg = model_config(name)
     model = _single_view(cfg.model)
     backbone = model.get('backbone') or model
-    if backbone.type == 'mmvisiongru.VisionGRU':
-        backbone.scan_backend = scan_backend
+    if argument := BACKEND_ARGUMENTS.get(backbone.type):
+        backbone[argument] = scan_backend
     replace_sync_bn(model)
     # As the runner hands it to the model.
     if cfg.get('data_preprocessor'):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmvisiongru.analysis.models import build_model
 from tools.analysis_tools import benchmark, benchmark_scan, benchmark_wkv
 
 SMALL = ['--shapes', '2x37x12', '--repeats', '2', '--device', 'cpu']
@@ -197,3 +198,11 @@ def test_bi_wkv_outside_of_its_tolerance_is_not_timed(monkeypatch):
     monkeypatch.setattr(benchmark_wkv.measure, 'interleaved_times', None)
     with pytest.raises(SystemExit, match=r'error: .* is outside of its tolerance of 0'):
         benchmark_wkv.main(['--shapes', '1x37x64', '--device', 'cpu'])
+
+
+@pytest.mark.parametrize('model', ['VisionGRU:pico', 'VRWKV:pico'])
+def test_backend_reaches_every_scan_of_the_model(model):
+    built = build_model(f'mmvisiongru.{model}', 'reference', device='meta')
+    backends = [m.backend for m in built.modules() if hasattr(m, 'backend')]
+    assert backends
+    assert set(backends) == {'reference'}

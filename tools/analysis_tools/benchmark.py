@@ -51,7 +51,7 @@ def parse_args(argv=None):
         help='other than float32: autocast to it, or run a model whose weights were converted to it',
     )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--backend', default='auto', help='scan backend of VisionGRU models')
+    parser.add_argument('--backend', default='auto', help='backend of the scan of VisionGRU and VRWKV')
     parser.add_argument(
         '--repeats', type=int, default=10, help='runs of each model, after one more to warm up'
     )
