@@ -3,7 +3,7 @@
 #
 #   tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of tools/test.py]
 #
-# Several nodes: as in dist_train.sh.
+# For several nodes, see dist_train.sh.
 set -euo pipefail
 
 if [ $# -lt 3 ]; then

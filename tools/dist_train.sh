@@ -3,7 +3,7 @@
 #
 #   tools/dist_train.sh CONFIG GPUS [options of tools/train.py]
 #
-# On several nodes, the same on each, with its own NODE_RANK from 0 on:
+# On several nodes, run it on each, with NODE_RANK counting from 0:
 #
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=HOST [MASTER_PORT=29500] tools/dist_train.sh CONFIG GPUS_OF_A_NODE
 set -euo pipefail

@@ -34,7 +34,7 @@ def parse_args(argv=None):
     parser.add_argument(
         '--out',
         metavar='PATH',
-        help='write the predictions: to this folder, as PNG (segmentation), or to this .pkl (classification)',
+        help='write the predictions to this folder as PNG (segmentation) or to this .pkl (classification)',
     )
     parser.add_argument(
         '--out-item',
@@ -46,14 +46,15 @@ def parse_args(argv=None):
     parser.add_argument(
         '--show-dir',
         metavar='DIR',
-        help='write pictures of the predictions here (of several processes, the first does)',
+        help='write pictures of the predictions to this folder (only the first process does)',
     )
-    parser.add_argument('--wait-time', type=float, default=2, help='seconds that a window stays')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds to show each window')
     parser.add_argument('--interval', type=int, default=1, help='show every n-th image')
     parser.add_argument(
         '--tta',
         action='store_true',
-        help='test-time augmentation: tta_model and tta_pipeline of the config (a classifier: else flip)',
+        help='test-time augmentation with tta_model and tta_pipeline of the config; a classifier without '
+        'them is flipped',
     )
     add_common_options(parser)
     return parser.parse_args(argv)

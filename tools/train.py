@@ -33,7 +33,7 @@ def parse_args(argv=None):
         nargs='?',
         const='auto',
         metavar='PATH',
-        help='go on from this checkpoint, or without PATH from the latest one in the work dir',
+        help='continue from this checkpoint; without PATH, from the latest one in the work dir',
     )
     parser.add_argument(
         '--schedule',
@@ -45,8 +45,8 @@ def parse_args(argv=None):
         '--trial',
         type=at_least_one,
         metavar='N',
-        help='train N iterations, or epochs where the config counts those, in WORK_DIR_trial; schedule, '
-        'intervals and workers are fitted',
+        help='train N iterations (or epochs, if the config counts those) in WORK_DIR_trial, with schedule, '
+        'intervals and workers to match',
     )
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
     parser.add_argument(

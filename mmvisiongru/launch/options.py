@@ -20,8 +20,8 @@ def add_config_options(parser: ArgumentParser) -> None:
         '--cfg-options',
         nargs='+',
         action=DictAction,
-        help='settings over those of the config, KEY=VALUE; a list is KEY=a,b or KEY="[a,b]", nested ones as '
-        'KEY="[(a,b),(c,d)]"',
+        help='override settings of the config with KEY=VALUE; a list is KEY=a,b or KEY="[a,b]", '
+        'a nested one KEY="[(a,b),(c,d)]"',
     )
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
@@ -30,7 +30,7 @@ def add_common_options(parser: ArgumentParser) -> None:
     """Add the options that training and testing share."""
     parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/CONFIG)')
     parser.add_argument(
-        '--amp', action='store_true', help='automatic mixed precision, without a GPU in bfloat16'
+        '--amp', action='store_true', help='automatic mixed precision (bfloat16 without a GPU)'
     )
     parser.add_argument(
         '--no-pin-memory', action='store_true', help='turn pin_memory off in every dataloader'

@@ -3,8 +3,8 @@
     python tools/analysis_tools/analyze_logs.py work_dirs/RUN_A work_dirs/RUN_B \
         --keys loss mIoU --out curves.png
 
-A run is a work dir (all its logs in the order of time, so that a resumed run is one curve) or one
-`scalars.json`. Metrics of validation are drawn at the last iteration that was logged before them.
+A run is a work dir or one `scalars.json`. The logs of a work dir are joined in order of time, so a resumed
+run is one curve. Validation metrics are drawn at the last iteration that was logged before them.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('runs', nargs='+', help='work dirs, or scalars.json files')
     parser.add_argument('--keys', nargs='+', default=['loss'], help='what to draw, e.g. loss lr mIoU')
-    parser.add_argument('--out', metavar='FILE', help='draw the curves there')
+    parser.add_argument('--out', metavar='FILE', help='draw the curves to this file')
     return parser.parse_args(argv)
 
 

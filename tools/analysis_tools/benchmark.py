@@ -9,8 +9,8 @@ In bfloat16 on a CPU, with weights that are converted once beside autocast, whic
         --sizes 224 512 1024 --dtype float32 bfloat16 bfloat16-weights
 
 A model is a config file (of either task), a name that mmpretrain or mmseg knows, or a backbone such as
-mmpretrain.ConvNeXt:tiny. Models take turns and medians are reported, so that the ratios to the first one hold
-on a machine that is not quiet.
+mmpretrain.ConvNeXt:tiny. Models take turns and medians are reported, so the ratios to the first one hold even
+on a busy machine.
 """
 
 import argparse
@@ -53,10 +53,10 @@ def parse_args(argv=None):
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--backend', default='auto', help='backend of the scan of VisionGRU and VRWKV')
     parser.add_argument(
-        '--repeats', type=int, default=10, help='runs of each model, after one more to warm up'
+        '--repeats', type=int, default=10, help='timed runs of each model, after one to warm up'
     )
-    parser.add_argument('--json', metavar='FILE', help='write the figures there')
-    parser.add_argument('--plot', metavar='FILE', help='draw time and memory against size there')
+    parser.add_argument('--json', metavar='FILE', help='write the figures to this file')
+    parser.add_argument('--plot', metavar='FILE', help='draw time and memory against size to this file')
     return parser.parse_args(argv)
 
 

@@ -3,9 +3,9 @@
     python tools/analysis_tools/benchmark_scan.py --shapes 8x3136x144 1x97344x144
 
 First every output and gradient is compared with float64 (a backend of ours outside of its tolerance ends the
-run), then forward and forward + backward are timed in turns. Installed and able to run on the device, these
-are measured too: minGRU-pytorch (log-space scan), flash-linear-attention (hgrn), accelerated-scan. One that
-fails on a shape is left out there, with its message.
+run), then forward and forward + backward are timed in turns. It also measures minGRU-pytorch (log-space
+scan), flash-linear-attention (hgrn) and accelerated-scan if they are installed and run on the device. One
+that fails on a shape is left out there, with its message.
 """
 
 import argparse
@@ -167,11 +167,11 @@ def parse_args(argv=None):
     parser.add_argument(
         '--shapes', nargs='+', default=['8x3136x144', '1x24336x288', '1x97344x144'], help='BxLxD'
     )
-    parser.add_argument('--names', nargs='+', default=[], help='measure these only')
+    parser.add_argument('--names', nargs='+', default=[], help='measure only these')
     parser.add_argument('--dtype', choices=sorted(TOLERANCE), default='float32')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--repeats', type=int, default=7)
-    parser.add_argument('--json', metavar='FILE', help='write the figures there')
+    parser.add_argument('--json', metavar='FILE', help='write the figures to this file')
     return parser.parse_args(argv)
 
 

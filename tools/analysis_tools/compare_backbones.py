@@ -1,11 +1,11 @@
-"""Tables I and II of the paper from this stack: what VisionGRU competes with, counted and measured here.
+"""Tables I and II of the paper: VisionGRU and its competitors, counted and measured here.
 
     python tools/analysis_tools/compare_backbones.py --out docs/comparison
     python tools/analysis_tools/compare_backbones.py --out docs/comparison_gpu --device cuda
 
-Writes OUT.json and OUT.md. Parameters and FLOPs are counted, time and memory of inference at batch 1
-measured: each model takes turns with VisionGRU-tiny at the same size, so that their ratio holds on a machine
-that is not quiet. Accuracy is never ours: it is quoted from the model index of mmpretrain and mmseg, or from
+Writes OUT.json and OUT.md. Parameters and FLOPs are counted; time and memory of inference at batch 1 are
+measured. Each model takes turns with VisionGRU-tiny at the same size, so their ratio holds even on a busy
+machine. Accuracy is never measured here: it is quoted from the model index of mmpretrain and mmseg, or from
 the source that the row names. About 10 minutes on two CPU cores.
 """
 
@@ -190,10 +190,10 @@ def markdown(rows: list[dict], machine: dict) -> str:
 def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', default='work_dirs/comparison', help='OUT.json and OUT.md are written')
+    parser.add_argument('--out', default='work_dirs/comparison', help='write OUT.json and OUT.md')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument(
-        '--repeats', type=int, default=5, help='runs of each model, after one more to warm up'
+        '--repeats', type=int, default=5, help='timed runs of each model, after one to warm up'
     )
     return parser.parse_args(argv)
 

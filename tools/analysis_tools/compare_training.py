@@ -2,7 +2,7 @@
 
     python tools/analysis_tools/compare_training.py CONFIG... --seeds 0 1 2 3 4 --out docs/evidence/NAME
 
-Every config is trained and tested with every seed, one process a run, `--jobs` at a time. Results go to
+Every config is trained and tested with every seed, in one process per run, `--jobs` at a time. Results go to
 OUT/runs, checkpoints and logs to the work dir. The same command goes on where it was stopped: what has a
 result is not run again, on whatever machine, and an interrupted run resumes. A run that fails is named in the
 table. Writes OUT/results.csv, OUT/README.md and OUT/results.png; `--report` does only that, with the runs
@@ -68,9 +68,9 @@ def parse_args(argv=None):
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument('--out', required=True, help='folder for results, table and figure')
     parser.add_argument('--work-dir', help='folder for checkpoints and logs (default: work_dirs/NAME_OF_OUT)')
-    parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
+    parser.add_argument('--jobs', type=int, default=1, help='number of runs at a time')
     parser.add_argument('--launcher', choices=['none', 'pytorch'], default='none')
-    parser.add_argument('--gpus', type=int, default=1, help='processes a run, with --launcher pytorch')
+    parser.add_argument('--gpus', type=int, default=1, help='processes per run, with --launcher pytorch')
     parser.add_argument('--report', action='store_true', help='run nothing, only write table and figure')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='settings over those of all configs'

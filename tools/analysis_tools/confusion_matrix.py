@@ -122,7 +122,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_config_options(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out', default='work_dirs/confusion', help='OUT.csv and OUT.png are written')
+    parser.add_argument('--out', default='work_dirs/confusion', help='write OUT.csv and OUT.png')
     return parser.parse_args(argv)
 
 

@@ -6,7 +6,7 @@
     python tools/analysis_tools/get_flops.py mmpretrain.ConvNeXt:tiny --shape 512 1024
 
 FLOPs are multiply-accumulates, as in the paper; mmvisiongru/analysis/flops.py says what is counted. Nothing
-is computed, so that any size takes seconds. MACs per pixel stay the same where the cost is linear.
+is computed, so any size takes seconds. Where the cost is linear, the MACs per pixel stay the same.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def parse_args(argv=None):
         metavar=('H', 'W'),
         help='size of the image, W = H if left out; may be given again (default: that of the config)',
     )
-    parser.add_argument('--json', metavar='FILE', help='write the counts there')
+    parser.add_argument('--json', metavar='FILE', help='write the counts to this file')
     return parser.parse_args(argv)
 
 

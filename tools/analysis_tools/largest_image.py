@@ -170,12 +170,12 @@ def plot(rows: list[dict], memory: float, path: Path) -> None:
 def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', default='work_dirs/largest_image', help='OUT.csv and OUT.png are written')
+    parser.add_argument('--out', default='work_dirs/largest_image', help='write OUT.csv and OUT.png')
     parser.add_argument(
         '--sides', nargs='+', type=int, default=sides(), help='sides of the images, in ascending order'
     )
-    parser.add_argument('--memory', type=float, default=16.0, help='GiB that a process may use')
-    parser.add_argument('--minutes', type=float, default=10.0, help='time that an image may take')
+    parser.add_argument('--memory', type=float, default=16.0, help='GiB that each process may use')
+    parser.add_argument('--minutes', type=float, default=10.0, help='minutes that each image may take')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     return parser.parse_args(argv)
 

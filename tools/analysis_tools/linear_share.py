@@ -62,7 +62,7 @@ def parse_args(argv=None):
     parser.add_argument('models', nargs='+', help='as for benchmark.py')
     parser.add_argument('--sizes', nargs='+', type=int, default=[1024], help='sides of the square image')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--repeats', type=int, default=7, help='runs of each, after one more to warm up')
+    parser.add_argument('--repeats', type=int, default=7, help='timed runs of each, after one to warm up')
     return parser.parse_args(argv)
 
 

@@ -124,11 +124,13 @@ def plot(rows: list[dict], machine: dict, path: Path) -> None:
 def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', default='work_dirs/resolution', help='OUT.csv and OUT.png are written')
+    parser.add_argument('--out', default='work_dirs/resolution', help='write OUT.csv and OUT.png')
     parser.add_argument('--sizes', nargs='+', type=int, default=SIZES)
     parser.add_argument('--batch-size', type=int, default=1)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--repeats', type=int, default=5, help='runs of each model and size, after one more')
+    parser.add_argument(
+        '--repeats', type=int, default=5, help='timed runs of each model and size, after one to warm up'
+    )
     return parser.parse_args(argv)
 
 

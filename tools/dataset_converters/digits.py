@@ -8,8 +8,8 @@ segmentation/    {images,annotations}/{training,validation}/*.png, 64 x 64 scene
                  A label is 0 for background, which is a class of its own, and 1 + digit on a stroke.
 
 The digits were collected on sheets that all ask for the same sequence of digits: the labels repeat
-it 14 times. The first 11 sheets are for training, the last 3 for validation, so that no digit
-image, and no sheet, is in both. Every run writes the same bytes.
+it 14 times. The first 11 sheets are for training, the last 3 for validation, so no image and no
+sheet is in both. Every run writes the same bytes.
 """
 
 import argparse
@@ -166,7 +166,9 @@ def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--out', type=Path, default=Path('data/digits'), help='where (default: %(default)s)')
+    parser.add_argument(
+        '--out', type=Path, default=Path('data/digits'), help='output folder (default: %(default)s)'
+    )
     parser.add_argument('--task', choices=[*WRITERS, 'both'], default='both', help='(default: %(default)s)')
     return parser.parse_args()
 

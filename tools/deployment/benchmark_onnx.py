@@ -3,8 +3,8 @@
     python tools/deployment/benchmark_onnx.py mmvisiongru.VisionGRU:tiny --sizes 224 512 1024
     python tools/deployment/benchmark_onnx.py CONFIG --sizes 512x683 --json work_dirs/onnx.json
 
-The model is a config file, a name that mmpretrain or mmseg knows, or a backbone, with random weights. All
-take turns on as many threads as OMP_NUM_THREADS says. What cannot run is left out, and why is said.
+The model is a config file, a name that mmpretrain or mmseg knows, or a backbone, with random weights. They
+take turns on OMP_NUM_THREADS threads. What cannot run is left out, and the reason is printed.
 """
 
 import argparse
@@ -180,8 +180,8 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('model', help='config file, model name of mmpretrain or mmseg, or backbone')
     parser.add_argument('--sizes', nargs='+', type=side, default=[(224, 224)], help='N or HxW')
-    parser.add_argument('--repeats', type=int, default=10, help='runs of each, after one more to warm up')
-    parser.add_argument('--json', metavar='FILE', help='write the figures there')
+    parser.add_argument('--repeats', type=int, default=10, help='timed runs of each, after one to warm up')
+    parser.add_argument('--json', metavar='FILE', help='write the figures to this file')
     return parser.parse_args(argv)
 
 

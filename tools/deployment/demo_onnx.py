@@ -1,9 +1,9 @@
-"""Pictures of what a file of tools/deployment/export.py says about images. Both tasks, without torch.
+"""Draw what a model exported by tools/deployment/export.py predicts for images. Both tasks, without torch.
 
     python tools/deployment/demo_onnx.py IMAGE_OR_FOLDER model.onnx --out work_dirs/demo
 
-Needs onnxruntime, numpy and pillow, and nothing of this repository: it can be copied. Lines and colours are
-those of tools/visualization/image_demo.py.
+Needs onnxruntime, numpy and pillow, and nothing from this repository, so you can copy it elsewhere. Lines and
+colours are those of tools/visualization/image_demo.py.
 """
 
 import argparse
@@ -182,9 +182,9 @@ def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('img', help='image file or folder')
-    parser.add_argument('model', help='file of tools/deployment/export.py')
+    parser.add_argument('model', help='file written by tools/deployment/export.py')
     parser.add_argument('--out', default='work_dirs/demo', help='folder for the pictures')
-    parser.add_argument('--opacity', type=float, default=0.5, help='of the classes over the image')
+    parser.add_argument('--opacity', type=float, default=0.5, help='opacity of the classes over the image')
     return parser.parse_args(argv)
 
 

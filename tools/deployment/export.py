@@ -33,16 +33,22 @@ def parse_args(argv=None):
     parser.add_argument(
         '--output',
         nargs='+',
-        help='of labels, logits, scores (default: labels of a segmentor, scores of a classifier)',
+        help='what the graph computes (default: labels for a segmentor, scores for a classifier)',
     )
     parser.add_argument(
-        '--shape', nargs=2, type=int, metavar=('H', 'W'), help='one image of this size only (default: any)'
+        '--shape',
+        nargs=2,
+        type=int,
+        metavar=('H', 'W'),
+        help='take only one image of this size (default: any size)',
     )
     parser.add_argument(
-        '--int8', action='store_true', help='write OUT.int8.onnx too: matrix products with weights in 8 bits'
+        '--int8',
+        action='store_true',
+        help='also write OUT.int8.onnx, whose matrix products have weights in 8 bits',
     )
     parser.add_argument(
-        '--eval', action='store_true', help="metrics of torch and the files on the config's test set"
+        '--eval', action='store_true', help="evaluate torch and the files on the config's test set"
     )
     return parser.parse_args(argv)
 

@@ -2,7 +2,7 @@
 
     python tools/misc/print_config.py configs/segmentation/visiongru-tiny_upernet_8xb2-80k_ade20k-512x512.py
 
-What training would refuse, data that is not there too, is said in one line; the exit code is 2 then.
+If training would refuse the config, or data is missing, one line says so and the exit code is 2.
 """
 
 import argparse

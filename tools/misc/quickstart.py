@@ -2,8 +2,8 @@
 
     python tools/misc/quickstart.py segmentation
 
-tools/quickstart.sh makes the environment and calls this. Data, training and evaluation are done by the
-scripts that one would call by hand. Writes summary.json and predictions.png into the task's work_dir.
+tools/quickstart.sh makes the environment and calls this. It runs the same scripts
+that you would run by hand. Writes summary.json and predictions.png into the task's work_dir.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Bring docs/api.md up to date, the reference of what a program may import, from its docstrings.
+"""Write docs/api.md, the reference of what a program may import, from the docstrings.
 
     python tools/misc/update_api_reference.py
     python tools/misc/update_api_reference.py --check
@@ -64,7 +64,9 @@ def reference() -> str:
 def parse_args(argv=None):
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--check', action='store_true', help='write nothing, only say whether it is current')
+    parser.add_argument(
+        '--check', action='store_true', help='write nothing, only say whether the page is up to date'
+    )
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""Load every sample of a config's data sets and report the files that are broken, before a run meets them.
+"""Load every sample of a config's data sets and report broken files before a run meets them.
 
     python tools/misc/verify_dataset.py CONFIG
     python tools/misc/verify_dataset.py CONFIG --dataloaders train_dataloader --workers 8 --out report.json
@@ -30,8 +30,8 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description='Load every sample and report what is broken.')
     add_config_options(parser)
     parser.add_argument('--dataloaders', nargs='+', choices=DATALOADERS, default=DATALOADERS)
-    parser.add_argument('--workers', type=int, default=0, help='processes that read')
-    parser.add_argument('--out', metavar='PATH', help='write the report to this .json too')
+    parser.add_argument('--workers', type=int, default=0, help='number of processes that read')
+    parser.add_argument('--out', metavar='PATH', help='also write the report to this .json')
     return parser.parse_args(argv)
 
 

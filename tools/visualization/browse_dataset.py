@@ -1,4 +1,4 @@
-"""Pictures of what a data set gives to the model: after augmentation, with labels. Both tasks.
+"""Draw what a data set gives to the model, after augmentation and with labels. Both tasks.
 
     python tools/visualization/browse_dataset.py configs/segmentation/CONFIG.py --out work_dirs/browse
 
@@ -73,9 +73,9 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_config_options(parser)
     parser.add_argument('--split', choices=['train', 'val', 'test'], default='train')
-    parser.add_argument('--number', type=int, default=16, help='how many images, spread over the split')
+    parser.add_argument('--number', type=int, default=16, help='number of images, spread over the split')
     parser.add_argument('--out', default='work_dirs/browse', help='folder for the pictures')
-    parser.add_argument('--seed', type=int, default=0, help='of the augmentation')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the augmentation')
     return parser.parse_args(argv)
 
 

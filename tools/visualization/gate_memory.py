@@ -85,7 +85,7 @@ def parse_args(argv=None):
     parser.add_argument('checkpoint', nargs='?', help='checkpoint (default: random weights)')
     parser.add_argument('--img', help='image (default: noise)')
     parser.add_argument('--shape', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'))
-    parser.add_argument('--out', default='work_dirs/gate_memory', help='OUT.png and OUT.csv are written')
+    parser.add_argument('--out', default='work_dirs/gate_memory', help='write OUT.png and OUT.csv')
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what a trained model says about images of one's own. Both tasks.
+"""Draw what a trained model predicts for your own images. Both tasks.
 
     python tools/visualization/image_demo.py IMAGE_OR_FOLDER CONFIG CHECKPOINT --out-dir work_dirs/demo
     python tools/visualization/image_demo.py FOLDER CONFIG CHECKPOINT --pred-out predictions.csv
@@ -142,14 +142,14 @@ def parse_args(argv=None):
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out-dir', default='work_dirs/demo', help='folder for the pictures')
     parser.add_argument('--pred-out', help='write all scores, or shares of the image, to this .csv or .json')
-    parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU where there is one)')
+    parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
     parser.add_argument(
         '--dtype',
         choices=['float32', 'bfloat16', 'float16'],
         default='float32',
         help='of the weights; bfloat16 is faster on CPUs that have instructions for it',
     )
-    parser.add_argument('--opacity', type=float, default=0.5, help='of the classes over the image')
+    parser.add_argument('--opacity', type=float, default=0.5, help='opacity of the classes over the image')
     return parser.parse_args(argv)
 
 

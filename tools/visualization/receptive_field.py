@@ -4,8 +4,8 @@
 
 CONFIG may also name a model of mmpretrain or mmseg, or a backbone such as mmpretrain.SwinTransformer:tiny.
 Writes OUT.png, the fields on a logarithmic scale, and OUT.csv, the side of the central square that holds 50,
-90 and 99 % of each. Without a checkpoint weights are random, without images it
-takes noise.
+90 and 99 % of each. Without a checkpoint the weights are random; without
+images the input is noise.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def parse_args(argv=None):
     parser.add_argument('--img', help='image or folder (default: noise)')
     parser.add_argument('--number', type=int, default=16, help='images to average over')
     parser.add_argument('--shape', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'))
-    parser.add_argument('--out', default='work_dirs/receptive_field', help='OUT.png and OUT.csv are written')
+    parser.add_argument('--out', default='work_dirs/receptive_field', help='write OUT.png and OUT.csv')
     return parser.parse_args(argv)
 
 
