@@ -1,4 +1,4 @@
-"""README and docs: the snippets that the README opens with, and tables that can be read."""
+"""README and docs: the snippets that the README opens with, links, and tables that can be read."""
 
 import re
 from pathlib import Path
@@ -54,3 +54,10 @@ def test_table_cells_are_short(page):
     # A link is as wide as its text.
     cells = [re.sub(r'\[(.*?)\]\(.*?\)', r'\1', cell) for row in rows for cell in row.split('|')]
     assert [cell for cell in cells if len(cell) > 200] == []
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_lead_to_files(page):
+    text = re.sub(r'```.*?```', '', (ROOT / page).read_text(), flags=re.DOTALL)
+    links = [link for link in re.findall(r'\]\(([^)]+)\)', text) if '://' not in link]
+    assert [link for link in links if not ((ROOT / page).parent / link.split('#')[0]).exists()] == []
