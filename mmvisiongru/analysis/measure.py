@@ -28,11 +28,12 @@ def _processor() -> str:
 
 
 def progress_bar() -> Progress:
-    """A bar with the time left, on stderr, so that stdout can be piped."""
+    """A bar with the time left, on stderr, so that stdout can be piped; none where no terminal shows it."""
     from rich.console import Console
 
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def synchronize(device: torch.device) -> None:

@@ -21,8 +21,8 @@ from mmvisiongru.engine.draws import build_numbered_sampler
 from mmvisiongru.engine.optim import regroup
 from mmvisiongru.engine.samples import GuardedDataset
 from mmvisiongru.engine.schedule import ends_of, full_rates, settle_schedule
+from mmvisiongru.engine.terminal import calm, summary
 from mmvisiongru.files import is_local, new_file
-from mmvisiongru.ops.backends import Backends
 from mmvisiongru.registry import RUNNERS
 
 # How a config names the loop that the one below takes the place of.
@@ -86,25 +86,16 @@ class ReliableRunner(Runner):
 
     @contextmanager
     def _giving_back(self):
-        self._log_backends()
         try:
             yield
         finally:
             self.call_hook('give_back')
 
-    def _log_backends(self) -> None:
-        """Say which backends the operators of the model take here."""
-        weight = next(self.model.parameters(), None)
-        mixers = [m for m in self.model.modules() if isinstance(getattr(m, 'backends', None), Backends)]
-        if not mixers:
-            return
-        # Autocast, or else the dtype of the weights.
-        dtype = getattr(self.optim_wrapper, 'cast_dtype', None) or weight.dtype
-        for line in sorted({m.backends.describe(m.backend, weight.device, dtype) for m in mixers}):
-            self.logger.info(line)
-        if weight.is_cuda and dtype == torch.float32:
-            tf32 = torch.get_float32_matmul_precision() != 'highest'
-            self.logger.info(f'products of float32: {"rounded to TF32" if tf32 else "float32, no TF32"}')
+    def build_logger(self, *args, **kwargs):
+        """Build the logger; what holds in every run goes to its file alone."""
+        logger = super().build_logger(*args, **kwargs)
+        calm(logger)
+        return logger
 
     def build_train_loop(self, loop):
         """Build the loop over checked samples, numbered so that it can be resumed at any of them."""
@@ -153,6 +144,9 @@ class ReliableRunner(Runner):
             for note in notes:
                 self.logger.warning(note)
             self._resume = self._load_from is not None
+        # The last step before a loop runs, of training, validation and test.
+        for line in summary(self):
+            self.logger.info(line)
         super().load_or_resume()
 
     def resume(self, filename, *args, **kwargs) -> None:

@@ -9,6 +9,12 @@ from importlib import import_module
 KNOWN_WARNINGS = (
     # Only needed by models that use a compiled op, which then fail with its name.
     'Fail to import ``MultiScaleDeformableAttention``',
+    # A default of a loss of mmseg, which all its recipes were trained with.
+    'Default ``avg_non_ignore`` is False',
+    # A hook that test.py --show-dir turns on.
+    'The draw is False, it means that the hook for visualization',
+    # On a CPU.
+    "'pin_memory' argument is set as true but no accelerator is found",
 )
 
 

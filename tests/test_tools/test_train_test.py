@@ -87,7 +87,7 @@ def test_segmentation_in_two_processes(folder, tool):
 
     log = finish(start('dist_train.sh', config, 2))
     work = folder / 'work_dirs/tiny'
-    assert 'GPU number: 2' in log
+    assert 'device: 2 x cpu' in log
     assert 'with gloo' in log
     assert log.count("scan on cpu, float32: backend '") == 1
     assert 'BN takes its place' in log

@@ -116,7 +116,9 @@ def make_scene(rng, digits):
 def write_classification(root, progress=True):
     """Write every digit as an image below {train,val}/<digit>/."""
     for split, folder in (('training', 'train'), ('validation', 'val')):
-        for index, image, digit in track(split_digits()[split], f'{folder} digits', disable=not progress):
+        for index, image, digit in track(
+            split_digits()[split], f'{folder} digits', disable=not (progress and sys.stdout.isatty())
+        ):
             path = root / folder / str(digit) / f'{index:04}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
             enlarge(image, TILE_SIZE).save(path)
@@ -130,7 +132,9 @@ def write_segmentation(root, num_scenes=NUM_SCENES, progress=True):
         folders = [root / kind / split for kind in ('images', 'annotations')]
         for folder in folders:
             folder.mkdir(parents=True)
-        for i in track(range(num_scenes[split]), f'{split} scenes', disable=not progress):
+        for i in track(
+            range(num_scenes[split]), f'{split} scenes', disable=not (progress and sys.stdout.isatty())
+        ):
             for folder, picture in zip(folders, make_scene(rng, digits), strict=True):
                 picture.save(folder / f'{i:04}.png', compress_level=1)
 

@@ -1,0 +1,73 @@
+"""What a run says on the terminal."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mmvisiongru.analysis import measure
+from tests.harness import ROOT
+from tests.harness.small_runs import (
+    CLASSIFICATION,
+    SEGMENTATION,
+    TOOLS,
+    make_folders,
+    make_scenes,
+    write_config,
+)
+
+# With a table of groups, a warm-up and pinned memory, as the recipes have it.
+RECIPE = """
+train_dataloader.update(pin_memory=True)
+optim_wrapper = dict(
+    constructor='mmvisiongru.GroupedOptimWrapperConstructor',
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.1),
+    paramwise_cfg=dict(norm_decay_mult=0.0),
+)
+param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=2),
+                   dict(type='PolyLR', by_epoch=False, begin=2)]
+"""
+
+
+@pytest.mark.parametrize('task', ['segmentation', 'classification'])
+def test_a_run_starts_with_a_summary_of_at_most_20_lines(tmp_path, task):
+    if task == 'segmentation':
+        make_scenes(tmp_path / 'data')
+        broken = tmp_path / 'data/images/training/3.jpg'
+        broken.write_bytes(b'no picture')
+        text, extra = SEGMENTATION, RECIPE + 'train_cfg.update(max_iters=4)\n'
+    else:
+        make_folders(tmp_path / 'data')
+        text, extra = CLASSIFICATION, RECIPE + "launcher = 'none'\n"
+    write_config(tmp_path / 'tiny.py', text, tmp_path / 'data', extra)
+    run = subprocess.run(
+        [sys.executable, str(TOOLS / 'train.py'), 'tiny.py'],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    lines = run.stdout.splitlines()
+    first = next(i for i, line in enumerate(lines) if '(train)' in line)
+    start = [line for line in lines[:first] if 'bad sample' not in line]
+    assert len(start) <= 20
+    for what in ('model: ', 'parameters', 'train data: ', 'schedule: ', 'device: ', 'backend ', 'work dir: '):
+        assert any(what in line for line in start), what
+    (log,) = tmp_path.glob('work_dirs/tiny/*/*.log')
+    text = log.read_text()
+    for kept in ('System environment:', 'Config:\n', 'Hooks will be executed', 'work dir: '):
+        assert kept in text
+        assert text.count(kept) == 1
+    if task == 'segmentation':
+        (bad,) = (line for line in lines if 'bad sample passed over' in line)
+        assert str(broken) in bad
+        assert 'logger.py' not in run.stdout + text
+
+
+def test_a_bar_of_progress_only_on_a_terminal(capsys):
+    with measure.progress_bar() as bar:
+        assert list(bar.track(range(3), description='images')) == [0, 1, 2]
+    assert capsys.readouterr().err == ''
