@@ -97,7 +97,8 @@ class ChannelMix(nn.Module):
         if torch.is_grad_enabled() or self.key._forward_hooks:
             hidden = torch.relu(hidden).square()
         else:
-            hidden = hidden.relu_().square_()
+            hidden = hidden.relu_()
+            hidden = hidden.mul_(hidden)
         gate = torch.sigmoid(linear(self.receptance, torch.lerp(shifted, x, self.spatial_mix_r)))
         return gate * linear(self.value, self.key_norm(hidden))
 
