@@ -88,11 +88,13 @@ def merge_show(cfg: Config, args) -> None:
     hook = (cfg.get('default_hooks') or {}).get('visualization')
     if not hook:
         raise InputError(f'--show and --show-dir need default_hooks.visualization, not in {args.config}')
-    hook.update(show=args.show, wait_time=args.wait_time)
+    options = dict(show=args.show, wait_time=args.wait_time, interval=args.interval)
     if is_classifier(cfg):
-        hook.update(enable=True, interval=args.interval, out_dir=args.show_dir)
+        cfg.default_hooks.visualization = dict(
+            type='mmvisiongru.PictureHook', out_dir=args.show_dir, **options
+        )
     else:
-        hook.update(draw=True, interval=args.interval)
+        hook.update(draw=True, **options)
         if args.show_dir:
             cfg.setdefault('visualizer', dict(type='mmvisiongru.CaptionVisualizer')).save_dir = args.show_dir
 

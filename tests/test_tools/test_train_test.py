@@ -162,6 +162,25 @@ def test_tta_of_a_classifier_averages_the_flipped_image(classifier, tool):
         torch.testing.assert_close(b['pred_score'], (a['pred_score'] + c['pred_score']) / 2)
 
 
+@pytest.mark.parametrize('tta', [[], ['--tta']])
+def test_each_image_has_its_own_picture(classifier, tool, tta):
+    for name, colour in (('a', (200, 30, 30)), ('b', (30, 30, 200))):
+        # Both classes have 0.png, 1.png and 2.png, and one file differs in its suffix alone.
+        Image.new('RGB', (32, 32), colour).save(f'inet/val/{name}/0.png')
+        Image.new('RGB', (32, 32), colour).save(f'inet/val/{name}/0.jpg')
+    args = ('test', classifier, 'fits.pth', '--show-dir', 'shown', *tta)
+    assert tool(*args) == (0, [])
+    names = ['0.jpg', '0.png', '1.png', '2.png']
+    pictures = [str(path) for path in sorted(Path('shown').rglob('*.png'))]
+    assert pictures == [f'shown/{folder}/{name}.png' for folder in 'ab' for name in names]
+    # In its own colours.
+    for name, channel in (('a', 0), ('b', 2)):
+        mean = np.asarray(Image.open(f'shown/{name}/0.jpg.png').convert('RGB')).mean(axis=(0, 1))
+        assert mean.argmax() == channel
+    assert tool(*args[: -len(tta) - 1], 'few', '--interval', '4', *tta) == (0, [])
+    assert len(list(Path('few').rglob('*.png'))) == 2
+
+
 def test_options_of_training(classifier, tool):
     options = ('--no-validate', '--auto-scale-lr', '--no-pin-memory', '--resume', '--work-dir', 'work')
     extra = ('--cfg-options', 'auto_scale_lr.base_batch_size=1', 'runner_type=Runner')

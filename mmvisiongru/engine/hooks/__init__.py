@@ -5,6 +5,7 @@ from .exact_resume import ExactResumeHook
 from .guard import GuardHook
 from .late_info import LateInfoHook
 from .logger import AtomicLoggerHook
+from .pictures import PictureHook
 from .samples import BadSampleHook
 from .stall import StallHook
 
@@ -15,5 +16,6 @@ __all__ = [
     'ExactResumeHook',
     'GuardHook',
     'LateInfoHook',
+    'PictureHook',
     'StallHook',
 ]
