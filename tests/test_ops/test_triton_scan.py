@@ -11,7 +11,6 @@ import subprocess
 import sys
 from functools import partial
 from importlib.metadata import PackageNotFoundError
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -26,6 +25,7 @@ from tests.harness.children import PATIENCE, environment
 from tests.harness.interpreter import mend
 from tests.harness.scans import PATHS, ROWS, TOLERANCE, composed_2d, error, normal, run
 from tests.harness.triton_cases import CASES, H200, Case, inputs_of
+from tests.harness.triton_compile import cross_compile, needs_compiler, resources
 
 triton = pytest.importorskip('triton', reason='Triton is not installed, as on other systems than Linux')
 if triton_launch.triton_version() < triton_launch.MIN_TRITON:
@@ -164,30 +164,15 @@ def compiled(name, capability, grid_arguments, dtype='bf16', **constants):
             signature[argument] = '*fp32' if argument in ('states', 'sums') else f'*{dtype}'
         if signature[argument] != 'constexpr' and argument not in triton_affine.SHAPES:
             attributes[(i,)] = [['tt.divisibility', 16]]
-    source = triton.compiler.ASTSource(kernel, signature, constexprs, attributes)
-    target = triton.backends.compiler.GPUTarget('cuda', capability, 32)
-    return triton.compile(source, target=target, options=options)
+    return cross_compile(kernel, signature, constexprs, attributes, capability, options)
 
 
 def assert_fits(binary, registers, tmp_path):
     """No spill, no stack, at most so many registers, no atomics, and two 16-bit channels an access."""
-    tool = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin' / 'cuobjdump'
-    if not tool.exists():
-        pytest.skip(f'this build of Triton has no {tool.name}')
-    cubin = tmp_path / 'kernel.cubin'
-    cubin.write_bytes(binary.asm['cubin'])
-    command = [tool, '--dump-resource-usage', cubin]
-    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = {name: int(n) for name, n in re.findall(r'(REG|STACK|LOCAL):(\d+)', usage)}
-    assert found.pop('REG') <= registers, usage
+    found = resources(binary, tmp_path)
+    assert found.pop('REG') <= registers
     assert found == dict(STACK=0, LOCAL=0)
-    assert not re.search(r'\b(atom|red)\.', binary.asm['ptx'])
     assert not re.search(r'(ld|st)\.global\S*\.[bu]16', binary.asm['ptx'])
-
-
-needs_compiler = pytest.mark.skipif(
-    triton_launch.INTERPRETED, reason='TRITON_INTERPRET is set: the kernels of this process are interpreted'
-)
 
 
 @needs_compiler

@@ -12,7 +12,7 @@ from .transforms import BiWkv
 _EVERYWHERE = {'torch': 'torch_wkv', 'reference': 'reference'}
 # By distance.
 BACKENDS = {
-    'paper': Backends('bi_wkv', __package__, {'cpu': 'cpu_wkv'} | _EVERYWHERE),
+    'paper': Backends('bi_wkv', __package__, {'cpu': 'cpu_wkv', 'triton': 'triton_wkv'} | _EVERYWHERE),
     'released': Backends("bi_wkv(distance='released')", __package__, _EVERYWHERE),
 }
 DISTANCES = tuple(BACKENDS)

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import accumulation_dtype
+from ..chunks import before
 from .passes import LIMIT, PIECES, Wkv, piece_length
 
 __all__ = ['LIMIT', 'backward', 'forward', 'unsupported']
@@ -124,12 +125,12 @@ class _Chunks:
                 total[strip] = (z * table).sum(2)
         totals[0::2] *= self.grow_chunk
         totals[1::2] *= self.decay_chunk
-        sums = [_before(totals[0]), _after(totals[1])]
+        sums = [before(totals[0]), _after(totals[1])]
         if moments:
             # Whole chunks lie in between: n (q - p - 1) tokens.
-            before, after = _before(totals[0] * (self.q + self.n)), _after(totals[1] * (self.q - self.n))
-            sums.append(self.q * sums[0] - before + _before(totals[2]))
-            sums.append(after - self.q * sums[1] + _after(totals[3]))
+            earlier, later = before(totals[0] * (self.q + self.n)), _after(totals[1] * (self.q - self.n))
+            sums.append(self.q * sums[0] - earlier + before(totals[2]))
+            sums.append(later - self.q * sums[1] + _after(totals[3]))
         scales = (self.decay_chunk, self.grow_chunk) * 2
         sums = [(s * scale).to(self.dtype) for s, scale in zip(sums, scales, strict=False)]
         return _Carries(*sums, *(None,) * (4 - len(sums)))
@@ -194,7 +195,7 @@ class _Pieces:
 
     def _sides(self, z: Tensor) -> tuple[Tensor, Tensor]:
         rest = z * self.after_first
-        return self.decay * _before(z * self.grow, 2), self.grow * _before(rest * self.decay, 2) + rest
+        return self.decay * before(z * self.grow, 2), self.grow * before(rest * self.decay, 2) + rest
 
     def _split(self, z: Tensor) -> Tensor:
         return F.pad(z, (0, 0, 0, 0, 0, PIECES * self.n - self.T)).unflatten(1, (PIECES, self.n))
@@ -208,15 +209,9 @@ def _product(matrix: Tensor, z: Tensor) -> Tensor:
     return (matrix @ z.flatten(3).to(matrix.dtype)).to(z.dtype).view(z.shape)
 
 
-def _before(x: Tensor, dim: int = 1) -> Tensor:
-    """Sum of what comes before, without subtracting anything."""
-    sums = x.cumsum(dim)
-    return torch.cat((torch.zeros_like(sums.narrow(dim, 0, 1)), sums.narrow(dim, 0, x.size(dim) - 1)), dim)
-
-
 def _after(x: Tensor, dim: int = 1) -> Tensor:
     """Sum of what comes after."""
-    return _before(x.flip(dim), dim).flip(dim)
+    return before(x.flip(dim), dim).flip(dim)
 
 
 def _pair(x: Wkv, chunks: _Chunks) -> Tensor:

@@ -1,0 +1,110 @@
+"""Triton backend: two passes over chunks of tokens, three backward; see ``triton_kernels.py``.
+
+Nothing is added atomically: the results are the same from run to run.
+"""
+
+import torch
+from torch import Tensor
+
+from ..chunks import before
+from ..triton_launch import MAX_TOKENS, OPTIONS, on, unsupported
+from .passes import LIMIT, Wkv
+
+__all__ = ['LIMIT', 'backward', 'forward', 'unsupported']
+
+STEPS = 16  # tokens of a chunk, in registers
+# A thread has one channel: a warp reads 64 bytes of 16-bit types at a time.
+TILE = dict(STEPS=STEPS, ROWS=4, LANES=32, num_warps=4)
+
+
+class _Launch:
+    """What the kernels of both passes share for x."""
+
+    def __init__(self, x: Wkv):
+        B, T, C = x.k.shape
+        assert T < MAX_TOKENS, f'{T} tokens'
+        self.shape, self.device = x.k.shape, x.k.device
+        self.chunks = -(-T // STEPS)
+        self.w = x.w.double()
+        self.delta, self.bonus = -torch.expm1(-self.w), x.u.double().exp()
+        # No further than the tokens go: what belongs to none stays finite.
+        step = torch.arange(STEPS, device=self.device).clamp(max=T)[:, None]
+        self.powers = torch.exp(-self.w * step).float()
+        self.top = x.k.amax(1).float()
+        self.grid = (B * -(-C // TILE['LANES']), -(-self.chunks // TILE['ROWS']))
+        self.inputs = (x.k, x.v, self.top, self.delta)
+        self.strides = (*x.k.stride()[:2], *x.v.stride()[:2])
+
+    def states(self, kinds: int, dtype: torch.dtype) -> Tensor:
+        """Room for what leaves each chunk: past, future and perhaps their moments."""
+        B, _, C = self.shape
+        return torch.empty(kinds, B, self.chunks, 2, C, dtype=dtype, device=self.device)
+
+    def sizes(self) -> dict:
+        """Arguments of any kernel."""
+        B, T, C = self.shape
+        return dict(D=C, L=T, chunks=self.chunks, kinds_stride=B * self.chunks * 2 * C, **TILE, **OPTIONS)
+
+    def enter(self, totals: Tensor) -> Tensor:
+        """What enters each chunk, given what leaves each, in float64; the dtype stays."""
+        # Kinds alternate between past and future, and the future is the past of the chunks read backwards.
+        past = self._enter(*totals[0::2].double())
+        future = [x.flip(1) for x in self._enter(*totals[1::2].double().flip(2))]
+        return torch.stack([x for pair in zip(past, future, strict=True) for x in pair]).to(totals.dtype)
+
+    def _enter(self, totals: Tensor, moments: Tensor | None = None) -> list[Tensor]:
+        """Sums over the chunks before each one of totals (B, chunks, 2, C), and their moments."""
+        q = torch.arange(self.chunks, device=self.device, dtype=torch.float64).view(-1, 1, 1)
+        # A total decays by the chunks in between, of which there are q - p - 1.
+        grow, decay = torch.exp(self.w * STEPS * q), torch.exp(-self.w * STEPS * (q - 1))
+        sums = before(totals * grow)
+        if moments is None:
+            return [sums * decay]
+        farther = STEPS * ((q - 1) * sums - before(totals * grow * q))
+        return [sums * decay, (before(moments * grow) + farther) * decay]
+
+
+def forward(x: Wkv, y: Tensor, distance: str) -> None:
+    """Average, see ``passes.py``."""
+    from . import triton_kernels
+
+    assert y.is_contiguous()
+    launch = _Launch(x)
+    totals = launch.states(2, torch.float32)
+    with on(launch.device):
+        triton_kernels.totals[launch.grid](
+            *launch.inputs, totals, *launch.strides, MOMENTS=False, **launch.sizes()
+        )
+        triton_kernels.average[launch.grid](
+            *launch.inputs,
+            *(launch.bonus, launch.powers, launch.enter(totals), y),
+            *launch.strides,
+            **launch.sizes(),
+        )
+
+
+def backward(grad: Tensor, x: Wkv, out: Wkv, distance: str) -> None:
+    """Write the gradients of :func:`forward`, see ``passes.py``."""
+    from . import triton_kernels
+
+    launch = _Launch(x)
+    totals, ratio_totals = launch.states(4, torch.float64), launch.states(2, torch.float32)
+    parts = launch.states(1, torch.float64)
+    ratios = torch.empty(2, *launch.shape, dtype=torch.float32, device=launch.device)
+    sizes = dict(launch.sizes(), ratios_stride=ratios[0].numel())
+    with on(launch.device):
+        triton_kernels.totals[launch.grid](
+            *launch.inputs, totals, *launch.strides, MOMENTS=True, **launch.sizes()
+        )
+        triton_kernels.adjoint[launch.grid](
+            *(grad, *launch.inputs, launch.bonus, launch.enter(totals), ratios, parts, ratio_totals),
+            *(*grad.stride()[:2], *launch.strides),
+            **sizes,
+        )
+        triton_kernels.gradients[launch.grid](
+            *(*launch.inputs, launch.bonus, launch.powers, ratios, launch.enter(ratio_totals)),
+            *(out.k, out.v, *launch.strides),
+            **sizes,
+        )
+    for target, sums in zip((out.w, out.u), parts.sum((0, 1, 2)), strict=True):
+        target.copy_(sums)

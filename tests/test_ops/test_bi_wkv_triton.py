@@ -1,0 +1,165 @@
+"""Bi-WKV in Triton: its numbers, what it touches in memory, and what its kernels compile to.
+
+The numbers come from Triton's interpreter, with every tensor between two pages that nobody may touch. It must
+be chosen before Triton is imported: this file, run as a program, is that process.
+"""
+
+import faulthandler
+import json
+import subprocess
+import sys
+from typing import NamedTuple
+from unittest import mock
+
+import pytest
+import torch
+
+from mmvisiongru.ops import triton_launch
+from mmvisiongru.ops.wkv import triton_wkv
+from mmvisiongru.ops.wkv.passes import Wkv
+from tests.harness.children import PATIENCE, environment
+from tests.harness.guarded import PLACES, Guarded
+from tests.harness.interpreter import mend
+from tests.harness.triton_compile import cross_compile, needs_compiler, resources
+from tests.harness.wkv import NAMES, TOLERANCE, by_sums, error, expected, inputs
+
+pytest.importorskip('triton', reason='Triton is not installed, as on other systems than Linux')
+if triton_launch.triton_version() < triton_launch.MIN_TRITON:
+    pytest.skip('this Triton cannot compile the kernels', allow_module_level=True)
+
+HARD = (-15.0, 15.0)
+
+
+class Case(NamedTuple):
+    """Sizes B, T, C, and what the inputs are like."""
+
+    shape: tuple[int, int, int]
+    dtype: torch.dtype = torch.float32
+    decay: tuple[float, float] = (-5.0, 3.0)
+    deviation: float = 1.0
+
+
+CASES = {
+    'one token': Case((2, 1, 3), decay=HARD),
+    'a chunk and one token, masked channels': Case((1, 17, 35), decay=HARD, deviation=4.0),
+    'chunks of two programs, two images': Case((2, 75, 2)),
+    'bfloat16': Case((1, 40, 3), torch.bfloat16),
+    'float16': Case((1, 16, 3), torch.float16),
+}
+
+
+def tensors_of(case):
+    return inputs(*case.shape, case.dtype, case.decay, case.deviation)
+
+
+def run_case(case, guarded):
+    """Errors of both passes; the memory that the backend takes for itself is guarded as well."""
+
+    class Launch(triton_wkv._Launch):
+        def __init__(self, x):
+            super().__init__(x)
+            for name in ('delta', 'bonus', 'powers', 'top'):
+                setattr(self, name, guarded.copy(getattr(self, name)))
+            self.inputs = (x.k, x.v, self.top, self.delta)
+
+        def enter(self, totals):
+            return guarded.copy(super().enter(totals))
+
+    w, u, k, v, grad = map(guarded.copy, tensors_of(case))
+    x, y = Wkv(w, u, k, v), guarded.copy(v).fill_(torch.nan)
+    out = Wkv(*(guarded.copy(t).fill_(torch.nan) for t in x))
+    with mock.patch.object(torch, 'empty', guarded.empty), mock.patch.object(triton_wkv, '_Launch', Launch):
+        triton_wkv.forward(x, y, 'paper')
+        triton_wkv.backward(grad, x, out, 'paper')
+    ref = expected(tensors_of(case), by_sums)
+    kind = TOLERANCE[case.dtype][0]
+    return {n: error(found, ref[n], kind) for n, found in zip(NAMES, (y, *out), strict=True)}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def interpreter():
+    """The process that interprets the kernels, beside the tests that compile them."""
+    command, pipe = [sys.executable, '-W', 'ignore', __file__], subprocess.PIPE
+    settings = dict(env=environment(TRITON_INTERPRET='1'), stdout=pipe, stderr=pipe, text=True)
+    with subprocess.Popen(command, **settings) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture(scope='module')
+def results(interpreter):
+    out, err = interpreter.communicate(timeout=PATIENCE)
+    lines = out.splitlines()
+    assert interpreter.returncode == 0, f'died in the case {lines[-1:]}\n{err[-2000:]}'
+    return json.loads(lines[-1])
+
+
+# Name, type of the states, and the bounds on registers and bytes of stack. Measured are 64, 70, 128, 255 and
+# 192 registers, and 256 bytes: what dw needs of 16 tokens in float64 is more than a thread holds.
+COMPILED = [
+    ('totals', 'fp32', 72, 0),
+    ('totals', 'fp64', 84, 0),
+    ('average', 'fp32', 144, 0),
+    ('adjoint', 'fp64', 255, 256),
+    ('gradients', 'fp32', 208, 0),
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize(('name', 'states', 'registers', 'stack'), COMPILED)
+def test_kernels_compile(name, states, registers, stack, tmp_path):
+    from mmvisiongru.ops.wkv import triton_kernels
+
+    kernel = getattr(triton_kernels, name)
+    constants = dict(triton_wkv.TILE, MOMENTS=states == 'fp64')
+    types = dict(delta='*fp64', bonus='*fp64', parts='*fp64', states=f'*{states}')
+    types.update(dict.fromkeys(('top', 'powers', 'ratios', 'ratio_states'), '*fp32'))
+    signature, constexprs, attributes = {}, {}, {}
+    for i, argument in enumerate(kernel.arg_names):
+        if argument in constants:
+            signature[argument], constexprs[(i,)] = 'constexpr', constants[argument]
+            continue
+        is_size = argument in ('D', 'L', 'chunks') or argument.endswith(('_b', '_t', '_stride'))
+        signature[argument] = 'i32' if is_size else types.get(argument, '*bf16')
+        if argument not in ('L', 'chunks'):
+            attributes[(i,)] = [['tt.divisibility', 16]]
+    options = dict(triton_launch.OPTIONS, num_warps=triton_wkv.TILE['num_warps'])
+    found = resources(cross_compile(kernel, signature, constexprs, attributes, 90, options), tmp_path)
+    assert found['REG'] <= registers
+    assert found['STACK'] <= stack
+    assert found['LOCAL'] == 0
+
+
+@pytest.mark.parametrize('place', PLACES)
+@pytest.mark.parametrize('name', CASES)
+def test_numbers_and_no_access_outside_of_a_tensor(results, name, place):
+    dtype = CASES[name].dtype
+    kind, limit = TOLERANCE[dtype]
+    if dtype == torch.bfloat16:
+        limit *= 2  # the interpreter truncates where a GPU rounds
+    for value, found in results[place][name].items():
+        assert found <= limit, f'{value}: {kind} error {found:.2e} > {limit:.0e}'
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_results_are_the_same_from_run_to_run():
+    from tests.harness.wkv import run_backend
+
+    first, second = (run_backend('triton', inputs(4, 3136, 192), 'cuda') for _ in range(2))
+    for name in NAMES:
+        assert torch.equal(first[name], second[name]), name
+
+
+def run_all():
+    faulthandler.enable()
+    mend()
+    found = {place: {} for place in PLACES}
+    for place, errors in found.items():
+        for name, case in CASES.items():
+            print(place, name, flush=True)
+            errors[name] = run_case(case, Guarded(place))
+    print(json.dumps(found))
+
+
+if __name__ == '__main__':
+    run_all()
