@@ -63,7 +63,8 @@ def test_scan_rows(tmp_path, capsys):
 
 
 def test_peak_memory_of_nothing_has_no_ratio(capsys):
-    times = {f'{kind}_{key}': 1.0 for kind in ('forward', 'train') for key in ('ms', 'bytes_per_s')}
+    keys = ('ms', 'bytes_per_s', 'host_ms')
+    times = {f'{kind}_{key}': 1.0 for kind in ('forward', 'train') for key in keys}
     errors = dict.fromkeys(('h', 'd_gate', 'd_hidden'), 0.0)
     rows = [
         dict(name=name, shape=(1, 2, 3), train_peak_mb=memory, **times, **errors)
@@ -169,6 +170,44 @@ def test_turns_are_taken():
     times = benchmark.measure.interleaved_times(functions, torch.device('cpu'), repeats=2)
     assert order == list('ababab')
     assert {name: len(seconds) for name, seconds in times.items()} == {'a': 2, 'b': 2}
+
+
+class Gpu:
+    """A clock of a host and a GPU that does what it is given one after the other."""
+
+    def __init__(self, host, device):
+        self.now, self.free, self.host, self.device = 0.0, 0.0, host, device
+
+    def call(self):
+        self.now += self.host
+        self.free = max(self.free, self.now) + self.device
+
+    def sleep(self, cycles):
+        self.free = max(self.free, self.now) + 1
+
+    def wait(self, device):
+        self.now = max(self.now, self.free)
+
+    def event(self, **kwargs):
+        event = SimpleNamespace(at=0.0, record=lambda: setattr(event, 'at', max(self.free, self.now)))
+        event.elapsed_time = lambda end: 1e3 * (end.at - event.at)
+        return event
+
+
+# Seconds of the host and of the GPU a call: launching takes longer, or the kernels do.
+@pytest.mark.parametrize(('host', 'device'), [(14e-5, 2e-5), (3e-5, 5e-4)])
+def test_device_and_host_are_timed_apart(monkeypatch, host, device):
+    measure, gpu = benchmark.measure, Gpu(host, device)
+    monkeypatch.setattr(torch.cuda, '_sleep', gpu.sleep)
+    monkeypatch.setattr(torch.cuda, 'Event', gpu.event)
+    monkeypatch.setattr(measure, 'synchronize', gpu.wait)
+    monkeypatch.setattr(measure.time, 'perf_counter', lambda: gpu.now)
+    times, hosts = measure.launched_times({'scan': gpu.call}, torch.device('cuda'), repeats=3)
+    assert times['scan'] == pytest.approx([device] * 3)
+    assert hosts['scan'] == pytest.approx([host] * 3)
+    # A clock around a call has both in it.
+    (both, *_) = measure.interleaved_times({'scan': gpu.call}, torch.device('cuda'), repeats=3)['scan']
+    assert both == pytest.approx(host + device)
 
 
 def test_what_bi_wkv_is_compared_with_computes_the_same():

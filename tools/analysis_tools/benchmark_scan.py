@@ -3,9 +3,10 @@
     python tools/analysis_tools/benchmark_scan.py --shapes 8x3136x144 1x97344x144
 
 First every output and gradient is compared with float64 (a backend of ours outside of its tolerance ends the
-run), then forward and forward + backward are timed in turns. It also measures minGRU-pytorch (log-space
-scan), flash-linear-attention (hgrn) and accelerated-scan if they are installed and run on the device. One
-that fails on a shape is left out there, with its message.
+run), then forward and forward + backward are timed in turns. On a GPU that is the time of the device, and
+"host" is what launching takes, as a share of it. The script also measures minGRU-pytorch (log-space scan),
+flash-linear-attention (hgrn) and accelerated-scan if they are installed and run on the device. One that fails
+on a shape is left out there, with its message.
 """
 
 import argparse
@@ -121,12 +122,14 @@ def measure_shape(shape, functions, device, dtype, repeats, advance) -> list[dic
     train = {n: partial(gradients, f, gate, hidden, cotangent) for n, f in functions.items()}
     for kind, runs in (('forward', forward), ('train', train)):
         memory = {n: measure.peak_memory(f, device) for n, f in runs.items()}
-        times = measure.interleaved_times(runs, device, repeats, advance)
+        times, host = measure.launched_times(runs, device, repeats, advance)
         moved = TENSORS_MOVED[kind] * gate.numel() * gate.element_size()
         for row in rows:
             seconds = measure.median(times[row['name']])
             row[f'{kind}_ms'], row[f'{kind}_peak_mb'] = 1e3 * seconds, memory[row['name']] / 2**20
             row[f'{kind}_bytes_per_s'] = moved / seconds
+            # On a CPU the host is the device.
+            row[f'{kind}_host_ms'] = 1e3 * measure.median(host[row['name']]) if host[row['name']] else None
     return rows
 
 
@@ -139,9 +142,11 @@ def print_table(rows: list[dict], baseline: str, bandwidth: float) -> None:
         'd_gate',
         'd_hidden',
         'fwd ms',
+        'host',
         'x',
         'copy',
         'fwd+bwd ms',
+        'host',
         'x',
         'copy',
         'peak MB',
@@ -152,7 +157,10 @@ def print_table(rows: list[dict], baseline: str, bandwidth: float) -> None:
         b = base.get(row['shape'], row)
         cells = [f'{row[k]:.0e}' for k in ('h', 'd_gate', 'd_hidden')]
         for kind in ('forward', 'train'):
-            cells += [f'{row[kind + "_ms"]:.2f}', f'{b[kind + "_ms"] / row[kind + "_ms"]:.1f}']
+            host = row[kind + '_host_ms']
+            # Above 100 %, the host is what a loop of calls waits for.
+            cells += [f'{row[kind + "_ms"]:.2f}', '-' if host is None else f'{host / row[kind + "_ms"]:.0%}']
+            cells += [f'{b[kind + "_ms"] / row[kind + "_ms"]:.1f}']
             cells.append(f'{row[kind + "_bytes_per_s"] / bandwidth:.0%}')
         memory, base_memory = row['train_peak_mb'], b['train_peak_mb']
         # A pass may need none beside what the allocator kept: there is no ratio to that.
