@@ -30,6 +30,17 @@ MAX_WARPS = 8  # on the tile of one sequence
 # 4 KiB on their way for each: about twice what hides the latency of an H200's memory.
 WARPS_PER_PROCESSOR = 16
 MIN_CHUNK = 32  # tokens; a chunk costs 24 bytes a channel, a token 10
+# Chunks read their input twice: only for this many times the warps of one launch.
+MIN_GAIN = 4
+# Registers of a thread, by direction and warps of a program in one launch: the most that the scan's kernels
+# compile to for compute capability 8.0 and 9.0, in steps of 8 as they are handed out.
+REGISTERS = {False: {1: 80, 2: 96, 4: 120, 8: 128}, True: {1: 168, 2: 168, 4: 176, 8: 128}}
+# Two programs of 8 warps share a processor only under a limit, and backward with fewer tokens in registers.
+LIMITED_WARPS, LIMITED_STEPS = 8, 4
+PROCESSOR_REGISTERS, PROCESSOR_PROGRAMS = 65536, 32
+# The warps of a program wait for one another in every tile; more of them are to gain this much. Half of
+# WARPS_PER_PROCESSOR hide the latency.
+WORTH = 1.5
 MAX_TOKENS = 1 << 30  # of a sequence: token numbers are 32-bit
 MIN_TRITON = (3, 3)  # the first with tuples in kernels
 # Of the scan over chunks: 8 float32 are a sector, and 64 rows of them 8 warps.
@@ -94,33 +105,67 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
 
 
 class Plan(NamedTuple):
-    """Spread of a scan over a GPU: a program has ``warps`` warps for ``lanes`` channels of one sequence."""
+    """Spread of a scan over a GPU: a program has ``warps`` warps for ``lanes`` channels of one sequence.
+
+    ``steps`` tokens of a row are in registers, of which a thread has at most ``registers``, or any number.
+    """
 
     lanes: int
     warps: int
     chunk: int
     chunks: int
+    steps: int
+    registers: int | None = None
 
     @property
     def rows(self) -> int:
         return WARP_LANES * self.warps // self.lanes
 
 
-def plan(sequences: int, length: int, inner: int, processors: int) -> Plan:
-    """One launch, unless chunks would put at least twice as many warps to work."""
+def resident(warps: int, backward: bool) -> int:
+    """Programs that run on a processor at a time."""
+    return min(PROCESSOR_REGISTERS // (32 * warps * REGISTERS[backward][warps]), PROCESSOR_PROGRAMS)
+
+
+def duration(programs: int, warps: int, processors: int, backward: bool) -> float:
+    """Time of a launch, in that of a program on a processor which is busy.
+
+    Programs run in rounds of all that fit. The last round, of few, takes as long as its fullest processor. A
+    processor with fewer than WARPS_PER_PROCESSOR warps waits for memory.
+    """
+
+    def round_of(n: int) -> float:
+        return n / min(1, n * warps / WARPS_PER_PROCESSOR)
+
+    fit = resident(warps, backward)
+    rounds, rest = divmod(programs, fit * processors)
+    return rounds * round_of(fit) + (round_of(-(-rest // processors)) if rest else 0)
+
+
+def plan(sequences: int, length: int, inner: int, processors: int, backward: bool = False) -> Plan:
+    """One launch, unless chunks would put at least MIN_GAIN times as many warps to work."""
     # The largest power of two that divides D leaves no lane idle; 16 make a sector of 32 bytes.
     lanes = min(64, max(16, inner & -inner))
     programs = sequences * -(-inner // lanes)
-    wanted = WARPS_PER_PROCESSOR * processors
-    warps = 1
+    choices = [1]
     # No more rows than hold the sequence: the others would idle.
-    while warps < MAX_WARPS and programs * warps < wanted and warps * WARP_LANES * STEPS < length * lanes:
-        warps *= 2
+    while choices[-1] < MAX_WARPS and choices[-1] * WARP_LANES * STEPS < length * lanes:
+        choices.append(2 * choices[-1])
+    most = choices[-1]
+    times = {warps: duration(programs, warps, processors, backward) for warps in choices}
+    rounds = {warps: programs / (resident(warps, backward) * processors) for warps in choices}
+    # A second round of a few programs takes as long as the first.
+    even = [warps for warps in choices if not 1 < rounds[warps] < 1.5] or choices
+    warps = min(warps for warps in even if times[warps] <= WORTH * min(times[w] for w in even))
+    wanted = WARPS_PER_PROCESSOR * processors
     chunks = min(-(-wanted * WARP_LANES // (programs * lanes)), length // MIN_CHUNK)
-    if chunks * lanes < 2 * warps * WARP_LANES:
-        return Plan(lanes, warps, length, 1)
+    if chunks * lanes < MIN_GAIN * most * WARP_LANES:
+        if warps < LIMITED_WARPS:
+            return Plan(lanes, warps, length, 1, STEPS)
+        steps = min(STEPS, LIMITED_STEPS) if backward else STEPS
+        return Plan(lanes, warps, length, 1, steps, REGISTERS[backward][warps])
     chunk = STEPS * -(-length // (chunks * STEPS))
-    return Plan(lanes, 4, chunk, -(-length // chunk))
+    return Plan(lanes, 4, chunk, -(-length // chunk), STEPS)
 
 
 @cache
@@ -134,16 +179,17 @@ def launch(shape: torch.Size, paths: tuple[Path, ...], backward: bool, processor
     """Grid and arguments that kernels share for maps of ``shape`` (B, H, W, P, D) and a pass over them."""
     B, H, W, P, D = shape
     assert H * W < MAX_TOKENS, f'{H} x {W} tokens'
-    how = plan(B * P, H * W, D, processors)
+    how = plan(B * P, H * W, D, processors, backward)
     # One bit a path.
     column, reverse = (sum(x << p for p, x in enumerate(xs)) for xs in zip(*paths, strict=True))
     # time // H is time * magic >> shift, exactly, for every time below MAX_TOKENS.
     shift = 30 + (H - 1).bit_length()
     arguments = dict(D=D, lanes=B * P * D, L=H * W, W=W, magic=-(-(1 << shift) // H), shift=shift)
-    arguments.update(chunk=how.chunk, chunks=how.chunks, STEPS=STEPS, ROWS=how.rows, LANES=how.lanes)
+    arguments.update(chunk=how.chunk, chunks=how.chunks, STEPS=how.steps, ROWS=how.rows, LANES=how.lanes)
     arguments.update(P=P, COLUMN=column, REVERSE=reverse ^ ((1 << P) - 1) if backward else reverse)
     grid = (B * P * -(-D // how.lanes), -(-how.chunks // how.rows))
-    return grid, dict(arguments, num_warps=how.warps, **OPTIONS)
+    limit = {} if how.registers is None else dict(maxnreg=how.registers)
+    return grid, dict(arguments, num_warps=how.warps, **limit, **OPTIONS)
 
 
 def strides(x: Tensor) -> tuple[int, int, int]:

@@ -25,7 +25,7 @@ class Case(NamedTuple):
 
 # Few tokens a row and a warp make many tiles of a short sequence.
 ONE_WARP, FOUR_WARPS = dict(STEPS=2, MAX_WARPS=1), dict(STEPS=2, MAX_WARPS=4)
-CHUNKS = dict(STEPS=2, MAX_WARPS=1, MIN_CHUNK=4)
+CHUNKS = dict(STEPS=2, MAX_WARPS=1, MIN_CHUNK=4, MIN_GAIN=2)
 CASES = {
     'one token': Case((2, 1, 1, 16), rows=4, paths=ROWS),
     'one row': Case((1, 3, 3, 64), rows=1, limits=ONE_WARP),
@@ -33,6 +33,9 @@ CASES = {
     'exchange, tail': Case((1, 3, 7, 16), rows=4, paths=ROWS, limits=ONE_WARP),
     'exchange over warps': Case((1, 5, 9, 16), rows=16, paths=('row_reverse',), limits=FOUR_WARPS),
     'exchange, eight steps': Case((1, 4, 9, 32), rows=2, limits=dict(MAX_WARPS=1)),
+    # Backward, half of the steps: other tiles than forward.
+    'eight warps': Case((1, 10, 21, 16), rows=32, paths=ROWS),
+    'eight warps, columns, masked': Case((1, 11, 14, 20), rows=32, paths=PATHS[2:]),
     'exchange, linear, state': Case((2, 2, 5, 16), 4, candidate='linear', state=True, limits=ONE_WARP),
     'columns, masked channels': Case((1, 4, 3, 20), rows=4, paths=PATHS, limits=ONE_WARP),
     'columns of one token, one channel': Case((1, 1, 9, 1), 4, paths=PATHS[2:], limits=ONE_WARP),
