@@ -55,10 +55,22 @@ def read_run(run: str) -> tuple[dict, dict]:
     return train, validation
 
 
-def curve(run: str, key: str, train: dict, validation: dict) -> dict[int, float]:
-    """Values of a key over iterations, of training if that has it."""
-    values = train.get(key) or validation.get(key)
-    if not values:
-        known = ', '.join(sorted({*train, *validation} - {'iter', 'step', 'epoch'}))
-        raise InputError(f'{run} has no {key!r} in its log; it has {known}')
-    return dict(sorted(values.items()))
+def curves(runs: dict[str, tuple[dict, dict]], key: str) -> tuple[dict[str, dict[int, float]], list[str]]:
+    """Values of a key over iterations for each run that has it, of training if that does.
+
+    Returns:
+        tuple[dict, list[str]]: Values by run, and one line for each run without.
+
+    Raises:
+        InputError: No run has it.
+    """
+    found, missing = {}, []
+    for run, (train, validation) in runs.items():
+        if values := train.get(key) or validation.get(key):
+            found[run] = dict(sorted(values.items()))
+        else:
+            known = ', '.join(sorted({*train, *validation} - {'iter', 'step', 'epoch'}))
+            missing.append(f'{run} has no {key!r} in its log; it has {known}')
+    if not found:
+        raise InputError('; '.join(missing))
+    return found, missing

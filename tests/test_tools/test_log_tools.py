@@ -176,6 +176,21 @@ def test_logs_that_cannot_be_read_are_named(text, arguments, message, tmp_path, 
     assert message in capsys.readouterr().err
 
 
+def test_a_run_without_a_metric_is_named_and_the_others_are_drawn(tmp_path, capsys):
+    logs = dict(both=line(loss=1.0, mIoU=5.0, iter=1, step=1), one=line(loss=2.0, iter=1, step=1))
+    for name, text in logs.items():
+        (tmp_path / name / 'vis_data').mkdir(parents=True)
+        (tmp_path / name / 'vis_data/scalars.json').write_text(text)
+    out = tmp_path / 'curves.png'
+    runs = [str(tmp_path / name) for name in logs]
+    analyze_logs.main([*runs, '--keys', 'loss', 'mIoU', '--out', str(out)])
+    assert out.stat().st_size > 1000
+    assert capsys.readouterr().err == f"{runs[1]} has no 'mIoU' in its log; it has loss\n"
+    with pytest.raises(SystemExit, match='2'):
+        analyze_logs.main([*runs, '--keys', 'mAcc', '--out', str(out)])
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_printed_config_is_whole_and_checked(tmp_path, capsys):
     (tmp_path / 'base.py').write_text("model = dict(type='A')\nrandomness = dict(seed=0)\n")
     (tmp_path / 'leaf.py').write_text("_base_ = 'base.py'\nmodel = dict(b=1)\n")

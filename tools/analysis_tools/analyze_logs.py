@@ -9,12 +9,13 @@ run is one curve. Validation metrics are drawn at the last iteration that was lo
 
 import argparse
 import statistics
+import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Column, Table
 
-from mmvisiongru.analysis.logs import METRICS, curve, read_run
+from mmvisiongru.analysis.logs import METRICS, curves, read_run
 from mmvisiongru.launch.options import one_line_errors
 
 
@@ -40,17 +41,21 @@ def summarize(runs: dict[str, tuple[dict, dict]]) -> Table:
     return table
 
 
-def plot(runs: dict[str, tuple[dict, dict]], keys: list[str], path: str) -> None:
-    """One panel a key, one line a run."""
+def plot(runs: dict[str, tuple[dict, dict]], keys: list[str], path: str) -> list[str]:
+    """One panel a key, one line a run. Returns what is missing: a line for each run that lacks a key."""
     import matplotlib
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(keys), figsize=(5 * len(keys), 4), squeeze=False)
+    missing = []
     for key, axis in zip(keys, axes[0], strict=True):
-        for i, (run, (train, validation)) in enumerate(runs.items()):
-            values = curve(run, key, train, validation)
+        found, without = curves(runs, key)
+        missing += without
+        for i, run in enumerate(runs):
+            if (values := found.get(run)) is None:
+                continue
             marker = 'osd^v'[i % 5] if len(values) < 30 else None
             style = ('-', '--', ':', '-.')[i % 4]
             axis.plot(
@@ -58,9 +63,10 @@ def plot(runs: dict[str, tuple[dict, dict]], keys: list[str], path: str) -> None
             )
         axis.set(xlabel='iteration', ylabel=key)
         axis.grid(True, alpha=0.3)
-    axes[0, 0].legend(fontsize='small')
+        axis.legend(fontsize='small')
     figure.tight_layout()
     figure.savefig(path, dpi=120)
+    return missing
 
 
 def parse_args(argv=None):
@@ -79,7 +85,8 @@ def main(argv=None):
         runs = {run: read_run(run) for run in args.runs}
         Console().print(summarize(runs))
         if args.out:
-            plot(runs, args.keys, args.out)
+            for line in plot(runs, args.keys, args.out):
+                print(line, file=sys.stderr)
             print(f'{", ".join(args.keys)}: {args.out}')
 
 
