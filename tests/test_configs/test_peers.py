@@ -21,7 +21,7 @@ PARENTS = {
     '1xb32_caltech101-64px': 'classification/visiongru-pico_1xb32_caltech101-64px.py',
     'upernet_1xb8-1k_camvid-180x240': 'segmentation/visiongru-pico_upernet_1xb8-1k_camvid-180x240.py',
 }
-FULL = ('swin-tiny', 'convnext-tiny', 'deit-small', 'vrwkv-small')
+FULL = ('swin-tiny', 'convnext-tiny', 'deit-small', 'vrwkv-small-peer')
 SMALL = ('swin-pico', 'convnext-pico', 'deit-pico', 'vrwkv-pico')
 # Of mmpretrain, so that this project has no copy that could be worse than the original; it has no VRWKV.
 CLASSES = dict(swin='SwinTransformer', convnext='ConvNeXt', deit='VisionTransformer', vrwkv='VRWKV')

@@ -29,7 +29,7 @@ from mmvisiongru.analysis.models import build_model, inference
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 MODELS = {
     'VisionGRU-tiny': str(CONFIGS / 'classification/visiongru-tiny_8xb128_in1k.py'),
-    'VRWKV-small': str(CONFIGS / 'peers/vrwkv-small_8xb128_in1k.py'),
+    'VRWKV-small': str(CONFIGS / 'peers/vrwkv-small-peer_8xb128_in1k.py'),
     'Swin-T': 'swin-tiny_16xb64_in1k',
     'DeiT-S': 'deit-small_4xb256_in1k',
 }
