@@ -13,9 +13,9 @@ import sys
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmengine.utils import ProgressBar
 from torch.utils.data import DataLoader, Dataset
 
+from mmvisiongru.analysis.measure import progress_bar
 from mmvisiongru.engine.samples import GuardedDataset
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
@@ -76,13 +76,9 @@ def verify(dataset: GuardedDataset, workers: int = 0) -> list[str]:
     """One line for each sample that cannot be used."""
     faults = Faults(dataset)
     loader = DataLoader(faults, batch_size=8, num_workers=workers, collate_fn=list)
-    bar, found = ProgressBar(len(faults), file=sys.stderr), []
-    for batch in loader:
-        found += filter(None, batch)
-        for _ in batch:
-            bar.update()
-    print(file=sys.stderr)
-    return found
+    with progress_bar() as bar:
+        batches = bar.track(loader, description='batches of 8')
+        return [fault for batch in batches for fault in batch if fault]
 
 
 def distinct(cfg: Config, names) -> list[str]:
