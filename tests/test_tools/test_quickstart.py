@@ -120,20 +120,25 @@ def test_training_is_done_once_and_resumed_with_its_time(task, monkeypatch):
     commands = []
     cfg = Config.fromfile(task.config)
 
-    def interrupted(*command, show):
+    def interrupted(*command, show, each):
         commands.append(command)
         (task.work_dir / 'iter_250.pth').touch()
+        each()
+        # As kill -9 would leave it.
+        left.append(json.loads((task.work_dir / 'training.json').read_text())['seconds'])
         raise KeyboardInterrupt
 
-    def finished(*command, show):
+    def finished(*command, show, each):
         commands.append(command)
         (task.work_dir / task.last_checkpoint).touch()
 
-    clock = iter([100, 130, 200, 207])
+    left = []
+    clock = iter([100, 100, 125, 130, 200, 200, 207])
     monkeypatch.setattr(quickstart.time, 'time', lambda: next(clock))
     monkeypatch.setattr(quickstart, 'run', interrupted)
     with pytest.raises(KeyboardInterrupt):
         quickstart.train(task, cfg)
+    assert left == [25]
     monkeypatch.setattr(quickstart, 'run', finished)
     assert quickstart.train(task, cfg) == 37
     assert (task.work_dir / 'iter_250.pth').exists()
@@ -145,7 +150,9 @@ def test_training_is_done_once_and_resumed_with_its_time(task, monkeypatch):
 def test_checkpoints_of_another_config_are_not_taken_for_this_one(task, monkeypatch):
     cfg = Config.fromfile(task.config)
     seen = []
-    monkeypatch.setattr(quickstart, 'run', lambda *_, show: seen.append(list(task.work_dir.glob('*.pth'))))
+    monkeypatch.setattr(
+        quickstart, 'run', lambda *_, show, each: seen.append(list(task.work_dir.glob('*.pth')))
+    )
     task.work_dir.mkdir()
     (task.work_dir / task.last_checkpoint).touch()
     (task.work_dir / 'last_checkpoint').touch()
@@ -158,9 +165,11 @@ def test_checkpoints_of_another_config_are_not_taken_for_this_one(task, monkeypa
 def test_failing_step_ends_with_its_message(tmp_path, capsys):
     script = tmp_path / 'step.py'
     script.write_text("import sys; print('all'); print('wanted'); sys.exit('what to do')")
+    calls = []
     with pytest.raises(SystemExit, match=r'(?s)what to do\n.*step.py failed'):
-        quickstart.run(script, show=('want',))
+        quickstart.run(script, show=('want',), each=lambda: calls.append(1))
     assert capsys.readouterr().out.splitlines()[1:] == ['  wanted']
+    assert len(calls) == 3
 
 
 def test_report_has_every_figure_beside_the_floor():

@@ -28,6 +28,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 
+from mmvisiongru.files import write_text
+
 SCENES = Path('data/digits/segmentation')
 DIGITS = Path('data/digits/classification')
 
@@ -130,8 +132,11 @@ TASKS = dict(
 )
 
 
-def run(*command, show=('',)):
-    """Run a script of the repository and print those lines of its output that hold one of `show`."""
+def run(*command, show=('',), each=lambda: None):
+    """Run a script of the repository and print those lines of its output that hold one of `show`.
+
+    After each line, shown or not, `each` is called.
+    """
     print('$ python', *command, flush=True)
     lines = []
     with subprocess.Popen(
@@ -143,6 +148,7 @@ def run(*command, show=('',)):
     ) as process:
         for line in process.stdout:
             lines.append(line)
+            each()
             if any(text in line for text in show):
                 print(' ', line.rstrip(), flush=True)
     if process.returncode:
@@ -164,17 +170,22 @@ def train(task: Task, cfg: Config) -> float:
         return known['seconds']
 
     task.work_dir.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(known))
-    start = time.time()
+    before, start = known['seconds'], time.time()
+
+    def note():
+        known['seconds'] = before + time.time() - start
+        write_text(str(record), json.dumps(known))
+
+    note()
     try:
         run(
             *('tools/train.py', task.config, '--work-dir', task.work_dir, '--resume'),
             show=('Iter(', 'Epoch(', 'resumed epoch', 'Error'),
+            # While it runs: nothing is left to a last moment that a killed process does not have.
+            each=note,
         )
     finally:
-        # Also when it is interrupted: the next run adds its own.
-        known['seconds'] += time.time() - start
-        record.write_text(json.dumps(known))
+        note()
     return known['seconds']
 
 
