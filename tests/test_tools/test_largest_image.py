@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 from PIL import Image
 
+from mmvisiongru.analysis.models import model_config
 from tools.analysis_tools import largest_image
 
 PICO = 'mmvisiongru.VisionGRU:pico'
@@ -62,6 +63,16 @@ def test_what_takes_too_long_ends_a_model(pretend, tmp_path):
     rows = run(tmp_path)
     assert calls == [512, 736, 1024, 1440, 2048]
     assert [row['outcome'] for row in rows] == ['fits'] * 4 + ['time']
+
+
+def test_models_are_what_their_names_say():
+    found = {name: model_config(key).model.backbone.type for name, key in largest_image.MODELS.items()}
+    assert found == {
+        'VisionGRU-tiny': 'mmvisiongru.VisionGRU',
+        'VRWKV-small': 'mmvisiongru.VRWKV',
+        'Swin-T': 'SwinTransformer',
+        'DeiT-S': 'VisionTransformer',
+    }
 
 
 def test_sides_that_are_named(pretend, tmp_path):
