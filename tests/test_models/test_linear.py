@@ -4,9 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmvisiongru.models.layers.linear import linear, product
+from mmvisiongru.models import VisionGRU
+from mmvisiongru.models.layers.linear import _dtypes, linear, product
 
 
 @pytest.fixture
@@ -98,6 +101,55 @@ def doubled_by_class(fc):
 def hooked(fc):
     fc.register_forward_hook(lambda module, args, out: 2 * out)
     return fc
+
+
+def test_backward_hooks_fire_in_eval_mode():
+    """As Grad-CAM and attribution use them."""
+    torch.manual_seed(0)
+    model, seen = VisionGRU(dict(embed_dims=[8], depths=[1]), out_indices=(0,)).eval(), []
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    for fc in linears:
+        fc.register_full_backward_hook(lambda module, *grads: seen.append(module))
+    model(torch.randn(1, 3, 32, 32))[0].sum().backward()
+    assert {*map(id, seen)} == {*map(id, linears)}
+
+
+def test_hooks_of_all_modules_see_each_layer():
+    model, seen = VisionGRU(dict(embed_dims=[8], depths=[1]), out_indices=(0,)).eval(), []
+    handle = register_module_forward_hook(lambda module, args, out: seen.append(module))
+    try:
+        for context in (torch.no_grad(), torch.enable_grad()):
+            seen.clear()
+            with context:
+                model(torch.randn(1, 3, 32, 32))
+            assert {id(m) for m in model.modules() if isinstance(m, nn.Linear)} <= {*map(id, seen)}
+    finally:
+        handle.remove()
+
+
+def test_tangents_pass_without_gradients_too():
+    """no_grad turns off the backward pass, not forward-mode differentiation."""
+    torch.manual_seed(0)
+    model = VisionGRU(dict(embed_dims=[8], depths=[1]), out_indices=(0,)).eval()
+    x, tangent = torch.randn(2, 1, 3, 32, 32)
+    found = []
+    for context in (torch.enable_grad(), torch.no_grad()):
+        with context, forward_ad.dual_level():
+            out = model(forward_ad.make_dual(x, tangent))[0]
+            found.append(forward_ad.unpack_dual(out).tangent.detach().clone())
+    torch.testing.assert_close(*found)
+
+
+def test_bfloat16_where_onednn_has_none_of_it(calls, monkeypatch):
+    """oneDNN's product raises there, torch's does not."""
+    monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: False, raising=False)
+    _dtypes.cache_clear()
+    with torch.no_grad():
+        linear(layer(dtype=torch.bfloat16), torch.randn(3, 24).bfloat16())
+        assert not calls
+        linear(layer(), torch.randn(3, 24))
+    _dtypes.cache_clear()
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(

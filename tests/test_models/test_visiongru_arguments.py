@@ -4,7 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from mmengine.registry import MODELS
+from torch import nn
 
 from mmvisiongru.models.backbones.visiongru import VisionGRU
 from tests.harness import ROOT
@@ -92,3 +94,16 @@ def test_error_comes_through_the_registry():
         MODELS.build(dict(type='mmvisiongru.VisionGRU', arch='huge'))
     with pytest.raises(TypeError, match='drop_path'):
         MODELS.build(dict(type='mmvisiongru.VisionGRU', drop_path=0.1))
+
+
+@pytest.mark.parametrize('part', ['stem', 'conv1'])
+def test_a_replaced_stem_is_taken_as_it_is(part):
+    model = VisionGRU(SMALL).eval()
+    x = torch.randn(1, 3, 40, 48)
+    wanted = model(x)
+    if part == 'stem':
+        model.stem = nn.Sequential(model.stem)
+    else:
+        model.stem.conv1 = nn.Sequential(model.stem.conv1)
+    for a, b in zip(model(x), wanted, strict=True):
+        torch.testing.assert_close(a, b)

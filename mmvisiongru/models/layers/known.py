@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of_all_modules
 
+from mmvisiongru.ops.transforms import is_transformed
+
+HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 CAST_BY_AUTOCAST = {torch.float32, torch.bfloat16, torch.float16}
 
 
@@ -16,9 +19,9 @@ def is_plain_inference(x: Tensor) -> bool:
     if torch.is_grad_enabled() or x.device.type != 'cpu' or type(x) is not Tensor:
         return False
     # A traced or compiled graph should hold a layer once, for any size; a transformation sees whole maps.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed():
         return False
-    return not (hooks_of_all_modules._global_forward_hooks or hooks_of_all_modules._global_forward_pre_hooks)
+    return not any(getattr(hooks_of_all_modules, f'_global{kind}') for kind in HOOKS)
 
 
 def is_unchanged(layer: nn.Module, forward, x: Tensor) -> bool:
@@ -28,7 +31,7 @@ def is_unchanged(layer: nn.Module, forward, x: Tensor) -> bool:
     """
     if forward is None or getattr(layer.forward, '__func__', None) is not forward:
         return False
-    if layer._forward_hooks or layer._forward_pre_hooks:
+    if any(getattr(layer, kind) for kind in HOOKS):
         return False
     return all(_is_plain(getattr(layer, name, None), x) for name in ('weight', 'bias'))
 

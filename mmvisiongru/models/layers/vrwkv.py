@@ -8,7 +8,8 @@ from mmvisiongru.ops import bi_wkv
 from mmvisiongru.ops.backends import accumulation_dtype
 from mmvisiongru.ops.wkv.op import BACKENDS
 
-from .linear import linear
+from .known import is_plain_inference, is_unchanged
+from .linear import LINEAR, linear
 
 
 def q_shift(x: Tensor) -> Tensor:
@@ -94,11 +95,12 @@ class ChannelMix(nn.Module):
         shifted = q_shift(x)
         hidden = linear(self.key, torch.lerp(shifted, x, self.spatial_mix_k))
         # The widest map of the model: a second and a third one cost as much as a tenth of the linear layers.
-        if torch.is_grad_enabled() or self.key._forward_hooks:
-            hidden = torch.relu(hidden).square()
-        else:
+        # Of any other layer it may be a map that someone keeps.
+        if type(self.key) is nn.Linear and is_unchanged(self.key, LINEAR, x) and is_plain_inference(hidden):
             hidden = hidden.relu_()
             hidden = hidden.mul_(hidden)
+        else:
+            hidden = torch.relu(hidden).square()
         gate = torch.sigmoid(linear(self.receptance, torch.lerp(shifted, x, self.spatial_mix_r)))
         return gate * linear(self.value, self.key_norm(hidden))
 
