@@ -35,8 +35,9 @@ class Confusion(BaseMetric):
         self.ignore_index = ignore_index
 
     def process(self, data_batch, data_samples):
-        """Add the counts of a batch."""
+        """Add the counts of a batch to those so far: a matrix for each image would fill the memory."""
         classes = len(self.dataset_meta['classes'])
+        total = self.results.pop() if self.results else torch.zeros(classes**2, dtype=torch.int64)
         for sample in data_samples:
             if 'gt_sem_seg' in sample:
                 true, predicted = (sample[k]['data'].cpu().flatten() for k in ('gt_sem_seg', 'pred_sem_seg'))
@@ -45,11 +46,13 @@ class Confusion(BaseMetric):
             else:
                 true, predicted = (sample[key].cpu() for key in ('gt_label', 'pred_label'))
             pairs = true.long() * classes + predicted.long()
-            self.results.append(pairs.bincount(minlength=classes**2).view(classes, classes))
+            total += pairs.bincount(minlength=classes**2)
+        self.results.append(total)
 
     def compute_metrics(self, results):
-        """Sum over the images."""
-        return dict(result=sum(results))
+        """The counts as a matrix."""
+        classes = len(self.dataset_meta['classes'])
+        return dict(result=results[0].view(classes, classes))
 
 
 def confusion_matrix(runner: Runner) -> tuple[Tensor, list[str]]:
