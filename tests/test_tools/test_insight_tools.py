@@ -3,6 +3,7 @@
 import csv
 
 import pytest
+import torch
 from PIL import Image
 
 from tools.visualization import gate_memory, receptive_field
@@ -25,6 +26,13 @@ def test_receptive_field(tmp_path, capsys):
     assert all(side == sorted(side) and side[-1] <= 100 for side in sides)
     assert Image.open(tmp_path / 'new' / 'erf.png').width > 800
     assert f'map 3: 50% within {sides[3][0]}' in capsys.readouterr().out
+
+
+def test_quartiles_of_a_large_map_are_of_all_channels():
+    tau = torch.arange(1, 289.0).view(1, 1, 2, 144).expand(512, 512, 2, 144)
+    (row,) = gate_memory.summarise([tau], [1])
+    assert row['median'] == pytest.approx(144.5, abs=1)
+    assert row['q25'] == pytest.approx(72.75, abs=1)
 
 
 def test_gate_memory(tmp_path, capsys):

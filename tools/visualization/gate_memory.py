@@ -33,8 +33,9 @@ def summarise(memories: list, depths) -> list[dict]:
     rows = []
     for (stage, block), tau in zip(places, memories, strict=True):
         height, width = tau.shape[:2]
-        values = tau.flatten()
-        values = values[:: -(-values.numel() // MOST)]
+        # Whole tokens: single numbers at equal distances may all be of a few channels.
+        tokens = tau.flatten(0, 1)
+        values = tokens[:: -(-tau.numel() // MOST)].flatten()
         row = dict(stage=stage, block=block, height=height, width=width)
         row |= {name: float(values.quantile(q)) for name, q in QUARTILES.items()}
         rows.append(row | dict(longer_than_a_row=float((values > width).float().mean())))
