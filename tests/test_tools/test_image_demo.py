@@ -90,6 +90,11 @@ def test_weights_of_bfloat16_say_much_the_same(task, monkeypatch):
     assert dtypes == half * [torch.float32] + half * [torch.bfloat16]
 
 
+def test_classes_of_one_name_stay_apart():
+    """ImageNet has two cranes."""
+    assert image_demo.distinct(['crane', 'gull', 'crane']) == ['crane (0)', 'gull', 'crane (2)']
+
+
 @pytest.mark.parametrize('kind', ['csv', 'json'])
 def test_folders_inside_and_a_table(task, kind, capsys):
     """Images of equal names in several folders: no picture may overwrite another."""

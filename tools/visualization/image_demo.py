@@ -14,6 +14,7 @@ import io
 import json
 import os.path as osp
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -57,6 +58,12 @@ def check_places(images: list[str], root: str, out_dir: str) -> None:
     check_folder(out_dir)
 
 
+def distinct(classes: Sequence[str]) -> list[str]:
+    """Names of classes, those that several share with their numbers: ImageNet has two cranes."""
+    times = Counter(classes)
+    return [name if times[name] == 1 else f'{name} ({i})' for i, name in enumerate(classes)]
+
+
 def segmentor(cfg: Config, weights: dict, args):
     """Give a function that draws classes over an image and says what share of it each has."""
     from mmseg.apis import MMSegInferencer
@@ -76,7 +83,7 @@ def segmentor(cfg: Config, weights: dict, args):
         sample = model(path, out_dir=folder, img_out_dir='', opacity=args.opacity, return_datasamples=True)
         labels = sample.pred_sem_seg.data.flatten()
         shares = (labels.bincount(minlength=outputs) / labels.numel()).tolist()
-        return dict(size=sample.img_shape[:2], scores=dict(zip(classes, shares, strict=True)))
+        return dict(size=sample.img_shape[:2], scores=dict(zip(distinct(classes), shares, strict=True)))
 
     return segment
 
@@ -105,7 +112,7 @@ def classifier(cfg: Config, weights: dict, args):
             out_file=osp.join(folder, f'{Path(path).stem}.png'),
         )
         scores = sample.pred_score.tolist()
-        names = map(str, model.classes or range(len(scores)))
+        names = distinct(model.classes or list(map(str, range(len(scores)))))
         return dict(size=sample.img_shape[:2], scores=dict(zip(names, scores, strict=True)))
 
     return classify
