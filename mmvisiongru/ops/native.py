@@ -80,10 +80,11 @@ def _load(name: str) -> ctypes.CDLL:
     if compiler is None:
         raise OSError('no C++ compiler (g++, clang++ or $CXX) on PATH')
     path = _cache_path(name, compiler)
-    if path.exists() and not _is_whole(path):
-        log.warning('%s is damaged and is built again', path)
-        path.unlink()
+    # Other processes do the same at the same time: a file is replaced, never taken away.
     if not path.exists():
+        _build(name, compiler, path)
+    elif not _is_whole(path):
+        log.warning('%s is damaged and is built again', path)
         _build(name, compiler, path)
     return ctypes.CDLL(str(path))
 

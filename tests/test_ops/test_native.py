@@ -51,6 +51,22 @@ def test_a_damaged_library_is_built_again(own_cache, caplog, damage):
     assert not caplog.records
 
 
+def test_another_process_builds_a_damaged_library_at_the_same_time(own_cache, monkeypatch):
+    native._load('mingru_scan')
+    (path,) = own_cache.iterdir()
+    whole, look = path.read_bytes(), native._is_whole
+    path.unlink()
+    path.write_bytes(whole[:1000])
+
+    def look_while_the_other_mends(path):
+        found = look(path)
+        path.unlink()
+        return found
+
+    monkeypatch.setattr(native, '_is_whole', look_while_the_other_mends)
+    assert native._load('mingru_scan').mingru_forward
+
+
 def test_calls_with_wrong_arguments_fail():
     x = torch.zeros(1, 1, 1, 1, 1)
     flags = (ctypes.c_uint8 * 1)(0)
