@@ -98,6 +98,10 @@ def fingerprint(cfg: Config, gpus: int = 1) -> str:
     parts = {key: cfg.get(key) for key in DECISIVE}
     # Who groups the parameters does not matter; what each group gets is in `paramwise_cfg`.
     parts['optim_wrapper'] = {k: v for k, v in cfg.optim_wrapper.items() if k != 'constructor'}
+    # Named only where they do something, as results of earlier versions stay valid.
+    parts |= {key: cfg[key] for key in ('load_from', 'load_coverage') if cfg.get(key)}
+    if (cfg.get('auto_scale_lr') or {}).get('enable'):
+        parts['auto_scale_lr'] = cfg.auto_scale_lr
     for split in ('train', 'test'):
         loader = cfg[f'{split}_dataloader']
         parts[split] = [loader.get('batch_size'), loader.get('sampler'), loader.dataset]

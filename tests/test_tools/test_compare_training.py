@@ -177,6 +177,7 @@ def test_config_that_tests_elsewhere_is_tested(folder):
         ('train_dataloader.batch_size', True),
         ('model.head.num_classes', True),
         ('train_dataloader.num_workers', False),
+        ('load_from', True),
         ('default_hooks.logger.interval', False),
         ('randomness.seed', False),
     ],
