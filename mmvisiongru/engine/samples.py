@@ -49,7 +49,8 @@ class GuardedDataset(Dataset):
         return len(self.dataset)
 
     def __getattr__(self, name):
-        if name == 'dataset':
+        # __getitems__: torch's fetcher would take a batch from it, past all checks.
+        if name in ('dataset', '__getitems__'):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 

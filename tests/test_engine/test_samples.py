@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.registry import init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from mmvisiongru.engine.draws import Draw
 from mmvisiongru.engine.samples import GuardedDataset
@@ -150,6 +151,26 @@ def test_label_of_a_classifier_out_of_range(tmp_path):
     )  # fmt: skip
     with pytest.raises(InputError, match=r'a\.png holds the label 2; there are 2 classes'):
         GuardedDataset(dataset, seed=0)[0]
+
+
+@DATASETS.register_module(force=True)
+class Batches(Dataset):
+    """Gives whole batches too, as those of Hugging Face do."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        raise ValueError('no image')
+
+    def __getitems__(self, indices):
+        return [dict(inputs=torch.zeros(1)) for _ in indices]
+
+
+def test_batches_of_the_data_set_do_not_pass_the_checks_by():
+    loader = DataLoader(GuardedDataset(dict(type='Batches'), seed=0), batch_size=2)
+    with pytest.raises(InputError, match='sample 0, no file known: no image'):
+        next(iter(loader))
 
 
 HOOK = {'default_hooks.bad': dict(type='mmvisiongru.BadSampleHook')}
