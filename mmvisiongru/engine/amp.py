@@ -28,7 +28,13 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
         # Not of AmpOptimWrapper, which asks for a GPU.
         OptimWrapper.__init__(self, **kwargs)
         settings = loss_scale if isinstance(loss_scale, dict) else {}
-        fixed = isinstance(loss_scale, float)
+        if not isinstance(loss_scale, (int, float, dict)) and loss_scale != 'dynamic':
+            raise InputError(
+                f"optim_wrapper.loss_scale must be a number, a dict or 'dynamic', got {loss_scale!r}"
+            )
+        fixed = isinstance(loss_scale, (int, float))
         self._scale_update_param = loss_scale if fixed else None
-        self.loss_scaler = torch.amp.GradScaler('cpu', **(dict(init_scale=loss_scale) if fixed else settings))
+        self.loss_scaler = torch.amp.GradScaler(
+            'cpu', **(dict(init_scale=float(loss_scale)) if fixed else settings)
+        )
         self.cast_dtype = torch.bfloat16
