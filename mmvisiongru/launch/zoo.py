@@ -1,12 +1,11 @@
 """The configs that come with the package, by their names."""
 
-from difflib import get_close_matches
 from fnmatch import filter as match
 from pathlib import Path
 
 from mmengine.config import Config
 
-from mmvisiongru.errors import InputError
+from mmvisiongru.errors import InputError, did_you_mean
 
 from .config import load_config
 
@@ -66,7 +65,6 @@ def get_config(name: str, cfg_options: dict | None = None) -> Config:
     if name in known:
         name = str(known[name])
     elif not name.endswith('.py'):
-        near = get_close_matches(name, known, n=1)
-        hint = f'did you mean {near[0]!r}?' if near else 'mmvisiongru.apis.list_configs() lists them'
-        raise InputError(f'no config is named {name!r}; {hint}')
+        hint = did_you_mean(name, known) or '; mmvisiongru.apis.list_configs() lists them'
+        raise InputError(f'no config is named {name!r}{hint}')
     return load_config(name, cfg_options)
