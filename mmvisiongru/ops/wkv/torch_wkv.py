@@ -77,7 +77,8 @@ class _Chunks:
         between = (j[:, 0] - j[:, 0, 0] - 1).to(wide)
         self.lower, self.lower_moments = (between >= 0).to(wide), between.clamp(min=0)
         self.j = j.to(self.dtype)
-        images = max(1, STRIP // (2 * self.n * C))
+        # A dozen of that size live at a time; of a short sequence they would be most of the memory.
+        images = max(1, min(STRIP, x.k.numel() // 16) // (2 * self.n * C))
         chunks = max(1, images // B)
         images = min(B, images)
         self.strips = [
