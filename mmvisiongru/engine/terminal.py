@@ -65,6 +65,12 @@ def summary(runner: Runner) -> list[str]:
             )
     if isinstance(runner._train_loop, BaseLoop) and isinstance(runner.optim_wrapper, OptimWrapper):
         lines.append(_schedule(runner))
+        if isinstance(runner._val_loop, BaseLoop):
+            # A bad one would end the run there, hours after its start.
+            lines.append(
+                'validation labels: first read at the first validation; to check them before, run '
+                f'tools/misc/verify_dataset.py {runner.cfg.filename or "CONFIG"} --dataloaders val_dataloader'
+            )
     weight = next(model.parameters(), None)
     kind = torch.cuda.get_device_name(weight.device) if weight is not None and weight.is_cuda else 'cpu'
     lines.append(f'device: {get_world_size()} x {kind}, threads: {torch.get_num_threads()}')

@@ -54,7 +54,16 @@ def test_a_run_starts_with_a_summary_of_at_most_20_lines(tmp_path, task):
     first = next(i for i, line in enumerate(lines) if '(train)' in line)
     start = [line for line in lines[:first] if 'bad sample' not in line]
     assert len(start) <= 20
-    for what in ('model: ', 'parameters', 'train data: ', 'schedule: ', 'device: ', 'backend ', 'work dir: '):
+    for what in (
+        'model: ',
+        'parameters',
+        'train data: ',
+        'schedule: ',
+        'validation labels: ',
+        'device: ',
+        'backend ',
+        'work dir: ',
+    ):
         assert any(what in line for line in start), what
     (log,) = tmp_path.glob('work_dirs/tiny/*/*.log')
     text = log.read_text()
