@@ -1,5 +1,6 @@
 """The length of a run and what goes with it: learning rate, intervals, workers."""
 
+import math
 import os
 from collections.abc import Iterator
 
@@ -55,6 +56,7 @@ def check_schedule(cfg: Config, max_iters: int, max_epochs: int) -> list[str]:
                 f'the warm-up {place} in {cfg.filename} ends at {end} {of_all}: the full lr is never '
                 f'reached; set {place}.end below {total}, {trial}'
             )
+        notes += [f'{place}.{found} {of_all}' for found in _beyond(scheduler, total)]
         note = '' if end == total else f'{place} ends at {end} {of_all}; to use all, set {place}.end={total}'
         ends[by_epoch] = max(ends.get(by_epoch, (0, '')), (end, note))
     notes += [note for _, note in ends.values() if note]
@@ -64,6 +66,19 @@ def check_schedule(cfg: Config, max_iters: int, max_epochs: int) -> list[str]:
             f'no validation: train_cfg.val_interval={interval}, train_cfg.{unit}={cfg.train_cfg[unit]}'
         )
     return notes
+
+
+def _beyond(scheduler: dict, total: int) -> Iterator[str]:
+    """What a scheduler has of its own to say when the lr falls, where that is not within the run."""
+    begin = scheduler.get('begin', 0)
+    if (period := scheduler.get('T_max')) and period != min(scheduler.get('end', total), total) - begin:
+        yield f'T_max={period} is not the length of the schedule: the lr does not end at its lowest; run'
+    for key in ('milestones', 'step_size'):
+        steps = scheduler.get(key) or []
+        if late := [
+            at for at in (steps if isinstance(steps, (list, tuple)) else [steps]) if begin + at >= total
+        ]:
+            yield f'{key}: {", ".join(map(str, late))} never comes; run'
 
 
 def fit_to_trial(cfg: Config, length: int) -> None:
@@ -94,25 +109,36 @@ def _fit_schedulers(cfg: Config, before: int, length: int, by_epoch: bool) -> No
     found = [s for _, s in schedulers(cfg)]
     # Steps that a warm-up needs to rise: an epoch has many where it is converted.
     least = 1 if by_epoch and any(s.get('convert_to_iter_based') for s in found) else 2
-    places = {}
-    for place in sorted({s[k] for s in found for k in ('begin', 'end') if s.get(k)}):
-        if place >= before and by_epoch == all(s.get('by_epoch', True) for s in found):
-            places[place] = length
-            continue
-        previous = max(places.values(), default=0)
-        fitted = max(round(place * length / before), previous + least)
-        places[place] = fitted if fitted + least <= length else previous
+    for unit in (True, False):
+        own = [s for s in found if s.get('by_epoch', True) == unit]
+        places = {s[k] for s in own for k in ('begin', 'end') if s.get(k)}
+        # How long the run is in the unit that it does not count, only its data would tell.
+        places = _fit_places(places, before, length, least, bounded=unit == by_epoch)
+        for scheduler in own:
+            for key in ('begin', 'end'):
+                if scheduler.get(key):
+                    scheduler[key] = places[scheduler[key]]
     for scheduler in found:
-        for key in ('begin', 'end'):
-            if scheduler.get(key):
-                scheduler[key] = places[scheduler[key]]
         for key in LENGTHS:
             if scheduler.get(key):
                 scheduler[key] = max(1, round(scheduler[key] * length / before))
         if scheduler.get('milestones'):
             scheduler.milestones = sorted({max(1, m * length // before) for m in scheduler.milestones})
     if isinstance(cfg.get('param_scheduler'), (list, tuple)):
-        cfg.param_scheduler = [s for s in cfg.param_scheduler if s.get('begin', 0) < s.get('end', length)]
+        cfg.param_scheduler = [s for s in cfg.param_scheduler if s.get('begin', 0) < s.get('end', math.inf)]
+
+
+def _fit_places(places: set[int], before: int, length: int, least: int, bounded: bool) -> dict[int, int]:
+    """Where the places of a schedule come to be; one that the run has no room for falls on the one before."""
+    fitted = {}
+    for place in sorted(places):
+        if bounded and place >= before:
+            fitted[place] = length
+            continue
+        previous = max(fitted.values(), default=0)
+        scaled = max(round(place * length / before), previous + least)
+        fitted[place] = scaled if not bounded or scaled + least <= length else previous
+    return fitted
 
 
 def _fit_workers(cfg: Config) -> None:

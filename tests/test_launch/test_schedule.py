@@ -10,7 +10,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
 
 from mmvisiongru.launch.config import load_config
-from mmvisiongru.launch.schedule import fit_to_trial, length_key
+from mmvisiongru.launch.schedule import check_schedule, fit_to_trial, length_key
 from tests.harness import ROOT
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, make_folders, make_scenes, write_config
 from tools import train
@@ -191,3 +191,31 @@ def test_a_finished_run_is_resumed_to_another_length(work, capsys, task):
     config, checkpoint = resumed('config'), resumed('checkpoint')
     assert config == pytest.approx(straight[-len(config) :])
     assert set(checkpoint) == {checkpoint[0]} != set(config)
+
+
+EPOCHS = dict(train_cfg=dict(by_epoch=True, max_epochs=20, val_interval=1), optim_wrapper=dict())
+
+
+@pytest.mark.parametrize(
+    ('scheduler', 'key'),
+    [
+        (dict(type='MultiStepLR', milestones=[12, 30, 60], by_epoch=True), 'milestones: 30, 60'),
+        (dict(type='StepLR', step_size=20, by_epoch=True), 'step_size: 20'),
+        (dict(type='CosineAnnealingLR', T_max=300, by_epoch=True), 'T_max=300'),
+        (dict(type='CosineAnnealingLR', T_max=15, begin=5, by_epoch=True), ''),
+        (dict(type='MultiStepLR', milestones=[12, 16], by_epoch=True), ''),
+        (dict(type='StepLR', step_size=5, by_epoch=True), ''),
+    ],
+)
+def test_what_a_scheduler_says_without_an_end_is_compared_too(scheduler, key):
+    notes = check_schedule(Config(dict(EPOCHS, param_scheduler=[scheduler])), 2000, 20)
+    assert [note.startswith(f'param_scheduler.0.{key}') for note in notes] == [True] * bool(key)
+
+
+def test_a_trial_keeps_a_warm_up_in_iterations_beside_epochs():
+    warm_up = dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=500)
+    steps = dict(type='MultiStepLR', by_epoch=True, begin=0, end=20, milestones=[10, 15])
+    cfg = Config(dict(EPOCHS, param_scheduler=[warm_up, steps]))
+    fit_to_trial(cfg, 4)
+    assert [(s.begin, s.end) for s in cfg.param_scheduler] == [(0, 100), (0, 4)]
+    assert cfg.param_scheduler[1].milestones == [2, 3]
