@@ -159,11 +159,16 @@ def _meant(cfg: Config, tree: ast.Module, name: str) -> list[str]:
 
 def _bases(path: str, tree: ast.Module) -> list[str]:
     """The files that a config file inherits from, as far as they are beside it."""
-    values = [
-        ast.literal_eval(node.value)
+    nodes = [
+        node.value
         for node in tree.body
         if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', None) == '_base_'
     ]
+    try:
+        values = [ast.literal_eval(node) for node in nodes]
+    # An expression, which mmengine evaluates.
+    except ValueError:
+        return []
     names = [name for value in values for name in ([value] if isinstance(value, str) else value)]
     return [osp.join(osp.dirname(path), name) for name in names if '::' not in name]
 

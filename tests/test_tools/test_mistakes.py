@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
+from mmvisiongru.launch.config import load_config
 from tests.harness import ROOT
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, make_folders, make_scenes, write_config
 from tools import train
@@ -190,6 +191,11 @@ def test_a_backbone_alone_with_a_prefix(work, capsys):
     init = dict(type='Pretrained', checkpoint='backbone.pth', prefix='backbone.')
     line = mistake(capsys, 'cls.py', leaf=f'model = dict(backbone=dict(init_cfg={init}))')
     assert line.endswith('; set model.backbone.init_cfg.prefix=None')
+
+
+def test_a_base_may_be_an_expression(work):
+    (work / 'leaf.py').write_text("_base_ = ['seg.py'] + []\ndata_root = 'x'\n")
+    load_config('leaf.py')
 
 
 def test_variables_of_a_config_as_a_run_wrote_it(work):
