@@ -77,6 +77,8 @@ class ReliableRunner(Runner):
         # Left alone where nothing is said: an environment variable or another library may have set it.
         if torch.cuda.is_available() and 'tf32' in env_cfg:
             torch.set_float32_matmul_precision('high' if env_cfg['tf32'] else 'highest')
+            # Convolutions have a switch of their own, which is on from the start.
+            torch.backends.cudnn.allow_tf32 = bool(env_cfg['tf32'])
 
     def wrap_model(self, model_wrapper_cfg, model: nn.Module):
         """Wrap the model, with the weights in the order that the config asks for."""

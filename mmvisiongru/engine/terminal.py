@@ -7,7 +7,7 @@ from mmengine.dist import get_world_size
 from mmengine.logging import MMLogger
 from mmengine.logging.logger import MMFormatter
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from mmvisiongru.ops.backends import Backends
@@ -101,10 +101,20 @@ def _backends(runner: Runner, model: torch.nn.Module, weight: torch.Tensor | Non
     mixers = [m for m in model.modules() if isinstance(getattr(m, 'backends', None), Backends)]
     if not mixers:
         return []
-    # Autocast, or else the dtype of the weights.
-    dtype = getattr(runner.optim_wrapper, 'cast_dtype', None) or weight.dtype
+    dtype = _dtype(runner, weight)
     lines = sorted({m.backends.describe(m.backend, weight.device, dtype) for m in mixers})
     if weight.is_cuda and dtype == torch.float32:
         tf32 = torch.get_float32_matmul_precision() != 'highest'
         lines.append(f'products of float32: {"rounded to TF32" if tf32 else "float32, no TF32"}')
     return lines
+
+
+def _dtype(runner: Runner, weight: torch.Tensor) -> torch.dtype:
+    """What the operators compute in: that of autocast, or else of the weights."""
+    wrapper = runner.optim_wrapper
+    autocast = isinstance(wrapper, AmpOptimWrapper) or (
+        not isinstance(runner._train_loop, BaseLoop) and getattr(runner._test_loop, 'fp16', False)
+    )
+    if not autocast:
+        return weight.dtype
+    return getattr(wrapper, 'cast_dtype', None) or torch.get_autocast_dtype(weight.device.type)

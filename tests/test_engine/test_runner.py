@@ -1,5 +1,6 @@
 """What ReliableRunner makes of the keys of a config that mmengine's does not know."""
 
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -37,5 +38,9 @@ def test_tf32_is_for_the_config_to_say(monkeypatch, env_cfg, gpu, expected):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
     said = []
     monkeypatch.setattr(torch, 'set_float32_matmul_precision', said.append)
+    cudnn = SimpleNamespace(allow_tf32=None)
+    monkeypatch.setattr(torch.backends, 'cudnn', cudnn)
     ReliableRunner.__new__(ReliableRunner).setup_env(env_cfg)
     assert said == ([] if expected == 'as before' else [expected])
+    # Convolutions too, which torch rounds unless told otherwise.
+    assert cudnn.allow_tf32 == {'as before': None, 'high': True, 'highest': False}[expected]
