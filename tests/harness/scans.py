@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmvisiongru.ops import runnable_backends
+from mmvisiongru.ops.paths import PATHS as KNOWN_PATHS
 
 # The only tolerances of the scans: 'max' is max|got - ref| / max|ref|, 'rms' the same of root mean squares.
 # 16-bit entries are dominated by the rounding of h (saved in the I/O dtype) and of the results.
@@ -17,7 +18,7 @@ TOLERANCE = {
     torch.float16: ('rms', 1e-3),
 }
 DEVICES = ('cpu', 'cuda') if torch.cuda.is_available() else ('cpu',)
-PATHS = ('row', 'row_reverse', 'column', 'column_reverse')
+PATHS = tuple(KNOWN_PATHS)
 ROWS = PATHS[:2]
 
 

@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from mmvisiongru.models.backbones.visiongru import VisionGRU
+from mmvisiongru.ops.paths import PATHS
 
 # Widths that are no multiples of each other, so that a mixed-up one shows.
 SMALL = dict(embed_dims=[8, 12, 20, 28], depths=[1, 1, 2, 1])
 TWO_PATHS = ('row', 'row_reverse')
-FOUR_PATHS = (*TWO_PATHS, 'column', 'column_reverse')
+FOUR_PATHS = tuple(PATHS)
 
 
 def small(seed=0, **options):

@@ -10,6 +10,7 @@ from mmengine.analysis import get_model_complexity_info
 from mmvisiongru.models import VisionGRU
 from mmvisiongru.models.backbones.visiongru import Stem
 from mmvisiongru.models.layers import strips
+from mmvisiongru.ops.paths import PATHS
 
 ARCH = dict(embed_dims=[8, 16], depths=[1, 1])
 
@@ -87,7 +88,7 @@ def test_hooks_in_stem_and_mlp_see_whole_maps():
 
 def test_strips_keep_float32_between_paths_under_autocast():
     torch.manual_seed(0)
-    paths = ('row', 'row_reverse', 'column', 'column_reverse')
+    paths = tuple(PATHS)
     mixer = (
         VisionGRU(ARCH, out_indices=(0, 1), scan_paths=paths, dwconv_kernel_size=None)
         .eval()

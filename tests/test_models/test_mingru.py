@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from mmvisiongru.models.layers.mingru import MinGRU2D
+from mmvisiongru.ops.paths import PATHS as KNOWN_PATHS
 
-PATHS = ('row', 'row_reverse', 'column', 'column_reverse')
+PATHS = tuple(KNOWN_PATHS)
 
 
 def reading_order(path, H, W):  # noqa: N803

@@ -16,9 +16,10 @@ from torch.nn.utils import parametrizations, prune
 
 from mmvisiongru.models import VisionGRU
 from mmvisiongru.models.layers import MLP, ChannelsLastConv2d, mingru, strips
+from mmvisiongru.ops.paths import PATHS
 
 ARCH = dict(embed_dims=[8, 16], depths=[1, 1])
-FOUR_PATHS = ('row', 'row_reverse', 'column', 'column_reverse')
+FOUR_PATHS = tuple(PATHS)
 
 
 def small(dtype=torch.float64, **options):
