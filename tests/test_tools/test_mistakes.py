@@ -195,13 +195,14 @@ def test_a_backbone_alone_with_a_prefix(work, capsys):
 
 def test_a_base_may_be_an_expression(work):
     (work / 'leaf.py').write_text("_base_ = ['seg.py'] + []\ndata_root = 'x'\n")
-    load_config('leaf.py')
+    assert load_config('leaf.py').model == Config.fromfile('seg.py').model
 
 
 def test_variables_of_a_config_as_a_run_wrote_it(work):
     (work / 'seg.py').write_text("data_root = 'ade'\n" + (work / 'seg.py').read_text())
     Config.fromfile('seg.py').dump('written.py')
     train.main(['written.py'])
+    assert (work / 'work_dirs/written/last_checkpoint').is_file()
 
 
 def test_a_variable_that_nothing_reads(work, capsys):
