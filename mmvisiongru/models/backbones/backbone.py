@@ -33,6 +33,8 @@ class Backbone(BaseModule):
         init_cfg (dict | list[dict], optional): As in mmengine.
     """
 
+    arch_settings: dict[str, dict]
+
     def __init__(
         self,
         parts: int,
@@ -53,6 +55,15 @@ class Backbone(BaseModule):
         self.out_indices = tuple(sorted({i % parts for i in indices}))
         self.frozen_stages = frozen_stages
         self.drop_path_rate = drop_path_rate
+
+    @classmethod
+    def _settings_of(cls, arch: str | dict) -> dict:
+        """What an arch stands for; names may be in any case."""
+        if not isinstance(arch, str):
+            return arch
+        if arch.lower() not in cls.arch_settings:
+            raise ValueError(f'arch must be one of {tuple(cls.arch_settings)} or a dict, got {arch!r}')
+        return cls.arch_settings[arch.lower()]
 
     def _drop_path_rates(self, blocks: int) -> list[float]:
         """Rates of the blocks, rising linearly from 0."""

@@ -195,10 +195,7 @@ class VisionGRU(Backbone):
         self._freeze_stages()
 
     def _parse_arch(self, arch) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        if isinstance(arch, str):
-            if arch.lower() not in self.arch_settings:
-                raise ValueError(f'arch must be one of {tuple(self.arch_settings)} or a dict, got {arch!r}')
-            arch = self.arch_settings[arch.lower()]
+        arch = self._settings_of(arch)
         if set(arch) != {'embed_dims', 'depths'}:
             raise ValueError(f"an arch dict has the keys 'embed_dims' and 'depths', got {sorted(arch)}")
         embed_dims, depths = tuple(arch['embed_dims']), tuple(arch['depths'])

@@ -167,10 +167,7 @@ class VRWKV(Backbone):
         self._freeze_stages()
 
     def _parse_arch(self, arch: str | dict) -> dict:
-        if isinstance(arch, str):
-            if arch.lower() not in self.arch_settings:
-                raise ValueError(f'arch must be one of {tuple(self.arch_settings)} or a dict, got {arch!r}')
-            arch = self.arch_settings[arch.lower()]
+        arch = self._settings_of(arch)
         needed = {'embed_dims', 'depth'}
         if not needed <= set(arch) <= needed | set(self.arch_options):
             raise ValueError(
