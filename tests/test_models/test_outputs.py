@@ -10,7 +10,7 @@ from mmpretrain.models.utils import LayerNorm2d
 from mmseg.models.decode_heads import DMHead
 from torch import nn
 
-from mmvisiongru.models import VisionGRU
+from mmvisiongru.models import VRWKV, VisionGRU, VRWKVAdapter
 
 # The second map of a 64 x 64 image is 8 x 8 x 8: norms of a wrong axis run without an error.
 ARCH = dict(embed_dims=[6, 8, 12], depths=[1, 1, 1])
@@ -134,3 +134,12 @@ def test_contiguous_maps_can_be_viewed_and_others_not():
     views(build(out_contiguous=True)(image()))
     with pytest.raises(RuntimeError, match='view size is not compatible'):
         views(build()(image()))
+
+
+@pytest.mark.parametrize('kind', [VisionGRU, VRWKV, VRWKVAdapter], ids=lambda kind: kind.__name__)
+def test_weights_of_16_bits_take_the_images_of_preprocessors(kind):
+    torch.manual_seed(0)
+    model, x = kind('tiny').eval().bfloat16(), torch.randn(1, 3, 33, 46)
+    with torch.no_grad():
+        found, wanted = model(x), model(x.bfloat16())
+    assert all(torch.equal(a, b) and a.dtype == torch.bfloat16 for a, b in zip(found, wanted, strict=True))

@@ -106,6 +106,12 @@ class Backbone(BaseModule):
                 elif module is not None:
                     module.eval().requires_grad_(False)
 
+    def _as_the_stem(self, x: Tensor) -> Tensor:
+        """Images for a stem of 16-bit weights, or what stands in its place; preprocessors give float32."""
+        stem = next(iter(self._stem_and_parts()))[0]
+        dtype = next((p.dtype for p in stem.parameters()), x.dtype)
+        return x.to(dtype) if dtype in (torch.bfloat16, torch.float16) else x
+
     def _stem_and_parts(self) -> Iterable[Sequence[nn.Module | nn.Parameter | None]]:
         """What is frozen together: the stem, then each part."""
         raise NotImplementedError

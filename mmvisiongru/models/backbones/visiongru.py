@@ -233,11 +233,7 @@ class VisionGRU(Backbone):
             tuple[Tensor]: Stage i is (B, embed_dims[i], ceil(H / 4 / 2^i), ceil(W / 4 / 2^i)), stored
             channels-last unless ``out_contiguous``.
         """
-        # Of whatever stands in the stem's place.
-        dtype = next((p.dtype for p in self.stem.parameters()), x.dtype)
-        if dtype in (torch.bfloat16, torch.float16):
-            x = x.to(dtype)
-        x = self.stem(x.permute(0, 2, 3, 1))
+        x = self.stem(self._as_the_stem(x).permute(0, 2, 3, 1))
         if self.pos_embed is not None:
             x = x + interpolate_pos_embed(self.pos_embed, x.shape[1:3])
         outs = []

@@ -188,13 +188,14 @@ class VRWKV(Backbone):
         """Compute the maps of the layers in ``out_indices``.
 
         Args:
-            x (Tensor): Images, (B, in_channels, H, W), of any size from 1 x 1 on.
+            x (Tensor): Images, (B, in_channels, H, W), of any size from 1 x 1 on; in float32 also where the
+                weights are of 16 bit.
 
         Returns:
             tuple[Tensor]: Each (B, embed_dims, ceil(H / patch_size), ceil(W / patch_size)), stored
             channels-last unless ``out_contiguous``.
         """
-        x = self.embed(x)
+        x = self.embed(self._as_the_stem(x))
         outs = []
         for i, layer in enumerate(self.layers[: self.out_indices[-1] + 1]):
             x = layer(x)

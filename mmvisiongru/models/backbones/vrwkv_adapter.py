@@ -226,7 +226,7 @@ class VRWKVAdapter(VRWKV):
         Returns:
             tuple[Tensor]: (B, embed_dims, ceil(H / s), ceil(W / s)) for s = 4, 8, 16, 32.
         """
-        size = x.shape[2:]
+        x, size = self._as_the_stem(x), x.shape[2:]
         below, right = (-side % STRIDES[-1] for side in size)
         if below or right:
             x = F.pad(x, (0, right, 0, below))
