@@ -1,4 +1,21 @@
-"""Triton's interpreter, beside a NumPy that its version does not know."""
+"""Triton's interpreter: in a process of its own, and beside a NumPy that its version does not know."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.harness.children import environment
+
+
+@contextmanager
+def interpreted(file: str) -> Iterator[subprocess.Popen]:
+    """The process that runs a file with its kernels interpreted, as long as it is needed."""
+    command, pipe = [sys.executable, '-W', 'ignore', file], subprocess.PIPE
+    settings = dict(env=environment(TRITON_INTERPRET='1'), stdout=pipe, stderr=pipe, text=True)
+    with subprocess.Popen(command, **settings) as process:
+        yield process
+        process.kill()
 
 
 def mend() -> None:

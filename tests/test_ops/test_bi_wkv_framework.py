@@ -5,12 +5,13 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisiongru.models.layers import SpatialMix
 from mmvisiongru.ops import bi_wkv
 from mmvisiongru.ops.wkv import FLOPS_PER_ELEMENT, runnable_backends
+from tests.harness.per_sample import assert_gradients_of_each_sample
 from tests.harness.wkv import (
     DEVICES,
     TOLERANCE,
@@ -124,16 +125,7 @@ def test_gradients_of_each_sample_of_the_mixer():
     torch.manual_seed(0)
     mixer = SpatialMix(6, 1, 3, key_norm=False, distance='paper', backend='auto').double()
     x, cotangent = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
-    parameters = dict(mixer.named_parameters())
-
-    def loss(parameters, x, cotangent):
-        return (functional_call(mixer, parameters, x[None])[0] * cotangent).sum()
-
-    got = vmap(grad(loss), (None, 0, 0))(parameters, x, cotangent)
-    for i in range(3):
-        ref = torch.autograd.grad((mixer(x[i : i + 1])[0] * cotangent[i]).sum(), list(parameters.values()))
-        for name, value in zip(parameters, ref, strict=True):
-            torch.testing.assert_close(got[name][i], value)
+    assert_gradients_of_each_sample(mixer, x, cotangent)
 
 
 @pytest.mark.parametrize('moved', [0, 1])

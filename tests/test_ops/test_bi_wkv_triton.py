@@ -6,8 +6,6 @@ be chosen before Triton is imported: this file, run as a program, is that proces
 
 import faulthandler
 import json
-import subprocess
-import sys
 from typing import NamedTuple
 from unittest import mock
 
@@ -17,9 +15,9 @@ import torch
 from mmvisiongru.ops import triton_launch
 from mmvisiongru.ops.wkv import triton_wkv
 from mmvisiongru.ops.wkv.passes import Wkv
-from tests.harness.children import PATIENCE, environment
+from tests.harness.children import PATIENCE
 from tests.harness.guarded import PLACES, Guarded
-from tests.harness.interpreter import mend
+from tests.harness.interpreter import interpreted, mend
 from tests.harness.triton_compile import cross_compile, needs_compiler, resources
 from tests.harness.wkv import NAMES, TOLERANCE, by_sums, error, expected, inputs
 
@@ -79,11 +77,8 @@ def run_case(case, guarded):
 @pytest.fixture(scope='module', autouse=True)
 def interpreter():
     """The process that interprets the kernels, beside the tests that compile them."""
-    command, pipe = [sys.executable, '-W', 'ignore', __file__], subprocess.PIPE
-    settings = dict(env=environment(TRITON_INTERPRET='1'), stdout=pipe, stderr=pipe, text=True)
-    with subprocess.Popen(command, **settings) as process:
+    with interpreted(__file__) as process:
         yield process
-        process.kill()
 
 
 @pytest.fixture(scope='module')

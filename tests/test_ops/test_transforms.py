@@ -5,11 +5,12 @@ from functools import partial
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 
 from mmvisiongru.models.layers import MinGRU2D
 from mmvisiongru.ops import mingru_scan, mingru_scan_2d, runnable_backends
 from mmvisiongru.ops.paths import PATHS
+from tests.harness.per_sample import assert_gradients_of_each_sample
 
 BACKENDS = pytest.mark.parametrize('backend', runnable_backends())
 CANDIDATES = pytest.mark.parametrize('candidate', ['g', 'linear'])
@@ -77,16 +78,7 @@ def test_vmap(backend, in_dims):
 def test_gradients_of_each_sample_of_the_mixer(paths):
     mixer = MinGRU2D(4, paths).double()
     x, cotangent = random(2, 3, 4, 5, 4)
-    parameters = dict(mixer.named_parameters())
-
-    def loss(parameters, x, cotangent):
-        return (functional_call(mixer, parameters, x[None])[0] * cotangent).sum()
-
-    got = vmap(grad(loss), (None, 0, 0))(parameters, x, cotangent)
-    for i in range(3):
-        ref = torch.autograd.grad((mixer(x[i : i + 1])[0] * cotangent[i]).sum(), list(parameters.values()))
-        for name, value in zip(parameters, ref, strict=True):
-            torch.testing.assert_close(got[name][i], value)
+    assert_gradients_of_each_sample(mixer, x, cotangent)
 
 
 def test_jvp_of_a_map():

@@ -22,7 +22,7 @@ from mmvisiongru.ops.mingru.op import BACKENDS
 from mmvisiongru.ops.mingru.passes import Gates, Mode
 from mmvisiongru.ops.paths import PATHS as KNOWN
 from tests.harness.children import PATIENCE, environment
-from tests.harness.interpreter import mend
+from tests.harness.interpreter import interpreted, mend
 from tests.harness.scans import PATHS, ROWS, TOLERANCE, composed_2d, error, normal, run
 from tests.harness.triton_cases import CASES, H200, Case, inputs_of
 from tests.harness.triton_compile import cross_compile, needs_compiler, resources
@@ -107,11 +107,8 @@ def interpreter():
     if CUDA:
         yield None
         return
-    command, pipe = [sys.executable, '-W', 'ignore', __file__], subprocess.PIPE
-    settings = dict(env=environment(TRITON_INTERPRET='1'), stdout=pipe, stderr=pipe, text=True)
-    with subprocess.Popen(command, **settings) as process:
+    with interpreted(__file__) as process:
         yield process
-        process.kill()
 
 
 @pytest.fixture(scope='module')
