@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 from mmvisiongru.errors import InputError
 
-# Ends the names of files being written; whoever finds one may remove it.
+# Ends the names of files being written.
 UNFINISHED = '.unfinished'
 
 
@@ -50,10 +50,15 @@ def write_text(path: str, text: str) -> None:
         file.write(text)
 
 
-def remove_unfinished(folder: str) -> None:
-    """Remove what a killed process was writing."""
+def remove_unfinished(folder: str, kind: str = '') -> None:
+    """Remove what a killed process was writing.
+
+    Args:
+        folder (str): Where it wrote.
+        kind (str): How the names of its files end: those of others may be under way at this moment.
+    """
     for name in os.listdir(folder) if osp.isdir(folder) else []:
-        if name.startswith('.') and name.endswith(UNFINISHED):
+        if name.startswith('.') and name.endswith(f'{kind}{UNFINISHED}'):
             with suppress(OSError):
                 os.remove(osp.join(folder, name))
 

@@ -159,3 +159,13 @@ def test_misspelt_argument_fails_before_training(tmp_path):
     cfg.default_hooks.checkpoint.max_keep_ckpt = 3
     with pytest.raises(TypeError, match="unexpected argument 'max_keep_ckpt'"):
         RUNNERS.build(cfg)
+
+
+def test_a_start_removes_unfinished_checkpoints_and_nothing_that_others_write(tmp_path):
+    """tools/quickstart.sh writes its own record beside the checkpoints while the run starts."""
+    cut_off, under_way = (tmp_path / f'.{name}{UNFINISHED}' for name in ('iter_9.pth', 'training.json'))
+    for file in (cut_off, under_way):
+        file.write_text('x')
+    toy_runner(tmp_path, iters=1).train()
+    assert not cut_off.exists()
+    assert under_way.read_text() == 'x'

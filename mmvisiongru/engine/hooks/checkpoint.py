@@ -33,7 +33,7 @@ class AtomicCheckpointHook(CheckpointHook):
             self.best_ckpt_path_dict[metric] = path and self._in_out_dir(path)
         if is_main_process() and is_local(self.out_dir, self.backend_args or self.file_client_args):
             check_folder(self.out_dir)
-            remove_unfinished(self.out_dir)
+            remove_unfinished(self.out_dir, '.pth')
 
     def _in_out_dir(self, path: str) -> str:
         return self.file_backend.join_path(self.out_dir, osp.basename(path))
