@@ -1,12 +1,47 @@
 """UperNet on VisionGRU-pico, small enough to train on a laptop without a GPU."""
 
-_base_ = './upernet_visiongru.py'
-
 # SyncBN needs a GPU.
 norm_cfg = dict(type='BN', requires_grad=True)
 
 model = dict(
-    backbone=dict(arch='pico'),
-    decode_head=dict(in_channels=[24, 48, 96, 192], channels=64, norm_cfg=norm_cfg),
-    auxiliary_head=dict(in_channels=96, channels=64, norm_cfg=norm_cfg),
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor',
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        size=(512, 512),
+        pad_val=0,
+        seg_pad_val=255,
+    ),
+    backbone=dict(type='mmvisiongru.VisionGRU', arch='pico'),
+    decode_head=dict(
+        type='UPerHead',
+        in_channels=[24, 48, 96, 192],
+        in_index=[0, 1, 2, 3],
+        pool_scales=(1, 2, 3, 6),
+        channels=64,
+        dropout_ratio=0.1,
+        num_classes=150,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        ignore_index=255,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
+    auxiliary_head=dict(
+        type='FCNHead',
+        in_channels=96,
+        in_index=2,
+        channels=64,
+        num_convs=1,
+        concat_input=False,
+        dropout_ratio=0.1,
+        num_classes=150,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        ignore_index=255,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+    ),
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'),
 )

@@ -5,16 +5,51 @@ Pretrained backbone, from a released classifier or one of mmpretrain:
         model.backbone.init_cfg.checkpoint=CLASSIFIER.pth model.backbone.init_cfg.prefix=backbone.
 """
 
-_base_ = './upernet_visiongru.py'
+norm_cfg = dict(type='SyncBN', requires_grad=True)
 
 model = dict(
-    backbone=dict(
-        _delete_=True, type='mmvisiongru.VRWKV', arch='tiny', out_indices=(2, 5, 8, 11), drop_path_rate=0.1
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor',
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        size=(512, 512),
+        pad_val=0,
+        seg_pad_val=255,
     ),
+    backbone=dict(type='mmvisiongru.VRWKV', arch='tiny', out_indices=(2, 5, 8, 11), drop_path_rate=0.1),
     # One map at one scale has no pyramid.
     neck=dict(
         type='MultiLevelNeck', in_channels=[192, 192, 192, 192], out_channels=192, scales=[4, 2, 1, 0.5]
     ),
-    decode_head=dict(in_channels=[192, 192, 192, 192]),
-    auxiliary_head=dict(in_channels=192),
+    decode_head=dict(
+        type='UPerHead',
+        in_channels=[192, 192, 192, 192],
+        in_index=[0, 1, 2, 3],
+        pool_scales=(1, 2, 3, 6),
+        channels=512,
+        dropout_ratio=0.1,
+        num_classes=150,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        ignore_index=255,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
+    auxiliary_head=dict(
+        type='FCNHead',
+        in_channels=192,
+        in_index=2,
+        channels=256,
+        num_convs=1,
+        concat_input=False,
+        dropout_ratio=0.1,
+        num_classes=150,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        ignore_index=255,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+    ),
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'),
 )
