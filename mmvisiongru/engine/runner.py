@@ -17,6 +17,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mmvisiongru.checkpoint import find_checkpoint, pretrained_paths, refuse_code_in, seal
+from mmvisiongru.engine.compiled import CompiledParts
 from mmvisiongru.engine.draws import build_numbered_sampler
 from mmvisiongru.engine.optim import regroup
 from mmvisiongru.engine.samples import GuardedDataset
@@ -53,8 +54,12 @@ class ReliableRunner(Runner):
     samples may be passed over; ``resume_schedule``, whether a run that is resumed to another length follows
     the schedule of the 'checkpoint' or of the 'config'; ``env_cfg.tf32``, whether products of float32 may be
     rounded to TF32 on a GPU; ``channels_last``, whether the weights of convolutions lie in that order; and,
-    in ``tools/train.py``, ``load_coverage``.
+    in ``tools/train.py``, ``load_coverage``. ``compile`` compiles what training calls of the model's parts,
+    see :class:`CompiledParts`, and not ``train_step`` as a whole.
     """
+
+    # Nothing, unless the config says ``compile`` and training has begun.
+    _compiled: CompiledParts | None = None
 
     def train(self):
         """Train. Whatever way it ends, the hooks give back what they took of the process."""
@@ -86,12 +91,24 @@ class ReliableRunner(Runner):
             model = model.to(memory_format=torch.channels_last)
         return super().wrap_model(model_wrapper_cfg, model)
 
+    def _maybe_compile(self, target: str) -> None:
+        """Compile the parts of the model, for what is around them cannot be one graph."""
+        settings = self.cfg.get('compile', False)
+        if settings is None or settings is False:
+            return
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        self._compiled = CompiledParts(model, {} if settings is True else dict(settings))
+        names = ', '.join(self._compiled.parts)
+        self.logger.info(f'compiled for training: {names}; the first iterations take longer')
+
     @contextmanager
     def _giving_back(self):
         try:
             yield
         finally:
             self.call_hook('give_back')
+            if self._compiled:
+                self._compiled.undo()
 
     def build_logger(self, *args, **kwargs):
         """Build the logger; what holds in every run goes to its file alone."""

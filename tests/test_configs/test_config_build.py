@@ -223,6 +223,11 @@ def test_amp_variant_changes_the_precision_alone(name):
     }
 
 
+@pytest.mark.parametrize('name', [name for name in AMP if 'released' not in name])
+def test_compile_variant_is_the_amp_variant_compiled(name):
+    assert difference(AMP[name].replace('amp', 'amp-compile'), AMP[name]) == {'compile.fullgraph': True}
+
+
 def test_the_released_recipe_takes_tf32_and_no_other():
     taken = [name for name in LEAVES if (load(name).get('env_cfg') or {}).get('tf32')]
     assert taken == [name for name in LEAVES if 'released' in name]
