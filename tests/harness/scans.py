@@ -72,21 +72,27 @@ def run(scan, *inputs, cotangent):
     )
 
 
+def expected_of_each(cases):
+    """Float64 results of (gate, hidden, cotangent, reverse, candidate) of one shape; one loop serves all."""
+    leaves = [[x.double().requires_grad_() for x in case[:2]] for case in cases]
+    flip = [(lambda x: x.flip(1)) if reverse else (lambda x: x) for *_, reverse, _ in cases]
+    pairs = [coefficients(*map(f, leaf), case[-1]) for f, leaf, case in zip(flip, leaves, cases, strict=True)]
+    states = loop(*(torch.cat(x) for x in zip(*pairs, strict=True))).split(len(cases[0][0]))
+    outs = [f(h) for f, h in zip(flip, states, strict=True)]
+    grads = torch.autograd.grad(outs, list(chain(*leaves)), [case[2].double() for case in cases])
+    return [
+        dict(out=out.detach(), d_gate=d_gate, d_hidden=d_hidden)
+        for out, d_gate, d_hidden in zip(outs, grads[::2], grads[1::2], strict=True)
+    ]
+
+
 @cache
 def expected_of_all(shape):
-    """Inputs and float64 results of every dtype, direction and candidate; one loop serves them all."""
+    """Inputs and float64 results of every dtype, direction and candidate."""
     cases = list(product(TOLERANCE, (False, True), ('g', 'linear')))
     inputs = [normal(*shape, dtype=dtype, seed=shape[1]) for dtype, _, _ in cases]
-    leaves = [[x.double().requires_grad_() for x in (gate, hidden)] for gate, hidden, _ in inputs]
-    flip = [(lambda x: x.flip(1)) if reverse else (lambda x: x) for _, reverse, _ in cases]
-    pairs = [coefficients(*map(f, leaf), case[2]) for f, leaf, case in zip(flip, leaves, cases, strict=True)]
-    states = loop(*(torch.cat(x) for x in zip(*pairs, strict=True))).split(shape[0])
-    outs = [f(h) for f, h in zip(flip, states, strict=True)]
-    grads = torch.autograd.grad(outs, list(chain(*leaves)), [dy.double() for _, _, dy in inputs])
-    return {
-        case: (inputs[i], dict(out=outs[i].detach(), d_gate=grads[2 * i], d_hidden=grads[2 * i + 1]))
-        for i, case in enumerate(cases)
-    }
+    results = expected_of_each([(*x, *case[1:]) for x, case in zip(inputs, cases, strict=True)])
+    return dict(zip(cases, zip(inputs, results, strict=True), strict=True))
 
 
 def expected(shape, dtype, reverse, candidate):

@@ -1,6 +1,7 @@
 """The scan of minGRU: every backend against a float64 loop, and what one token may influence."""
 
-from functools import partial
+from functools import cache, partial
+from itertools import product
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tests.harness.scans import (
     each_backend,
     error,
     expected,
+    expected_of_each,
     loop_scan,
     normal,
     run,
@@ -87,23 +89,38 @@ def test_state_is_wider_than_16_bits(device, backend, dtype):
     assert_within(got, ref, dtype)
 
 
-@pytest.mark.parametrize('candidate', ['g', 'linear'])
-@pytest.mark.parametrize('reverse', [False, True], ids=['forward', 'reverse'])
-@pytest.mark.parametrize('kind', [20.0, -20.0, 50.0, -50.0, float('inf'), -float('inf'), 'mixed'], ids=str)
-@each_backend
-def test_saturated_gates(device, backend, dtype, kind, reverse, candidate):
-    length = REFERENCE_MAX_LENGTH if backend == 'reference' else 3136
+GATES = (20.0, -20.0, 50.0, -50.0, float('inf'), -float('inf'))
+
+
+def saturated(kind, length):
+    """Gate, hidden and cotangent where most gates are `kind`, or any of them in a mixture."""
     gate, hidden, cotangent = normal(1, length, 4)
-    values = torch.tensor([20.0, -20.0, 50.0, -50.0, float('inf'), -float('inf'), 0.0])
     if kind == 'mixed':
+        values = torch.tensor([*GATES, 0.0])
         gate = values[torch.randint(7, gate.shape, generator=torch.Generator().manual_seed(0))]
     else:
         # One ordinary token in seven gives the saturated ones a state to keep or to forget.
         gate = torch.where(torch.arange(length)[:, None] % 7 == 3, gate, kind)
-    options = dict(reverse=reverse, candidate=candidate)
-    wide = [x.double() for x in (gate, hidden, cotangent)]
-    ref = run(partial(loop_scan, **options), *wide[:2], cotangent=wide[2])
-    scan = partial(mingru_scan, backend=backend, **options)
+    return gate, hidden, cotangent
+
+
+@cache
+def expected_of_saturated(length):
+    """Inputs and float64 results of every kind, direction and candidate."""
+    cases = list(product((*GATES, 'mixed'), (False, True), ('g', 'linear')))
+    inputs = [saturated(kind, length) for kind, _, _ in cases]
+    results = expected_of_each([(*x, *case[1:]) for x, case in zip(inputs, cases, strict=True)])
+    return dict(zip(cases, zip(inputs, results, strict=True), strict=True))
+
+
+@pytest.mark.parametrize('candidate', ['g', 'linear'])
+@pytest.mark.parametrize('reverse', [False, True], ids=['forward', 'reverse'])
+@pytest.mark.parametrize('kind', [*GATES, 'mixed'], ids=str)
+@each_backend
+def test_saturated_gates(device, backend, dtype, kind, reverse, candidate):
+    length = REFERENCE_MAX_LENGTH if backend == 'reference' else 3136
+    (gate, hidden, cotangent), ref = expected_of_saturated(length)[kind, reverse, candidate]
+    scan = partial(mingru_scan, backend=backend, reverse=reverse, candidate=candidate)
     got = run(scan, gate.to(device), hidden.to(device), cotangent=cotangent.to(device))
     assert_within(got, ref, dtype, bound=SATURATED if (gate < -16).any() else None)
 
