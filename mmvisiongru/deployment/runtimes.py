@@ -1,6 +1,7 @@
 """Files of ONNX in the runtimes that may be here."""
 
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
@@ -24,12 +25,23 @@ def onnx_runtime(path: str) -> Run:
 
 def openvino(path: str, precision: str = 'f32') -> Run:
     """A file in OpenVINO. Where the processor has bf16, that is what OpenVINO computes in unless told."""
-    from openvino import Core
-
     settings = dict(INFERENCE_PRECISION_HINT=precision, INFERENCE_NUM_THREADS=torch.get_num_threads())
-    model = Core().compile_model(path, 'CPU', settings)
+    model = _openvino_core().compile_model(path, 'CPU', settings)
     names = [output.any_name for output in model.outputs]
     return lambda images: {name: np.array(x) for name, x in zip(names, model(images).values(), strict=True)}
+
+
+@cache
+def _openvino_core():
+    """The one Core of this process.
+
+    Each gives the thread that makes it a stack for signal handlers. When two go, that of the first may be
+    put back though it is gone: the process then dies of the next signal that it handles, such as the SIGCHLD
+    for which DataLoaders with workers set a handler.
+    """
+    from openvino import Core
+
+    return Core()
 
 
 def has_openvino() -> bool:
