@@ -1,5 +1,6 @@
 """What the tests share: the repository on the path, and no state of mmengine from test to test."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -32,3 +33,14 @@ def _forget_refusal(monkeypatch):
     """Keep what refuse_pickled_code() changes in mmengine and torch to one test."""
     monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _collect_what_tests_make_alone():
+    """Keep the imported libraries out of gc.collect(), which mmengine calls for every data set."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
