@@ -11,6 +11,10 @@ from mmvisiongru.ops import triton_launch
 needs_compiler = pytest.mark.skipif(
     triton_launch.INTERPRETED, reason='TRITON_INTERPRET is set: the kernels of this process are interpreted'
 )
+# What kernels need was noted for Triton 3.9. Under 3.3 and 3.6 they take up to 14 registers more: 9 programs
+# of two warps fit on a processor, where a plan counts 10. The adjoint of Bi-WKV takes more stack as well.
+OLDER = triton_launch.triton_version() < (3, 9)
+MORE_REGISTERS, MORE_STACK = (16, 128) if OLDER else (0, 0)
 
 
 def cross_compile(kernel, signature, constants, attributes, capability, options):

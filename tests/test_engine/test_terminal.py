@@ -1,13 +1,12 @@
 """What a run says on the terminal."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 
 from mmvisiongru.analysis import measure
-from tests.harness import ROOT
+from tests.harness.children import environment
 from tests.harness.small_runs import (
     CLASSIFICATION,
     SEGMENTATION,
@@ -44,7 +43,7 @@ def test_a_run_starts_with_a_summary_of_at_most_20_lines(tmp_path, task):
     run = subprocess.run(
         [sys.executable, str(TOOLS / 'train.py'), 'tiny.py'],
         cwd=tmp_path,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''},
+        env=environment(CUDA_VISIBLE_DEVICES=''),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

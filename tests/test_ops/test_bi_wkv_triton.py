@@ -18,7 +18,13 @@ from mmvisiongru.ops.wkv.passes import Wkv
 from tests.harness.children import PATIENCE
 from tests.harness.guarded import PLACES, Guarded
 from tests.harness.interpreter import interpreted, mend
-from tests.harness.triton_compile import cross_compile, needs_compiler, resources
+from tests.harness.triton_compile import (
+    MORE_REGISTERS,
+    MORE_STACK,
+    cross_compile,
+    needs_compiler,
+    resources,
+)
 from tests.harness.wkv import NAMES, TOLERANCE, by_sums, error, expected, inputs
 
 pytest.importorskip('triton', reason='Triton is not installed, as on other systems than Linux')
@@ -120,8 +126,8 @@ def test_kernels_compile(name, states, registers, stack, tmp_path):
             attributes[(i,)] = [['tt.divisibility', 16]]
     options = dict(triton_launch.OPTIONS, num_warps=triton_wkv.TILE['num_warps'])
     found = resources(cross_compile(kernel, signature, constexprs, attributes, 90, options), tmp_path)
-    assert found['REG'] <= registers
-    assert found['STACK'] <= stack
+    assert found['REG'] <= min(registers + MORE_REGISTERS, 255)
+    assert found['STACK'] <= (stack and stack + MORE_STACK)
     assert found['LOCAL'] == 0
 
 
