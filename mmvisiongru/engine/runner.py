@@ -24,6 +24,7 @@ from mmvisiongru.engine.samples import GuardedDataset
 from mmvisiongru.engine.schedule import ends_of, full_rates, settle_schedule
 from mmvisiongru.engine.terminal import calm, summary
 from mmvisiongru.files import is_local, new_file
+from mmvisiongru.models.layers.pooling import replace_pools
 from mmvisiongru.registry import RUNNERS
 
 # How a config names the loop that the one below takes the place of.
@@ -86,7 +87,13 @@ class ReliableRunner(Runner):
             torch.backends.cudnn.allow_tf32 = bool(env_cfg['tf32'])
 
     def wrap_model(self, model_wrapper_cfg, model: nn.Module):
-        """Wrap the model, with the weights in the order that the config asks for."""
+        """Wrap the model, with the weights in the order that the config asks for.
+
+        ``randomness.deterministic`` replaces adaptive average poolings, which PyTorch has no deterministic
+        gradient for on a GPU.
+        """
+        if self.deterministic:
+            replace_pools(model)
         if self.cfg.get('channels_last'):
             model = model.to(memory_format=torch.channels_last)
         return super().wrap_model(model_wrapper_cfg, model)

@@ -8,9 +8,11 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 
 from mmvisiongru.engine.runner import ReliableRunner
-from tests.harness.small_runs import SEGMENTATION, write_config
+from mmvisiongru.models.layers.pooling import AveragePool
+from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
 
 
 @pytest.mark.parametrize('channels_last', [False, True])
@@ -22,6 +24,18 @@ def test_weights_lie_as_the_config_says(tmp_path, channels_last):
     model = RUNNERS.build(cfg).model
     weights = [model.backbone.stem.conv1.weight, model.decode_head.convs[0].conv.weight]
     assert [w.is_contiguous(memory_format=torch.channels_last) for w in weights] == [channels_last] * 2
+
+
+@pytest.mark.parametrize('deterministic', [False, True])
+def test_pools_are_what_deterministic_algorithms_take(tmp_path, monkeypatch, deterministic):
+    # Of the whole process.
+    monkeypatch.setattr('mmengine.runner.runner.set_random_seed', lambda seed, **kwargs: seed)
+    cfg = Config.fromfile(write_config(tmp_path / 'config.py', CLASSIFICATION, tmp_path))
+    cfg.merge_from_dict(
+        dict(work_dir=str(tmp_path), launcher='none', experiment_name=uuid4().hex)
+        | dict(randomness=dict(deterministic=deterministic))
+    )
+    assert type(RUNNERS.build(cfg).model.neck.gap) is (AveragePool if deterministic else nn.AdaptiveAvgPool2d)
 
 
 @pytest.mark.parametrize(

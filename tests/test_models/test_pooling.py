@@ -1,0 +1,103 @@
+"""Pooling as two matrix products, and whether UperNet can be trained with deterministic algorithms."""
+
+from collections import Counter
+
+import pytest
+import torch
+from mmengine.registry import init_default_scope
+from mmengine.structures import PixelData
+from mmseg.models.decode_heads.psp_head import PPM
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmvisiongru.engine.accuracy import counting_accuracy
+from mmvisiongru.models.layers.pooling import AveragePool, replace_pools
+from tests.harness.config_builders import load
+
+UPERNET = 'segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py'
+# Of the operators that torch.use_deterministic_algorithms refuses on CUDA, those that a segmentor may meet.
+REFUSED = ('adaptive_avg_pool', 'adaptive_max_pool', 'upsample', 'grid_sampl', 'reflection_pad', 'max_unpool')
+REFUSED += ('histc', 'bincount', 'median', 'kthvalue', 'scatter_reduce', 'put_.', 'ctc_loss', 'nll_loss')
+
+
+@pytest.mark.parametrize('output_size', [1, 2, 3, 6, (3, 6), (None, 2)])
+@pytest.mark.parametrize('size', [(1, 1), (5, 7), (16, 16), (31, 18)])
+def test_the_windows_are_those_of_torch(size, output_size):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, *size, dtype=torch.float64, generator=generator)
+    inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    outs = [kind(output_size)(v) for kind, v in zip((AveragePool, nn.AdaptiveAvgPool2d), inputs, strict=True)]
+    torch.testing.assert_close(*outs, rtol=1e-12, atol=1e-12)
+    cotangent = torch.randn(outs[1].shape, dtype=torch.float64, generator=generator)
+    gradients = [torch.autograd.grad(out, v, cotangent)[0] for out, v in zip(outs, inputs, strict=True)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_16_bits_are_rounded_once():
+    x = torch.randn(2, 8, 31, 18, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = nn.AdaptiveAvgPool2d(6)(x.double()).bfloat16()
+    with torch.autocast('cpu', torch.bfloat16):
+        torch.testing.assert_close(AveragePool(6)(x), expected, rtol=2**-8, atol=1e-6)
+
+
+def test_the_pyramid_of_mmseg():
+    torch.manual_seed(0)
+    norm, act = dict(type='BN'), dict(type='ReLU')
+    pyramid = PPM((1, 2, 3, 6), 8, 4, None, norm, act, align_corners=False).double()
+    names = list(pyramid.state_dict())
+    x = torch.randn(2, 8, 13, 11, dtype=torch.float64)
+    expected = pyramid(x)
+    replace_pools(pyramid)
+    assert list(pyramid.state_dict()) == names
+    assert sum(isinstance(m, AveragePool) for m in pyramid.modules()) == 4
+    torch.testing.assert_close(pyramid(x), expected, rtol=1e-10, atol=1e-10)
+
+
+class _Operators(TorchDispatchMode):
+    """Counts the operators that would be refused."""
+
+    def __init__(self):
+        super().__init__()
+        self.refused = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func).removeprefix('aten.')
+        # Without a reduction each pixel has a loss, and a gradient, of its own.
+        lone = name.startswith('nll_loss2d') and args[3 + ('backward' in name)] == 0
+        if name.strip('_').startswith(REFUSED) and not lone:
+            self.refused[name.strip('_').partition('.')[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def _deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures('_deterministic')
+def test_a_step_of_upernet_is_refused_for_its_pooling_alone():
+    """As on any device but a CPU: there, interpolate takes its deterministic form if it has to."""
+    cfg = load(UPERNET)
+    init_default_scope('mmseg')
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model).train()
+        sample = SegDataSample(
+            gt_sem_seg=PixelData(data=torch.zeros(1, 128, 96, dtype=torch.long)),
+            metainfo=dict(img_shape=(128, 96)),
+        )
+
+    def refused():
+        with _Operators() as operators, counting_accuracy():
+            images = torch.empty(2, 3, 128, 96, device='meta')
+            losses = model(images, [sample, sample], mode='loss')
+            model.parse_losses(losses)[0].backward()
+        return operators.refused
+
+    # Pooling to 1 x 1 is a mean.
+    assert refused() == dict(adaptive_avg_pool2d=3, adaptive_avg_pool2d_backward=3)
+    replace_pools(model)
+    assert refused() == {}
