@@ -3,7 +3,7 @@
 #
 #     tools/run_tests.sh [--long] [pytest arguments]
 #
-# --long adds the tests that take minutes.
+# --long adds the tests that take minutes. There is a process for each core, eight at most; -n 0 takes one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=tools/misc/make_env.sh
@@ -18,4 +18,5 @@ if [ "${1:-}" = --long ]; then
 fi
 # The models of the tests are so small that more threads only wait for each other.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$PYTHON" -m pytest "$@"
+# A file stays in one process: its tests share what is slow to make. More than eight would wait for memory.
+exec "$PYTHON" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
