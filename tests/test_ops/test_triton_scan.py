@@ -1,14 +1,19 @@
-"""The Triton backend: what its kernels compile to, and the numbers of each of their code paths.
+"""The Triton backend: what its kernels compile to, their numbers, and that they stay inside their tensors.
 
-Without a GPU the numbers come from Triton's interpreter. It must be chosen before Triton is imported, so this
-file, run as a program, measures them in a process of its own, while the tests compile for GPUs in theirs.
-With a GPU at hand the numbers come from it.
+Without a GPU the numbers come from Triton's interpreter, with every tensor between two pages that nobody may
+touch: a GPU may or may not notice a read beyond the end of a tensor. The interpreter must be chosen before
+Triton is imported, so this file, run as a program, measures in a process of its own, while the tests compile
+for GPUs in theirs. With a GPU at hand the numbers come from it.
 """
 
+import ctypes
+import faulthandler
 import json
 import re
+import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import PackageNotFoundError
 from unittest import mock
@@ -21,7 +26,8 @@ from mmvisiongru.ops.mingru import triton_scan
 from mmvisiongru.ops.mingru.op import BACKENDS
 from mmvisiongru.ops.mingru.passes import Gates, Mode
 from mmvisiongru.ops.paths import PATHS as KNOWN
-from tests.harness.children import PATIENCE, environment
+from tests.harness.children import PATIENCE, environment, in_child
+from tests.harness.guarded import PLACES, Guarded
 from tests.harness.interpreter import interpreted, mend
 from tests.harness.scans import PATHS, ROWS, TOLERANCE, composed_2d, error, normal, run
 from tests.harness.triton_cases import CASES, H200, Case, inputs_of
@@ -52,9 +58,18 @@ def reference_of(case):
     return run(scan, projected.double(), cotangent=cotangent.double())
 
 
-def measure(case, device):
+class OnDevice:
+    """What Guarded is on a CPU, without guards."""
+
+    empty = staticmethod(torch.empty)
+
+    def copy(self, x):
+        return None if x is None else x.cuda()
+
+
+def measure(case, memory):
     """Errors of the Triton backend, and the plan that it made."""
-    projected, cotangent, state = (x if x is None else x.to(device) for x in inputs_of(case))
+    projected, cotangent, state = map(memory.copy, inputs_of(case))
     scan = partial(mingru_scan_2d, paths=case.paths, candidate=case.candidate, backend='triton')
     plans = []
 
@@ -65,7 +80,8 @@ def measure(case, device):
     original = triton_launch.plan
     triton_launch.launch.cache_clear()
     changed = dict(case.limits, plan=plan, processors=lambda device: H200)
-    with mock.patch.multiple(triton_launch, **changed):
+    # The memory that the backend takes for itself is guarded as well.
+    with mock.patch.multiple(triton_launch, **changed), mock.patch.object(torch, 'empty', memory.empty):
         got = (
             dict(out=scan(projected, state=state))
             if case.state
@@ -98,31 +114,36 @@ def measure_far(device):
     return dict(errors={name: error(x.reshape(1, L, D), ref[name], 'rms') for name, x in got.items()})
 
 
-def measure_all(device):
+def measure_all(place):
     # So that an element which no kernel writes is NaN.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    results = {name: measure(case, device) for name, case in CASES.items()}
+    results = {}
+    for name, case in CASES.items():
+        print(name, flush=True)
+        results[name] = measure(case, OnDevice() if CUDA else Guarded(place))
     torch.use_deterministic_algorithms(False)
-    return {**results, FAR: measure_far(device)}
+    return {**results, FAR: measure_far('cuda' if CUDA else 'cpu')}
 
 
 @pytest.fixture(scope='module', autouse=True)
-def interpreter():
-    """The process that interprets the kernels, from the first test on: it takes as long as compiling them."""
-    if CUDA:
-        yield None
-        return
-    with interpreted(__file__) as process:
-        yield process
+def interpreters():
+    """The processes that interpret the kernels, from the first test on."""
+    with ExitStack() as stack:
+        yield {place: stack.enter_context(interpreted(__file__, place)) for place in PLACES if not CUDA}
 
 
 @pytest.fixture(scope='module')
-def results(interpreter):
+def results(interpreters):
+    """Errors by place and case."""
     if CUDA:
-        return measure_all('cuda')
-    out, err = interpreter.communicate(timeout=PATIENCE)
-    assert interpreter.returncode == 0, err[-3000:]
-    return json.loads(out.splitlines()[-1])
+        return dict.fromkeys(PLACES, measure_all(None))
+    found = {}
+    for place, process in interpreters.items():
+        out, err = process.communicate(timeout=PATIENCE)
+        last = out.splitlines()[-1]
+        assert process.returncode == 0, f'died in the case {last!r}\n{err[-3000:]}'
+        found[place] = json.loads(last)
+    return found
 
 
 # ---- what the kernels compile to
@@ -215,16 +236,28 @@ def test_no_spills_between_chunks(capability, tmp_path):
 # ---- numbers
 
 
+@pytest.mark.parametrize('place', PLACES)
 @pytest.mark.parametrize('name', [*CASES, FAR])
-def test_numbers(results, name):
-    case = CASES.get(name, Case((), 0, dtype=torch.float16))
+def test_numbers_and_no_access_outside_of_a_tensor(results, name, place):
+    case, found = CASES.get(name, Case((), 0, dtype=torch.float16)), results[place][name]
     if name in CASES:
-        assert results[name]['plan'] == dict(rows=case.rows, chunks=case.chunks)
+        assert found['plan'] == dict(rows=case.rows, chunks=case.chunks)
     kind, limit = TOLERANCE[case.dtype]
     if case.dtype == torch.bfloat16 and not CUDA:
         limit *= 2  # the interpreter truncates where a GPU rounds
-    for value, found in results[name]['errors'].items():
-        assert found <= limit, f'{value}: {kind} error {found:.2e} > {limit:.0e}'
+    for value, size in found['errors'].items():
+        assert size <= limit, f'{value}: {kind} error {size:.2e} > {limit:.0e}'
+
+
+def test_the_guard_pages_are_forbidden():
+    """Without a guard that works the numbers would say nothing of what is touched."""
+
+    def read_beyond_the_end():
+        faulthandler.disable()
+        tensor = Guarded(PLACES[0]).empty(3)
+        ctypes.string_at(tensor.data_ptr() + tensor.nbytes, 1)
+
+    assert in_child(read_beyond_the_end) == signal.SIGSEGV
 
 
 # ---- the plan and the choice
@@ -383,5 +416,6 @@ def test_triton_is_not_needed_to_import_nor_imported_to_choose():
 
 
 if __name__ == '__main__':
+    faulthandler.enable()
     mend()
-    print(json.dumps(measure_all('cpu')))
+    print(json.dumps(measure_all(sys.argv[1])))
