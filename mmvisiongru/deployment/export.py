@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 
 import onnx
 import torch
@@ -12,6 +13,7 @@ from torch.onnx import OnnxExporterError
 
 from mmvisiongru.errors import InputError
 
+from .lines import by_lines
 from .translations import translation_table
 
 # GELU is an operator from here on.
@@ -32,6 +34,8 @@ def export(module: nn.Module, outputs: Sequence[str], size: tuple[int, int] | No
     Raises:
         InputError: A layer cannot be exported. The message ends with the reason of the exporter.
     """
+    module = deepcopy(module)
+    by_lines(module)
     shapes = None if size else ({0: 'batch', 2: 'height', 3: 'width'},)
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -85,7 +89,7 @@ def quantize(path: str, out: str) -> None:
             op_types_to_quantize=['MatMul'],
             per_channel=True,
             weight_type=QuantType.QInt8,
-            extra_options=dict(MatMulConstBOnly=True),
+            extra_options=dict(MatMulConstBOnly=True, EnableSubgraph=True),
         )
     finally:
         logging.disable(logging.NOTSET)

@@ -1,0 +1,107 @@
+"""Layers by lines: what a file computes is what the layers do, and no other layer is taken for them."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from mmvisiongru.models.layers import MLP, MinGRU2D
+
+onnxruntime, _ = (
+    pytest.importorskip(name, reason='ONNX export needs requirements/deploy.txt')
+    for name in ('onnxruntime', 'onnxscript')
+)
+from mmvisiongru.deployment import lines  # noqa: E402
+
+
+class Layers(nn.Module):
+    """Images (B, 3, H, W) through a mixer and an MLP."""
+
+    def __init__(self, dim=6, **options):
+        super().__init__()
+        self.mixer, self.mlp = MinGRU2D(dim, **options), MLP(dim, 4)
+
+    def forward(self, images):
+        x = torch.cat([images, 2 - images], 1).permute(0, 2, 3, 1)
+        return (self.mlp(x + self.mixer(x)),)
+
+
+def layers(**options):
+    torch.manual_seed(0)
+    model = Layers(**options).eval()
+    for p in model.parameters():
+        # Gates far from 0 too: lines that forget all, and such that keep all.
+        nn.init.normal_(p, std=1.0)
+    return model
+
+
+@pytest.mark.parametrize(
+    'paths', [('row', 'row_reverse'), ('column_reverse',), ('row_reverse', 'column', 'row', 'column_reverse')]
+)
+def test_numbers_at_other_sizes(paths):
+    from mmvisiongru.deployment.export import export
+
+    model = layers(paths=paths)
+    kept = dict(model.named_modules())
+    graph = export(model, ['map'])
+    assert dict(model.named_modules()) == kept
+    assert [(x.domain, x.version) for x in graph.opset_import] == [('', 20)]
+    # Three a path and one of the MLP, with all the matrix products inside.
+    assert [node.op_type for node in graph.graph.node].count('Scan') == 3 * len(paths) + 1
+    assert 'MatMul' not in {node.op_type for node in graph.graph.node}
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    for size in ((1, 1, 1), (3, 1, 7), (1, 9, 1), (2, 6, 11), (1, 2, 1000)):
+        x = 2 * torch.randn((size[0], 3, *size[1:]), generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            (expected,) = deepcopy(model).double()(x.double())
+        found = torch.from_numpy(session.run(None, {'images': x.numpy()})[0])
+        assert (found - expected).abs().max() <= 2e-6 * expected.abs().max(), size
+
+
+class Shifted(nn.Linear):
+    """A linear layer that is none."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def hook(model):
+    model.mixer.in_proj.register_forward_hook(lambda layer, args, out: 2 * out)
+    model.mlp.fc2.register_forward_hook(lambda layer, args, out: 2 * out)
+
+
+def hook_outside(model):
+    model.mixer.register_forward_hook(lambda layer, args, out: 2 * out)
+    model.mlp.forward = lambda x: x
+
+
+def subclass(model):
+    model.mixer.out_proj, model.mlp.fc1 = Shifted(24, 6, bias=False), Shifted(6, 24)
+
+
+def bias(model):
+    model.mixer.in_proj, model.mlp.fc1 = nn.Linear(6, 48), nn.Linear(6, 24, bias=False)
+
+
+def other_activation(model):
+    model.mixer.candidate = 'linear'
+    model.mlp = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 6))
+
+
+@pytest.mark.parametrize('change', [hook, hook_outside, subclass, bias, other_activation])
+def test_other_layers_stay(change):
+    model = layers()
+    change(model)
+    before = dict(model.named_modules())
+    lines.by_lines(model)
+    assert dict(model.named_modules()) == before
+
+
+def test_large_layers_stay(monkeypatch):
+    model = layers()
+    # 2 paths of (6 x 24 + 12 x 6) numbers, and 2 x 6 x 24.
+    monkeypatch.setattr(lines, 'BODY_WEIGHTS', 4 * 216)
+    lines.by_lines(model)
+    assert type(model.mixer) is lines.MixerByLines
+    assert type(model.mlp) is MLP
