@@ -6,11 +6,17 @@ import pytest
 import torch
 from torch import nn
 from torch.func import hessian, jacfwd, jacrev, jvp, vmap
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisiongru.models.layers import SpatialMix
 from mmvisiongru.ops import bi_wkv
 from mmvisiongru.ops.wkv import FLOPS_PER_ELEMENT, runnable_backends
+from tests.harness.framework import (
+    assert_compiles,
+    assert_exports,
+    assert_one_graph,
+    assert_registered,
+    counted_flops,
+)
 from tests.harness.per_sample import assert_gradients_of_each_sample
 from tests.harness.wkv import (
     DEVICES,
@@ -60,11 +66,7 @@ def op_samples():
 @pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('name', list(op_samples()))
 def test_opcheck(name, device):
-    for args in op_samples()[name]:
-        args = [
-            x.detach().to(device).requires_grad_(x.requires_grad) if torch.is_tensor(x) else x for x in args
-        ]
-        torch.library.opcheck(getattr(OPS, name).default, tuple(args))
+    assert_registered(getattr(OPS, name), op_samples()[name], device)
 
 
 @pytest.mark.parametrize(
@@ -153,44 +155,31 @@ def averages_by_definition(w, u, k, v):
     return by_sums(w / k.size(1), u / k.size(1), k * 1.5, v.tanh()).sin()
 
 
-def assert_compiled_matches(compiled, device, lengths):
-    for length in lengths:
-        tensors = inputs(2, length, 3, seed=length)
-        tensors[:2] = [x * length for x in tensors[:2]]
-        got = run(compiled, *(x.to(device) for x in tensors))
-        assert_within(got, expected(tensors, averages_by_definition), torch.float32)
+def assert_averages(compiled, length, device):
+    tensors = inputs(2, length, 3, seed=length)
+    tensors[:2] = [x * length for x in tensors[:2]]
+    got = run(compiled, *(x.to(device) for x in tensors))
+    assert_within(got, expected(tensors, averages_by_definition), torch.float32)
 
 
 @pytest.mark.parametrize('device', DEVICES)
 def test_compile_dynamic_length_once(device):
-    torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend('aot_eager')
-    compiled = torch.compile(Averages(), fullgraph=True, dynamic=True, backend=counter)
-    assert_compiled_matches(compiled, device, [65, 40, 17])
-    assert counter.frame_count == 1
+    assert_one_graph(Averages(), partial(assert_averages, device=device))
 
 
 # A cold C++ compilation of the elementwise code around the operator.
 @pytest.mark.long
 @pytest.mark.parametrize('device', DEVICES)
 def test_compile_inductor(device):
-    torch._dynamo.reset()
-    assert_compiled_matches(torch.compile(Averages(), fullgraph=True), device, [65])
+    assert_compiles(Averages(), partial(assert_averages, device=device))
 
 
 def test_export():
-    length = torch.export.Dim('length', min=2, max=4096)
-    program = torch.export.export(
-        Averages(),
-        tuple(inputs(2, 65, 3)[:4]),
-        dynamic_shapes=dict(w=None, u=None, k={1: length}, v={1: length}),
-    )
-    targets = [node.target for node in program.graph.nodes if node.op == 'call_function']
-    assert targets.count(OPS.bi_wkv.default) == 1
-    for n in (65, 12, 200):
-        tensors = inputs(2, n, 3, seed=n)[:4]
-        ref = averages_by_definition(*(x.double() for x in tensors))
-        assert error(program.module()(*tensors), ref, 'max') <= TOLERANCE[torch.float32][1]
+    def tensors(length):
+        return inputs(2, length, 3, seed=length)[:4]
+
+    limit = TOLERANCE[torch.float32][1]
+    assert_exports(Averages(), tensors, averages_by_definition, limit, OPS.bi_wkv)
 
 
 # ---- types and costs
@@ -244,12 +233,6 @@ def test_inference_mode_and_meta_tensors():
     for dtype in TOLERANCE:
         y = bi_wkv(w, u, *(torch.empty(2, 5, 3, device='meta', dtype=dtype) for _ in range(2)))
         assert (y.shape, y.dtype, y.device.type) == ((2, 5, 3), dtype, 'meta')
-
-
-def counted_flops(function):
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
 
 
 def test_flop_counter_sees_the_operator():

@@ -5,9 +5,15 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisiongru.ops import mingru_scan, mingru_scan_2d, runnable_backends
+from tests.harness.framework import (
+    assert_compiles,
+    assert_exports,
+    assert_one_graph,
+    assert_registered,
+    counted_flops,
+)
 from tests.harness.scans import (
     DEVICES,
     PATHS,
@@ -60,11 +66,7 @@ def op_samples():
 @pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('name', list(op_samples()))
 def test_opcheck(name, device):
-    for args in op_samples()[name]:
-        args = [
-            x.detach().to(device).requires_grad_(x.requires_grad) if torch.is_tensor(x) else x for x in args
-        ]
-        torch.library.opcheck(getattr(OPS, name).default, tuple(args))
+    assert_registered(getattr(OPS, name), op_samples()[name], device)
 
 
 @pytest.mark.parametrize('candidate', ['g', 'linear'])
@@ -103,51 +105,37 @@ def scans_by_loop(gate, hidden):
     return composed_2d(x, ('row', 'row_reverse'), 'linear').sin()
 
 
-def assert_compiled_matches(compiled, device, lengths):
-    for length in lengths:
-        gate, hidden, _ = normal(2, length, 3, seed=length)
-        (cotangent,) = normal(2, 1, length, 6, number=1)
-        ref = run(scans_by_loop, gate.double(), hidden.double(), cotangent=cotangent.double())
-        got = run(compiled, gate.to(device), hidden.to(device), cotangent=cotangent.to(device))
-        assert_within(got, ref, torch.float32)
+def assert_scans(compiled, length, device):
+    gate, hidden, _ = normal(2, length, 3, seed=length)
+    (cotangent,) = normal(2, 1, length, 6, number=1)
+    ref = run(scans_by_loop, gate.double(), hidden.double(), cotangent=cotangent.double())
+    got = run(compiled, gate.to(device), hidden.to(device), cotangent=cotangent.to(device))
+    assert_within(got, ref, torch.float32)
 
 
 @pytest.mark.parametrize('device', DEVICES)
 def test_compile_fullgraph(device):
-    torch._dynamo.reset()
-    assert_compiled_matches(torch.compile(Scans(), fullgraph=True, backend='aot_eager'), device, [65])
+    assert_compiles(Scans(), partial(assert_scans, device=device), backend='aot_eager')
 
 
 @pytest.mark.parametrize('device', DEVICES)
 def test_compile_dynamic_length_once(device):
-    torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend('aot_eager')
-    compiled = torch.compile(Scans(), fullgraph=True, dynamic=True, backend=counter)
-    assert_compiled_matches(compiled, device, [65, 40, 17])
-    assert counter.frame_count == 1
+    assert_one_graph(Scans(), partial(assert_scans, device=device))
 
 
 # A cold C++ compilation of the elementwise code around the scan.
 @pytest.mark.long
 @pytest.mark.parametrize('device', DEVICES)
 def test_compile_inductor(device):
-    torch._dynamo.reset()
-    assert_compiled_matches(torch.compile(Scans(), fullgraph=True), device, [65])
+    assert_compiles(Scans(), partial(assert_scans, device=device))
 
 
 def test_export():
-    gate, hidden, _ = normal(2, 65, 3)
-    length = torch.export.Dim('length', min=2, max=4096)
-    program = torch.export.export(
-        Scans(), (gate, hidden), dynamic_shapes=dict(gate={1: length}, hidden={1: length})
-    )
-    targets = [node.target for node in program.graph.nodes if node.op == 'call_function']
-    assert targets.count(OPS.mingru_scan.default) == 1
-    assert targets.count(OPS.mingru_scan_2d.default) == 1
-    for n in (65, 12, 200):
-        gate, hidden, _ = normal(2, n, 3, seed=n)
-        ref = scans_by_loop(gate.double(), hidden.double())
-        assert error(program.module()(gate, hidden), ref, 'max') <= TOLERANCE[torch.float32][1]
+    def tensors(length):
+        return normal(2, length, 3, number=2, seed=length)
+
+    limit = TOLERANCE[torch.float32][1]
+    assert_exports(Scans(), tensors, scans_by_loop, limit, OPS.mingru_scan, OPS.mingru_scan_2d)
 
 
 def test_autocast_leaves_the_scan_in_the_type_it_is_given():
@@ -186,12 +174,6 @@ def test_inference_mode_and_meta_tensors():
         assert (out.shape, out.dtype, out.device.type) == (gate.shape, dtype, 'meta')
     out = mingru_scan_2d(torch.empty(2, 5, 7, 48, device='meta'), paths=PATHS)
     assert (out.shape, out.device.type) == ((2, 5, 7, 24), 'meta')
-
-
-def counted_flops(fn):
-    with FlopCounterMode(display=False) as counter:
-        fn()
-    return counter.get_total_flops()
 
 
 def test_flop_counter_sees_the_scan():
