@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, Runner
 from mmengine.visualization import Visualizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -44,3 +44,16 @@ def _collect_what_tests_make_alone():
 
 def pytest_unconfigure():
     gc.unfreeze()
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty working folder but for small data of each task, ``ade`` and ``inet``."""
+    from tests.harness.small_runs import make_folders, make_scenes
+
+    monkeypatch.chdir(tmp_path)
+    # Asking the compilers of a machine for their versions takes longer than a run.
+    monkeypatch.setattr(Runner, '_log_env', lambda *_: None)
+    make_scenes(tmp_path / 'ade')
+    make_folders(tmp_path / 'inet')
+    return tmp_path

@@ -7,12 +7,11 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS
-from mmengine.runner import Runner
 
 from mmvisiongru.launch.config import load_config
 from mmvisiongru.launch.schedule import check_schedule, fit_to_trial, length_key
 from tests.harness import ROOT
-from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, make_folders, make_scenes, write_config
+from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
 from tools import train
 
 FOLDERS = (ROOT / 'configs/classification', ROOT / 'configs/segmentation')
@@ -59,11 +58,8 @@ def test_a_trial_reaches_the_full_rate_and_comes_down(recipe, length):
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Runner, '_log_env', lambda *_: None)
-    make_scenes(tmp_path / 'ade')
-    make_folders(tmp_path / 'inet')
+def work(workplace):
+    """A folder with a long config and data of each task."""
     schedule = ROOT / 'configs/_base_/schedules/ade20k_bs16_adamw_160k.py'
     text = SEGMENTATION.replace(
         "'{root}/configs/_base_/launchers", f"'{schedule}', '{{root}}/configs/_base_/launchers"
@@ -72,16 +68,16 @@ def work(tmp_path, monkeypatch):
         "    optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))\n", ''
     )
     text = text.replace("    train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2)\n", '')
-    write_config(tmp_path / 'seg.py', text, 'ade')
+    write_config(workplace / 'seg.py', text, 'ade')
     write_config(
-        tmp_path / 'cls.py',
+        workplace / 'cls.py',
         CLASSIFICATION,
         'inet',
         "launcher = 'none'\ntrain_cfg.update(max_epochs=30, val_interval=10)\n"
         "param_scheduler = [dict(type='LinearLR', start_factor=1e-3, end=5, convert_to_iter_based=True),\n"
         "    dict(type='CosineAnnealingLR', begin=5)]\n",
     )
-    return tmp_path
+    return workplace
 
 
 def scalars(work_dir: str) -> list[dict]:

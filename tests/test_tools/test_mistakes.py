@@ -6,11 +6,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import Runner
 
 from mmvisiongru.launch.config import load_config
 from tests.harness import ROOT
-from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, make_folders, make_scenes, write_config
+from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
 from tools import train
 
 # A pyramid pooling as UperNet has it, in place of the head.
@@ -23,15 +22,11 @@ model = dict(decode_head=dict(
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
+def work(workplace):
     """A folder with a config and data of each task."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Runner, '_log_env', lambda *_: None)
-    make_scenes(tmp_path / 'ade')
-    make_folders(tmp_path / 'inet')
-    write_config(tmp_path / 'seg.py', SEGMENTATION, 'ade')
-    write_config(tmp_path / 'cls.py', CLASSIFICATION, 'inet', "launcher = 'none'\n")
-    return tmp_path
+    write_config(workplace / 'seg.py', SEGMENTATION, 'ade')
+    write_config(workplace / 'cls.py', CLASSIFICATION, 'inet', "launcher = 'none'\n")
+    return workplace
 
 
 def mistake(capsys, config: str, *options: str, leaf: str = '') -> str:

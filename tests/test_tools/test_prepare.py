@@ -9,12 +9,12 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop
 
 from mmvisiongru.analysis import logs
 from mmvisiongru.analysis.models import build_model
 from mmvisiongru.launch import prepare
-from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, make_folders, make_scenes, write_config
+from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
 from tools import test as test_tool
 from tools import train
 from tools.analysis_tools import confusion_matrix
@@ -35,17 +35,13 @@ SCRIPTS = {
 
 
 @pytest.fixture
-def scenes(tmp_path, monkeypatch):
+def scenes(workplace):
     """A folder with a segmentation config, its data and a checkpoint that fits."""
-    monkeypatch.chdir(tmp_path)
-    # Asking the compilers of a machine for their versions takes longer than a run.
-    monkeypatch.setattr(Runner, '_log_env', lambda *_: None)
-    make_scenes(tmp_path / 'ade')
-    path = write_config(tmp_path / 'tiny.py', SEGMENTATION, 'ade')
+    path = write_config(workplace / 'tiny.py', SEGMENTATION, 'ade')
     with DefaultScope.overwrite_default_scope('mmseg'):
         model = MODELS.build(Config.fromfile(path).model)
     torch.save(dict(state_dict=model.state_dict(), meta={}), 'model.pth')
-    return tmp_path
+    return workplace
 
 
 def run(script, capsys, *args, config='tiny.py') -> tuple[int, list[str]]:
@@ -233,11 +229,8 @@ def test_models_to_measure_have_no_norm_across_processes(tmp_path, norm):
     assert {type(m) for m in norms} == {torch.nn.BatchNorm2d}
 
 
-def test_classification_is_prepared_the_same_way(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Runner, '_log_env', lambda *_: None)
-    make_folders(tmp_path / 'inet')
-    write_config(tmp_path / 'tiny.py', CLASSIFICATION, 'inet', "launcher = 'none'\n")
+def test_classification_is_prepared_the_same_way(workplace, capsys):
+    write_config(workplace / 'tiny.py', CLASSIFICATION, 'inet', "launcher = 'none'\n")
     code, err = run(train, capsys, '--cfg-options', 'model.head.topkk=(1,)')
     assert (code, len(err)) == (2, 1)
     assert err[0] == (
