@@ -22,6 +22,13 @@ BACKEND_ARGUMENTS = {
     'mmvisiongru.VRWKV': 'wkv_backend',
     'mmvisiongru.VRWKVAdapter': 'wkv_backend',
 }
+# What is compared over resolutions: its name in tables and pictures, and the model, of linear cost or not.
+COMPARED = {
+    'VisionGRU-tiny': 'visiongru-tiny_8xb128_in1k',
+    'VRWKV-S': 'vrwkv-small_8xb128_in1k',
+    'Swin-T': 'swin-tiny_16xb64_in1k',
+    'DeiT-S': 'deit-small_4xb256_in1k',
+}
 
 
 def model_config(name: str) -> Config:

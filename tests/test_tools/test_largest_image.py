@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from PIL import Image
 
-from mmvisiongru.analysis.models import model_config
+from mmvisiongru.analysis.models import COMPARED, model_config
 from tools.analysis_tools import largest_image
 
 PICO = 'mmvisiongru.VisionGRU:pico'
@@ -30,7 +30,7 @@ def pretend(monkeypatch):
             return row | dict(outcome='fits', seconds=1.0, seconds_per_megapixel=1.0, peak_memory_mb=1.0)
 
         monkeypatch.setattr(largest_image, 'in_process', in_process)
-        monkeypatch.setattr(largest_image, 'MODELS', {'A': PICO})
+        monkeypatch.setattr(largest_image, 'COMPARED', {'A': PICO})
         return calls
 
     return start
@@ -66,10 +66,10 @@ def test_what_takes_too_long_ends_a_model(pretend, tmp_path):
 
 
 def test_models_are_what_their_names_say():
-    found = {name: model_config(key).model.backbone.type for name, key in largest_image.MODELS.items()}
+    found = {name: model_config(key).model.backbone.type for name, key in COMPARED.items()}
     assert found == {
         'VisionGRU-tiny': 'mmvisiongru.VisionGRU',
-        'VRWKV-small': 'mmvisiongru.VRWKV',
+        'VRWKV-S': 'mmvisiongru.VRWKV',
         'Swin-T': 'SwinTransformer',
         'DeiT-S': 'VisionTransformer',
     }
@@ -99,7 +99,7 @@ def test_real_process_fits_and_is_refused(tmp_path, monkeypatch):
     server = multiprocessing.get_context('forkserver')
     server.set_forkserver_preload(['mmvisiongru', 'mmengine.runner', 'mmpretrain.models'])
     monkeypatch.setattr(largest_image, 'get_context', lambda _: server)
-    monkeypatch.setattr(largest_image, 'MODELS', {'A': PICO})
+    monkeypatch.setattr(largest_image, 'COMPARED', {'A': PICO})
     args = largest_image.parse_args(['--device', 'cpu', '--memory', '1.5'])
     row = largest_image.in_process('A', 256, args)
     assert row['outcome'] == 'fits'

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from mmvisiongru.analysis.flops import count
-from mmvisiongru.analysis.models import build_model
+from mmvisiongru.analysis.models import COMPARED, build_model
 from tools.analysis_tools import plot_resolution
 
 NAMES = ('VisionGRU-tiny', 'Swin-T')
@@ -14,7 +14,7 @@ PICO = 'mmvisiongru.VisionGRU:pico'
 
 
 def test_table_and_picture(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plot_resolution, 'MODELS', dict.fromkeys(NAMES, PICO))
+    monkeypatch.setattr(plot_resolution, 'COMPARED', dict.fromkeys(NAMES, PICO))
     out = tmp_path / 'new' / 'v1.2'
     plot_resolution.main(
         ['--out', str(out), '--sizes', '96', '64', '--repeats', '1', '--batch-size', '2', '--device', 'cpu']
@@ -41,7 +41,7 @@ def test_model_leaves_the_picture_where_memory_is_not_enough(tmp_path, monkeypat
         return 1.0
 
     models = {name: build_model(PICO) for name in NAMES}
-    monkeypatch.setattr(plot_resolution, 'MODELS', dict.fromkeys(NAMES, PICO))
+    monkeypatch.setattr(plot_resolution, 'COMPARED', dict.fromkeys(NAMES, PICO))
     monkeypatch.setattr(plot_resolution.measure, 'peak_memory', peak_memory)
     rows = plot_resolution.measure_sizes(models, [64, 96], 1, torch.device('cpu'), 1)
     found = [(row['size'], row['model']) for row in rows]
@@ -51,9 +51,5 @@ def test_model_leaves_the_picture_where_memory_is_not_enough(tmp_path, monkeypat
 
 
 def test_vision_rwkv_is_beside_the_other_models():
-    assert (
-        [*plot_resolution.MODELS]
-        == [*plot_resolution.STYLES]
-        == ['VisionGRU-tiny', 'VRWKV-S', 'Swin-T', 'DeiT-S']
-    )
+    assert [*COMPARED] == [*plot_resolution.STYLES] == ['VisionGRU-tiny', 'VRWKV-S', 'Swin-T', 'DeiT-S']
     assert plot_resolution.parse_args([]).sizes[-1] == 2048

@@ -24,15 +24,8 @@ from pathlib import Path
 import torch
 
 from mmvisiongru.analysis import measure
-from mmvisiongru.analysis.models import build_model, inference
+from mmvisiongru.analysis.models import COMPARED, build_model, inference
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-MODELS = {
-    'VisionGRU-tiny': str(CONFIGS / 'classification/visiongru-tiny_8xb128_in1k.py'),
-    'VRWKV-small': str(CONFIGS / 'peers/vrwkv-small-peer_8xb128_in1k.py'),
-    'Swin-T': 'swin-tiny_16xb64_in1k',
-    'DeiT-S': 'deit-small_4xb256_in1k',
-}
 COLUMNS = ('model', 'side', 'megapixels', 'outcome', 'seconds', 'seconds_per_megapixel', 'peak_memory_mb')
 # Sides of the bisection are multiples of it, as of all strides.
 STEP = 32
@@ -83,7 +76,7 @@ def in_process(name: str, side: int, args) -> dict:
     """:func:`measure_side` in a process of its own, which is ended after the time limit."""
     row = dict(model=name, side=side, megapixels=side * side / 1e6)
     with ProcessPoolExecutor(1, get_context('spawn')) as pool:
-        task = pool.submit(measure_side, MODELS[name], side, args.device, args.memory)
+        task = pool.submit(measure_side, COMPARED[name], side, args.device, args.memory)
         try:
             found = task.result(60 * args.minutes)
         except TimeoutError:
@@ -188,7 +181,7 @@ def main(argv=None):
     table = out.parent / f'{out.name}.csv'
     machine = measure.describe_machine(torch.device(args.device)) | dict(memory_gib=args.memory)
     rows = read(table)
-    for name in MODELS:
+    for name in COMPARED:
         for side in wanted(name, rows, args.sides):
             row = in_process(name, side, args)
             rows.append(row)

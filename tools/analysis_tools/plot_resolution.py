@@ -19,15 +19,8 @@ from mmengine.logging import MMLogger
 
 from mmvisiongru.analysis import measure
 from mmvisiongru.analysis.flops import count
-from mmvisiongru.analysis.models import build_model, inference
+from mmvisiongru.analysis.models import COMPARED, build_model, inference
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs/classification'
-MODELS = {
-    'VisionGRU-tiny': str(CONFIGS / 'visiongru-tiny_8xb128_in1k.py'),
-    'VRWKV-S': str(CONFIGS / 'vrwkv-small_8xb128_in1k.py'),
-    'Swin-T': 'swin-tiny_16xb64_in1k',
-    'DeiT-S': 'deit-small_4xb256_in1k',
-}
 STYLES = {
     'VisionGRU-tiny': dict(marker='o', linestyle='-', color='black', hatch=''),
     'VRWKV-S': dict(marker='d', linestyle='-.', color='black', hatch='xxx'),
@@ -42,7 +35,7 @@ PANELS = dict(gmacs='FLOPs / GMAC', peak_memory_mb='peak memory / MB', latency_m
 
 def measure_sizes(models: dict, sizes: list[int], batch_size: int, device, repeats: int) -> list[dict]:
     """One row a size and model: parameters, MACs of one image, memory and time of the batch."""
-    rows, counted = [], {name: build_model(MODELS[name]).to('meta') for name in models}
+    rows, counted = [], {name: build_model(COMPARED[name]).to('meta') for name in models}
     with measure.progress_bar() as bar:
         task = bar.add_task('', total=len(sizes) * len(models) * (repeats + 1))
         for size in sizes:
@@ -139,7 +132,7 @@ def main(argv=None):
     args = parse_args(argv)
     MMLogger.get_instance('mmengine', log_level=ERROR)
     device, out = torch.device(args.device), Path(args.out)
-    models = {name: build_model(key).to(device) for name, key in MODELS.items()}
+    models = {name: build_model(key).to(device) for name, key in COMPARED.items()}
     rows = measure_sizes(models, sorted(args.sizes), args.batch_size, device, args.repeats)
     machine = measure.describe_machine(device) | dict(
         dtype='float32', batch=args.batch_size, repeats=args.repeats
