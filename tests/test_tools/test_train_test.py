@@ -22,6 +22,7 @@ from mmvisiongru.models.layers import mingru
 from mmvisiongru.ops import mingru_scan_2d
 from tests.harness import ROOT
 from tests.harness.children import PATIENCE, environment, free_port
+from tests.harness.forked import forked_python
 from tests.harness.small_runs import (
     CLASSIFICATION,
     SEGMENTATION,
@@ -56,16 +57,29 @@ def tool(capsys):
     return call
 
 
-def start(script: str, *args, **env) -> subprocess.Popen:
-    """Start a script of tools/ in the background, as from a shell."""
-    return subprocess.Popen(
-        [str(TOOLS / script), *map(str, args)],
+@pytest.fixture(scope='module')
+def python(tmp_path_factory):
+    """What the scripts of tools/ and torchrun start processes with."""
+    with forked_python(tmp_path_factory.mktemp('python')) as path:
+        yield path
+
+
+@pytest.fixture
+def start(python):
+    """Starts a script of tools/ in the background, as from a shell."""
+
+    def call(script: str, *args, **env) -> subprocess.Popen:
         # Without a GPU everywhere, as the tests expect gloo.
-        env={**os.environ, 'PYTHON': sys.executable, 'CUDA_VISIBLE_DEVICES': '', **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+        settings = dict(PYTHON=python, PYTHON_EXEC=python, CUDA_VISIBLE_DEVICES='')
+        return subprocess.Popen(
+            [str(TOOLS / script), *map(str, args)],
+            env={**os.environ, **settings, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return call
 
 
 def finish(*processes: subprocess.Popen) -> str:
@@ -81,7 +95,7 @@ def read_metrics(work_dir: Path) -> dict:
     return json.loads(next(work_dir.glob('*/*.json')).read_text())
 
 
-def test_segmentation_in_two_processes(folder, tool):
+def test_segmentation_in_two_processes(folder, tool, start):
     make_scenes(folder / 'ade')
     config = write_config(folder / 'tiny.py', SEGMENTATION, folder / 'ade').name
 
@@ -114,7 +128,7 @@ def test_segmentation_in_two_processes(folder, tool):
     assert list((folder / 'pictures').rglob('*.png'))
 
 
-def test_classification_in_two_processes_and_on_two_nodes(folder, tool):
+def test_classification_in_two_processes_and_on_two_nodes(folder, tool, start):
     make_folders(folder / 'inet')
     config = write_config(folder / 'tiny.py', CLASSIFICATION, folder / 'inet').name
 
@@ -414,7 +428,7 @@ def check_one_line(code: int, err: list[str], message: str) -> None:
     assert not Path('made').exists()
 
 
-def test_two_processes_say_the_error_once(folder):
+def test_two_processes_say_the_error_once(folder, start):
     write_config(folder / 'nodata.py', SEGMENTATION, folder / 'nowhere')
     process = start('dist_train.sh', 'nodata.py', 2)
     _, err = process.communicate(timeout=PATIENCE)
@@ -446,7 +460,7 @@ def test_script_says_the_error_in_its_own_process(folder):
         ),
     ],
 )
-def test_missing_arguments_of_a_launcher(script, args, message):
+def test_missing_arguments_of_a_launcher(start, script, args, message):
     process = start(script, *args)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
@@ -468,7 +482,7 @@ def test_missing_arguments_of_a_launcher(script, args, message):
         ),
     ],
 )
-def test_slurm_asks_for_a_task_a_gpu(folder, script, args, command):
+def test_slurm_asks_for_a_task_a_gpu(folder, start, python, script, args, command):
     srun = folder / 'srun'
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$PYTHONPATH" "$@"\n')
     srun.chmod(0o755)
@@ -478,5 +492,5 @@ def test_slurm_asks_for_a_task_a_gpu(folder, script, args, command):
     assert got == [
         '--partition=my part', '--job-name=my job', '--gres=gpu:8', '--ntasks=16', '--ntasks-per-node=8',
         '--cpus-per-task=5', '--kill-on-bad-exit=1', '--exclusive', '-w', 'n1',
-        sys.executable, '-u', str(TOOLS / command[0]), *command[1:], '--cfg-options', 'x=c d',
+        python, '-u', str(TOOLS / command[0]), *command[1:], '--cfg-options', 'x=c d',
     ]  # fmt: skip
