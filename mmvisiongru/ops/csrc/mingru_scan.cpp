@@ -6,29 +6,70 @@
 
 namespace {
 
+// Lanes between which memory is fetched.
+constexpr int PIECE = 160;
+
+template <typename A>
+inline A clamp(A x, A low, A high) {
+  x = x < low ? low : x;
+  return x > high ? high : x;
+}
+
 // z = sigmoid(gate), keep = sigmoid(-gate), c = g(hidden) and dc/dhidden with one division for all sigmoids. keep is
 // not 1 - z, which has no digit left where a gate is open. Beyond +-80 a gate counts as open or closed: sigmoid(-80)
 // is 2e-35, and the product of denominators stays finite.
-template <bool linear, typename A>
+template <bool linear, typename T, typename A = State<T>>
 inline void activate(A gate, A hidden, A& z, A& keep, A& c, A& slope) {
-  A closed = exponential(gate < A(-80) ? A(80) : gate > A(80) ? A(-80) : -gate);
+  A closed = Exponential<T>::of(-clamp(gate, A(-80), A(80)));
   A a = A(1) + closed;
   if constexpr (linear) {
     z = A(1) / a;
     c = hidden;
     slope = A(1);
   } else {
-    A e = exponential(hidden < A(-80) ? A(-80) : hidden > A(0) ? A(0) : hidden);
+    A e = Exponential<T>::of(clamp(hidden, A(-80), A(0)));
     A b = A(1) + e;
     A inverse = A(1) / (a * b);
     z = inverse * b;
     A sigmoid = inverse * a * e;
     c = hidden >= A(0) ? hidden + A(0.5) : sigmoid;
     slope = hidden >= A(0) ? A(1) : sigmoid * (A(1) - sigmoid);
-    c = hidden != hidden ? hidden : c;
   }
   keep = closed * z;
   z = gate < A(-80) ? A(0) : z;
+}
+
+// A row of T in the type of the state: itself, or for 16 bit a copy in the room. Compilers cut a loop that holds both
+// types into 64 lanes, and take the rest of a row one by one.
+template <typename T>
+inline const State<T>* widened(const T* row, int n, State<T>* room) {
+  if constexpr (std::is_same_v<T, State<T>>) return row;
+#pragma omp simd
+  for (int k = 0; k < n; ++k) room[k] = load(row[k]);
+  return room;
+}
+
+// Where to compute a row of T that `narrow` writes.
+template <typename T>
+inline State<T>* room_for(T* row, State<T>* room) {
+  if constexpr (std::is_same_v<T, State<T>>)
+    return row;
+  else
+    return room;
+}
+
+template <typename T>
+inline void narrow(const State<T>* room, int n, T* row) {
+  if constexpr (std::is_same_v<T, State<T>>) return;
+#pragma omp simd
+  for (int k = 0; k < n; ++k) store(row + k, room[k]);
+}
+
+// Calls f(first, lanes) for the pieces of a row: to fetch a whole row at once would keep the processor waiting for
+// memory, where the arithmetic of a piece hides what the next one fetches.
+template <typename F>
+inline void each_piece(int n, F&& f) {
+  for (int first = 0; first < n; first += PIECE) f(first, n - first < PIECE ? n - first : PIECE);
 }
 
 struct Inputs {
@@ -39,7 +80,7 @@ template <typename T, bool linear>
 void forward_task(const Inputs& in, const Map& m, const State<T>* state, int64_t b, int64_t p, int64_t d,
                   const Walk& walk, int n) {
   using A = State<T>;
-  A h[LANES] = {};
+  A h[LANES] = {}, rooms[3][PIECE];
   if (state) std::memcpy(h, state, n * sizeof(A));
   const T *gate = in.gate.at<const T>(b, p, d), *hidden = in.hidden.at<const T>(b, p, d);
   T* out = m.at<T>(b, p, d);
@@ -47,16 +88,20 @@ void forward_task(const Inputs& in, const Map& m, const State<T>* state, int64_t
     const T* g = gate + walk.offset(in.gate, i, j);
     const T* x = hidden + walk.offset(in.hidden, i, j);
     T* o = out + walk.offset(m, i, j);
-    prefetch<0>(g + walk.ahead(in.gate, true), n);
-    prefetch<0>(x + walk.ahead(in.hidden, true), n);
-    prefetch<1>(o + walk.ahead(m, true), n);
+    each_piece(n, [&](int first, int lanes) {
+      prefetch<0>(g + first + walk.ahead(in.gate, true), lanes);
+      prefetch<0>(x + first + walk.ahead(in.hidden, true), lanes);
+      prefetch<1>(o + first + walk.ahead(m, true), lanes);
+      const A *g_row = widened(g + first, lanes, rooms[0]), *x_row = widened(x + first, lanes, rooms[1]);
+      A *o_row = room_for(o + first, rooms[2]), *h_row = h + first;
 #pragma omp simd
-    for (int k = 0; k < n; ++k) {
-      A z, keep, c, slope;
-      activate<linear, A>(load(g[k]), load(x[k]), z, keep, c, slope);
-      h[k] = keep * h[k] + z * c;
-      store(o + k, h[k]);
-    }
+      for (int k = 0; k < lanes; ++k) {
+        A z, keep, c, slope;
+        activate<linear, T>(g_row[k], x_row[k], z, keep, c, slope);
+        o_row[k] = h_row[k] = keep * h_row[k] + z * c;
+      }
+      narrow(o_row, lanes, o + first);
+    });
   });
 }
 
@@ -77,7 +122,7 @@ template <typename T, bool linear>
 void backward_task(const Inputs& in, const Gradients& m, int64_t b, int64_t p, int64_t d, const Walk& walk, int n) {
   using A = State<T>;
   static const T zeros[LANES] = {};
-  A carry[LANES] = {};
+  A carry[LANES] = {}, rooms[6][PIECE];
   const T *grad = m.grad.at<const T>(b, p, d), *gate = in.gate.at<const T>(b, p, d);
   const T *hidden = in.hidden.at<const T>(b, p, d), *h = m.h.at<const T>(b, p, d);
   T *d_gate = m.d_gate.at<T>(b, p, d), *d_hidden = m.d_hidden.at<T>(b, p, d);
@@ -87,24 +132,32 @@ void backward_task(const Inputs& in, const Gradients& m, int64_t b, int64_t p, i
     const T* x = hidden + walk.offset(in.hidden, i, j);
     T* dg = d_gate + walk.offset(m.d_gate, i, j);
     T* dx = d_hidden + walk.offset(m.d_hidden, i, j);
-    prefetch<0>(y + walk.ahead(m.grad, false), n);
-    prefetch<0>(g + walk.ahead(in.gate, false), n);
-    prefetch<0>(x + walk.ahead(in.hidden, false), n);
-    prefetch<0>(h + walk.offset(m.h, i, j) + walk.ahead(m.h, false), n);
-    prefetch<1>(dg + walk.ahead(m.d_gate, false), n);
-    prefetch<1>(dx + walk.ahead(m.d_hidden, false), n);
+    const T* h_here = h + walk.offset(m.h, i, j);
     const T* before = walk.previous(i, j) ? h + walk.offset(m.h, i, j) : zeros;
+    each_piece(n, [&](int first, int lanes) {
+      prefetch<0>(y + first + walk.ahead(m.grad, false), lanes);
+      prefetch<0>(g + first + walk.ahead(in.gate, false), lanes);
+      prefetch<0>(x + first + walk.ahead(in.hidden, false), lanes);
+      prefetch<0>(h_here + first + walk.ahead(m.h, false), lanes);
+      prefetch<1>(dg + first + walk.ahead(m.d_gate, false), lanes);
+      prefetch<1>(dx + first + walk.ahead(m.d_hidden, false), lanes);
+      const A *y_row = widened(y + first, lanes, rooms[0]), *before_row = widened(before + first, lanes, rooms[1]);
+      const A *g_row = widened(g + first, lanes, rooms[2]), *x_row = widened(x + first, lanes, rooms[3]);
+      A *dg_row = room_for(dg + first, rooms[4]), *dx_row = room_for(dx + first, rooms[5]), *carried = carry + first;
 #pragma omp simd
-    for (int k = 0; k < n; ++k) {
-      A z, keep, c, slope;
-      activate<linear, A>(load(g[k]), load(x[k]), z, keep, c, slope);
-      A s = load(y[k]) + carry[k];
-      A zs = z * s;
-      // Where a gate is nearly closed, keep is 1 less a rest that it rounds, and every token would round it again.
-      carry[k] = z < A(0.5) ? s - zs : keep * s;
-      store(dg + k, zs * keep * (c - load(before[k])));
-      store(dx + k, zs * slope);
-    }
+      for (int k = 0; k < lanes; ++k) {
+        A z, keep, c, slope;
+        activate<linear, T>(g_row[k], x_row[k], z, keep, c, slope);
+        A s = y_row[k] + carried[k];
+        A zs = z * s;
+        // Where a gate is nearly closed, keep is 1 less a rest that it rounds, and every token would round it again.
+        carried[k] = z < A(0.5) ? s - zs : keep * s;
+        dg_row[k] = zs * keep * (c - before_row[k]);
+        dx_row[k] = zs * slope;
+      }
+      narrow(dg_row, lanes, dg + first);
+      narrow(dx_row, lanes, dx + first);
+    });
   });
 }
 
