@@ -82,12 +82,13 @@ class MinGRU2D(nn.Module):
 
     def _forward_strips(self, x: Tensor) -> Tensor:
         """Project, scan and project back strip by strip, path after path, by the projections' weights."""
-        # The sum over paths, which the whole output projection has inside.
-        out = torch.zeros_like(x, dtype=accumulation_dtype(x.dtype))
         weights_in = cast_once(self.in_proj.weight).chunk(len(self.paths), 0)
         parts = cast_once(self.out_proj.weight).chunk(len(self.paths), 1)
-        weights_out = (w.contiguous() for w in parts)
-        for name, w_in, w_out in zip(self.paths, weights_in, weights_out, strict=True):
+        weights_out = [w.contiguous() for w in parts]
+        # The sum over paths, which the whole output projection has inside. Of two it is rounded once anyway.
+        dtype = weights_out[0].dtype
+        out = torch.empty_like(x, dtype=dtype if len(self.paths) < 3 else accumulation_dtype(dtype))
+        for p, (name, w_in, w_out) in enumerate(zip(self.paths, weights_in, weights_out, strict=True)):
             path, state = PATHS[name], None
             strips = zip(row_strips(path.by_rows(x)), row_strips(path.by_rows(out)), strict=True)
             for strip, y in path.in_order(list(strips)):
@@ -101,8 +102,8 @@ class MinGRU2D(nn.Module):
                 state = path.last(h)
                 part = product(h, w_out)
                 # A view of out, which is ours alone.
-                y += part
-        return out.to(part.dtype)
+                y.add_(part) if p else y.copy_(part)
+        return out.to(dtype)
 
     def extra_repr(self) -> str:
         return f'paths={self.paths}, candidate={self.candidate!r}, backend={self.backend!r}'
