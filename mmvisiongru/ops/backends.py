@@ -24,6 +24,8 @@ class Backends:
 
     def __init__(self, operator: str, package: str, modules: dict[str, str]):
         self.operator, self.package, self.modules = operator, package, modules
+        # To ask importlib in each call would take longer than the rest of it.
+        self._imported: dict[str, ModuleType] = {}
 
     def __iter__(self):
         return iter(self.modules)
@@ -33,7 +35,9 @@ class Backends:
 
     def module(self, name: str) -> ModuleType:
         """Import the module of a backend."""
-        return import_module(f'.{self.modules[name]}', self.package)
+        if name not in self._imported:
+            self._imported[name] = import_module(f'.{self.modules[name]}', self.package)
+        return self._imported[name]
 
     def name(self, module: ModuleType) -> str:
         """Name of a backend."""

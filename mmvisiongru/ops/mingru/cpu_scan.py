@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import native
 from ..backends import accumulation_dtype
 from ..native import Map, Shape
+from ..paths import Path
 from .passes import Gates, Mode
 
 LIBRARY = 'mingru_scan'
@@ -34,11 +35,17 @@ def _functions() -> dict:
     return functions
 
 
+@cache
+def _flags(paths: tuple[Path, ...]) -> tuple:
+    """Of each path whether it reads columns, and whether it begins at the end."""
+    return tuple((c_uint8 * len(paths))(*flags) for flags in zip(*paths, strict=True))
+
+
 def _call(name: str, h: Tensor, mode: Mode, *arguments) -> None:
     # Nothing to scan, and nothing to divide among the threads.
     if not h.numel():
         return
-    column, reverse = ((c_uint8 * len(flags))(*flags) for flags in zip(*mode.paths, strict=True))
+    column, reverse = _flags(mode.paths)
     linear, threads = mode.candidate == 'linear', native.threads(h.numel())
     _functions()[name](linear, native.DTYPES[h.dtype], Shape(*h.shape), column, reverse, threads, *arguments)
 

@@ -80,32 +80,37 @@ def _scan_backward_op(
 def _scan_2d_op(
     projected: Tensor, paths: str, candidate: str, backend: str, state: Tensor | None = None
 ) -> Tensor:
-    x = _split_paths(projected, paths)
-    out = torch.empty((*x.shape[:4], x.size(5)), dtype=x.dtype, device=x.device)
-    BACKENDS.resolve(backend, x).forward(_gates(x), out, Mode.of(paths, candidate), state)
-    return out.flatten(3)
+    x = _gates(_split_paths(projected, paths))
+    B, H, W, P, D = x.gate.shape
+    out = projected.new_empty((B, H, W, P * D))
+    mode = Mode.of(paths, candidate)
+    BACKENDS.resolve(backend, projected).forward(x, out.view(x.gate.shape), mode, state)
+    return out
 
 
 @torch.library.custom_op('mmvisiongru::mingru_scan_2d_backward', mutates_args=())
 def _scan_2d_backward_op(
     grad: Tensor, projected: Tensor, h: Tensor, paths: str, candidate: str, backend: str
 ) -> Tensor:
-    x = _split_paths(projected, paths)
-    grad, h = (t.contiguous().unflatten(3, (x.size(3), x.size(5))) for t in (grad, h))
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    BACKENDS.resolve(backend, x).backward(grad, _gates(x), h, _gates(out), Mode.of(paths, candidate))
-    return out.flatten(3)
+    x = _gates(_split_paths(projected, paths))
+    out = projected.new_empty(projected.shape)
+    grad, h = (t.contiguous().view(x.gate.shape) for t in (grad, h))
+    mode = Mode.of(paths, candidate)
+    BACKENDS.resolve(backend, projected).backward(grad, x, h, _gates(_split_paths(out, paths)), mode)
+    return out
 
 
 def _split_paths(projected: Tensor, paths: str) -> Tensor:
     """View (B, H, W, P 2D) as (B, H, W, P, 2, D): path, then hidden and gate."""
     number = paths.count(',') + 1
-    return projected.contiguous().unflatten(3, (number, 2, projected.size(3) // (2 * number)))
+    B, H, W, C = projected.shape
+    return projected.contiguous().view(B, H, W, number, 2, C // (2 * number))
 
 
 def _gates(x: Tensor) -> Gates:
     """View (B, H, W, P, 2, D) as two maps."""
-    return Gates(x[..., 1, :], x[..., 0, :])
+    hidden, gate = x.unbind(4)
+    return Gates(gate, hidden)
 
 
 @_scan_op.register_fake

@@ -6,6 +6,7 @@
 All maps are (B, H, W, P, D), one path p of the P after the other.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 from torch import Tensor
@@ -31,6 +32,7 @@ class Mode(NamedTuple):
     candidate: str
 
     @classmethod
+    @cache
     def of(cls, paths: str, candidate: str) -> 'Mode':
         """Read paths as the operator takes them, 'row,column_reverse'."""
         return cls(tuple(PATHS[path] for path in paths.split(',')), candidate)
