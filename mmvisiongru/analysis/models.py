@@ -1,6 +1,8 @@
 """Models to measure, by the name of a config, of a model of mmpretrain or mmseg, or of a backbone."""
 
 import re
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -29,6 +31,11 @@ COMPARED = {
     'Swin-T': 'swin-tiny_16xb64_in1k',
     'DeiT-S': 'deit-small_4xb256_in1k',
 }
+# What --dtype takes: autocast to the dtype; with '-weights' the model itself is converted, for inference.
+AUTOCAST = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
+CONVERTED = {f'{name}-weights': AUTOCAST[name] for name in ('bfloat16', 'float16')}
+PRECISIONS = (*AUTOCAST, *CONVERTED)
+PRECISIONS_HELP = 'other than float32: autocast to it, or run a model whose weights were converted to it'
 
 
 def model_config(name: str) -> Config:
@@ -101,11 +108,21 @@ def forward(model: nn.Module, x: Tensor):
     return model(x, mode='tensor') if isinstance(model, BaseModel) else model(x)
 
 
-def inference(model: nn.Module, x: Tensor):
-    """:func:`forward` as in deployment: evaluation mode, no gradients."""
+def inference(model: nn.Module, x: Tensor, context: AbstractContextManager | None = None):
+    """:func:`forward` as in deployment: evaluation mode, no gradients, in a context such as autocast."""
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), context or nullcontext():
         return forward(model, x)
+
+
+def in_precision(
+    model: nn.Module, x: Tensor, precision: str
+) -> tuple[nn.Module, Tensor, AbstractContextManager]:
+    """A model and its input in one of PRECISIONS, and the context to call it in."""
+    if dtype := CONVERTED.get(precision):
+        return deepcopy(model).to(dtype), x.to(dtype), nullcontext()
+    dtype = AUTOCAST[precision]
+    return model, x, torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32)
 
 
 def _backbone_config(kind: str, arch: str) -> Config:

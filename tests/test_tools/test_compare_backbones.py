@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from mmpretrain.apis import list_models
 
 from mmvisiongru.analysis.flops import count
@@ -37,6 +38,26 @@ def test_rows_are_counted_measured_or_quoted(page):
     assert '| 12.34 | nowhere |' in text
     assert '| Vim-S | 224x224 | 26.0 |  | not available |  |  | 80.5 | README of hustvl/Vim |' in text
     assert set(compare_backbones.QUOTED['classification']) < set(rows)
+
+
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'bfloat16-weights'])
+def test_both_models_run_in_the_dtype_that_the_page_names(tmp_path, monkeypatch, precision):
+    seen = set()
+    monkeypatch.setattr(compare_backbones, 'MODELS', dict(classification={'first': PICO, 'second': ATTO}))
+    monkeypatch.setattr(compare_backbones, 'QUOTED', dict(classification={}))
+    monkeypatch.setattr(compare_backbones, 'image_size', lambda key: (32, 32))
+    monkeypatch.setattr(compare_backbones, 'quoted_accuracy', lambda key, task: (12.34, 'nowhere'))
+
+    def watched(model, x):
+        seen.add((next(model.parameters()).dtype, x.dtype, torch.is_autocast_enabled('cpu')))
+        return model(x)
+
+    monkeypatch.setattr('mmvisiongru.analysis.models.forward', watched)
+    arguments = ['--out', str(tmp_path / 'page'), '--repeats', '1', '--device', 'cpu', '--dtype', precision]
+    compare_backbones.main(arguments)
+    assert f'dtype {precision}' in (tmp_path / 'page.md').read_text()
+    weights = torch.bfloat16 if precision == 'bfloat16-weights' else torch.float32
+    assert seen == {(weights, weights, precision == 'bfloat16')}
 
 
 def test_models_exist_and_their_accuracy_is_quoted():

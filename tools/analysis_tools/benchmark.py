@@ -16,7 +16,7 @@ on a busy machine.
 import argparse
 import json
 import os.path as osp
-from copy import deepcopy
+from functools import partial
 from logging import ERROR
 
 import torch
@@ -25,13 +25,17 @@ from rich.console import Console
 from rich.table import Table
 
 from mmvisiongru.analysis import measure
-from mmvisiongru.analysis.models import build_model, forward
+from mmvisiongru.analysis.models import (
+    CONVERTED,
+    PRECISIONS,
+    PRECISIONS_HELP,
+    build_model,
+    forward,
+    in_precision,
+    inference,
+)
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
-
-# Autocast to the dtype; with '-weights' the model itself is converted, for inference.
-DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
-CONVERTED = {f'{name}-weights': DTYPES[name] for name in ('bfloat16', 'float16')}
 
 
 def parse_args(argv=None):
@@ -46,9 +50,9 @@ def parse_args(argv=None):
     parser.add_argument(
         '--dtype',
         nargs='+',
-        choices=[*DTYPES, *CONVERTED],
+        choices=PRECISIONS,
         default=['float32'],
-        help='other than float32: autocast to it, or run a model whose weights were converted to it',
+        help=PRECISIONS_HELP,
     )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--backend', default='auto', help='backend of the scan of VisionGRU and VRWKV')
@@ -62,18 +66,8 @@ def parse_args(argv=None):
 
 def runnables(model, x, precision: str, mode) -> dict:
     """Functions to time: one inference pass, one training step (forward, backward, AdamW)."""
-    if precision in CONVERTED:
-        dtype = CONVERTED[precision]
-        model, x = deepcopy(model).to(dtype), x.to(dtype)
-    else:
-        dtype = DTYPES[precision]
-    autocast = torch.autocast(x.device.type, dtype, enabled=precision in DTYPES and dtype != torch.float32)
+    model, x, autocast = in_precision(model, x, precision)
     optimizer = torch.optim.AdamW(model.parameters())
-
-    def inference():
-        model.eval()
-        with torch.inference_mode(), autocast:
-            return forward(model, x)
 
     def train():
         model.train()
@@ -84,7 +78,7 @@ def runnables(model, x, precision: str, mode) -> dict:
         optimizer.step()
         optimizer.zero_grad()
 
-    both = dict(inference=inference, train=train)
+    both = dict(inference=partial(inference, model, x, autocast), train=train)
     return both if mode == 'both' else {mode: both[mode]}
 
 

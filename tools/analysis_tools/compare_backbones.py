@@ -1,7 +1,7 @@
 """Tables I and II of the paper: VisionGRU and its competitors, counted and measured here.
 
     python tools/analysis_tools/compare_backbones.py --out docs/comparison
-    python tools/analysis_tools/compare_backbones.py --out docs/comparison_gpu --device cuda
+    python tools/analysis_tools/compare_backbones.py --out docs/comparison_gpu --device cuda --dtype bfloat16
 
 Writes OUT.json and OUT.md. Parameters and FLOPs are counted; time and memory of inference at batch 1 are
 measured. Each model takes turns with VisionGRU-tiny at the same size, so their ratio holds even on a busy
@@ -21,7 +21,15 @@ from mmengine.logging import MMLogger
 
 from mmvisiongru.analysis import measure
 from mmvisiongru.analysis.flops import count
-from mmvisiongru.analysis.models import build_model, image_size, inference, reported_results
+from mmvisiongru.analysis.models import (
+    PRECISIONS,
+    PRECISIONS_HELP,
+    build_model,
+    image_size,
+    in_precision,
+    inference,
+    reported_results,
+)
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 # The first model of a task is the one that the others take turns with.
@@ -92,14 +100,14 @@ def quoted_accuracy(key: str, task: str) -> tuple[float | None, str]:
     )
 
 
-def measure_model(name: str, task: str, reference, device, repeats: int) -> dict:
+def measure_model(name: str, task: str, reference, device, precision: str, repeats: int) -> dict:
     """Count and measure one model, the latter in turns with the reference."""
     key = MODELS[task][name]
     model, size = build_model(key), image_size(key)
     x = torch.randn(1, 3, *size, device=device)
     runs = dict(
-        this=partial(inference, model.to(device), x),
-        reference=partial(inference, reference, x),
+        this=partial(inference, *in_precision(model.to(device), x, precision)),
+        reference=partial(inference, *in_precision(reference, x, precision)),
     )
     memory = measure.peak_memory(runs['this'], device)
     times = {run: measure.median(t) for run, t in measure.interleaved_times(runs, device, repeats).items()}
@@ -126,7 +134,7 @@ def quoted_rows(task: str) -> list[dict]:
     return rows
 
 
-def compare(device: torch.device, repeats: int) -> list[dict]:
+def compare(device: torch.device, precision: str, repeats: int) -> list[dict]:
     """Rows of both tables."""
     rows = []
     with measure.progress_bar() as bar:
@@ -135,7 +143,7 @@ def compare(device: torch.device, repeats: int) -> list[dict]:
             reference = build_model(next(iter(models.values()))).to(device)
             for name in models:
                 bar.update(progress, description=name)
-                rows.append(measure_model(name, task, reference, device, repeats))
+                rows.append(measure_model(name, task, reference, device, precision, repeats))
                 bar.advance(progress)
             rows += quoted_rows(task)
     return rows
@@ -192,6 +200,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', default='work_dirs/comparison', help='write OUT.json and OUT.md')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--dtype', choices=PRECISIONS, default='float32', help=PRECISIONS_HELP)
     parser.add_argument(
         '--repeats', type=int, default=5, help='timed runs of each model, after one to warm up'
     )
@@ -203,8 +212,8 @@ def main(argv=None):
     args = parse_args(argv)
     MMLogger.get_instance('mmengine', log_level=ERROR)
     device, out = torch.device(args.device), Path(args.out)
-    rows = compare(device, args.repeats)
-    machine = measure.describe_machine(device) | dict(dtype='float32', repeats=args.repeats)
+    rows = compare(device, args.dtype, args.repeats)
+    machine = measure.describe_machine(device) | dict(dtype=args.dtype, repeats=args.repeats)
     out.parent.mkdir(parents=True, exist_ok=True)
     page = markdown(rows, machine)
     (out.parent / f'{out.name}.json').write_text(json.dumps(dict(machine=machine, rows=rows), indent=1))
