@@ -14,26 +14,32 @@ A reading order is a matter of addresses: the number of a token is computed from
 
 # ruff: noqa: N803 (constants of a kernel and sizes are upper case)
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
-# Numbers that change from map to map: a value of theirs must not make a kernel of its own.
+# Numbers that change from map to map: a value of theirs must not make a kernel of its own. They are arguments
+# one by one, because in a tuple Triton (3.3 to 3.9) makes a kernel for each that is 1 or divisible by 16,
+# whatever do_not_specialize says. Nor are constants in a tuple: hashing them takes time in every launch.
 SHAPES = ('L', 'W', 'magic', 'shift', 'chunk', 'chunks')
+
+
+class Place(NamedTuple):
+    """What a program works on: image, path, channels (1, LANES), those that there are, and reading order."""
+
+    image: tl.tensor
+    path: tl.tensor
+    channel: tl.tensor
+    valid: tl.tensor
+    order: tuple
 
 
 @triton.jit
 def locate(
-    L,
-    W,
-    magic,
-    shift,
-    D,
-    P: tl.constexpr,
-    COLUMN: tl.constexpr,
-    REVERSE: tl.constexpr,
-    LANES: tl.constexpr,
+    L, W, magic, shift, D, P: tl.constexpr, COLUMN: tl.constexpr, REVERSE: tl.constexpr, LANES: tl.constexpr
 ):
-    """Image, path, channels (1, LANES) and reading order of this program."""
+    """Place of this program."""
     blocks = tl.cdiv(D, LANES)
     sequence = tl.program_id(0) // blocks
     channel = tl.program_id(0) % blocks * LANES + tl.arange(0, LANES)[None, :]
@@ -42,7 +48,19 @@ def locate(
     reverse = (REVERSE >> path) & 1
     # A row path is a column path over a map of height infinity, where time // H = 0.
     order = (reverse * (L - 1), 1 - 2 * reverse, L // W, 1 + column * (W - 1), column * magic, shift)
-    return (sequence // P).to(tl.int64), path.to(tl.int64), channel, order
+    return Place((sequence // P).to(tl.int64), path.to(tl.int64), channel, channel < D, order)
+
+
+@triton.jit
+def start(pointer, strides, place):
+    """Address of the token 0 of a map (B, H, W, P, D) with ``strides`` of image, token and path."""
+    return pointer + (place.image * strides.image + place.path * strides.path + place.channel)
+
+
+@triton.jit
+def start_dense(pointer, L, P, D, place):
+    """As :func:`start` in a dense map."""
+    return pointer + (place.image * L * P * D + place.path * D + place.channel)
 
 
 @triton.jit
@@ -67,12 +85,12 @@ def at(pointer, stride, time, step: tl.constexpr, order, COLUMN: tl.constexpr):
 
 
 @triton.jit
-def load(pointer, stride, time, end, valid, fill, order, COLUMN: tl.constexpr, STEPS: tl.constexpr):
+def load(pointer, stride, time, end, place, fill, COLUMN: tl.constexpr, STEPS: tl.constexpr):
     """STEPS tokens from ``time`` (ROWS, 1) on, as a tuple of (ROWS, LANES); ``fill`` from ``end`` on."""
     steps = ()
     for i in tl.static_range(STEPS):
-        here = at(pointer, stride, time, i, order, COLUMN)
-        steps += (tl.load(here, mask=(time + i < end) & valid, other=fill),)
+        here = at(pointer, stride, time, i, place.order, COLUMN)
+        steps += (tl.load(here, mask=(time + i < end) & place.valid, other=fill),)
     return steps
 
 
@@ -115,15 +133,7 @@ def enter(states, row, lane, valid, chunks, lanes, CHUNKED: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=SHAPES)
-def chunk_states(
-    sums,
-    first,
-    lanes,
-    chunks,
-    STEPS: tl.constexpr,
-    ROWS: tl.constexpr,
-    LANES: tl.constexpr,
-):
+def chunk_states(sums, first, lanes, chunks, STEPS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
     """Replace the add of each chunk in sums (2, chunks, lanes) by the state that enters it."""
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)[None, :]
     valid = lane < lanes

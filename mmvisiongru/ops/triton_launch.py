@@ -192,19 +192,27 @@ def launch(shape: torch.Size, paths: tuple[Path, ...], backward: bool, processor
     return grid, dict(arguments, num_warps=how.warps, **limit, **OPTIONS)
 
 
-def strides(x: Tensor) -> tuple[int, int, int]:
-    """Strides of image, token and path of a map (B, H, W, P, D), 0 where there is only one of them."""
-    B, H, W, P, _ = x.shape
-    b, h, w, p, _ = x.stride()
-    return b if B > 1 else 0, w if W > 1 else h if H > 1 else 0, p if P > 1 else 0
+class Strides(NamedTuple):
+    """Elements from image to image, token to token and path to path of a map (B, H, W, P, D)."""
+
+    image: int
+    token: int
+    path: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> 'Strides':
+        """Those of a map, 0 where there is only one image, token or path."""
+        B, H, W, P, _ = x.shape
+        b, h, w, p, _ = x.stride()
+        return cls(b if B > 1 else 0, w if W > 1 else h if H > 1 else 0, p if P > 1 else 0)
 
 
 def alike(*maps: Tensor) -> tuple:
     """The maps, then the strides they share; copies maps of unlike layouts, which are rare."""
     rows_join = all(1 in x.shape[1:3] or x.stride(1) == x.size(2) * x.stride(2) for x in maps)
-    if not rows_join or len(set(map(strides, maps))) > 1:
+    if not rows_join or len(set(map(Strides.of, maps))) > 1:
         maps = tuple(x.contiguous() for x in maps)
-    return *maps, *strides(maps[0])
+    return *maps, Strides.of(maps[0])
 
 
 def on(device: torch.device):

@@ -17,13 +17,39 @@ OLDER = triton_launch.triton_version() < (3, 9)
 MORE_REGISTERS, MORE_STACK = (16, 128) if OLDER else (0, 0)
 
 
-def cross_compile(kernel, signature, constants, attributes, capability, options):
-    """Compile for a GPU of a capability; constants and attributes by the number of the argument."""
+def cross_compile(kernel, arguments: dict, capability: int, options: dict):
+    """Compile for a GPU of a capability, as a launch with such arguments would.
+
+    ``arguments`` by name: a type ('*bf16') for a tensor, a number, None, or a tuple of such.
+    Tensors and numbers count as multiples of 16, except for numbers that the kernel does not specialize.
+    """
     import triton
 
+    signature, constants, attributes = {}, {}, {}
+    for i, param in enumerate(kernel.params):
+        value = arguments[param.name]
+        if param.is_constexpr:
+            value = triton.language.constexpr(value)
+        kinds = _describe(value, (i,), constants, attributes, not param.do_not_specialize)
+        signature[param.name] = kinds
     source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
     target = triton.backends.compiler.GPUTarget('cuda', capability, 32)
     return triton.compile(source, target=target, options=options)
+
+
+def _describe(value, place: tuple[int, ...], constants: dict, attributes: dict, specialized: bool):
+    """Type of an argument; what is known of its parts goes to ``constants`` and ``attributes`` by place."""
+    import triton
+
+    if isinstance(value, tuple):
+        parts = [_describe(x, (*place, i), constants, attributes, True) for i, x in enumerate(value)]
+        return type(value)(*parts) if hasattr(value, '_fields') else tuple(parts)
+    if value is None or isinstance(value, triton.language.constexpr):
+        constants[place] = getattr(value, 'value', None)
+        return 'constexpr'
+    if specialized:
+        attributes[place] = [['tt.divisibility', 16]]
+    return value if isinstance(value, str) else 'i32'
 
 
 def resources(binary, folder: Path) -> dict[str, int]:

@@ -64,7 +64,6 @@ def run_case(case, guarded):
             super().__init__(x)
             for name in ('delta', 'bonus', 'powers', 'top'):
                 setattr(self, name, guarded.copy(getattr(self, name)))
-            self.inputs = (x.k, x.v, self.top, self.delta)
 
         def enter(self, totals):
             return guarded.copy(super().enter(totals))
@@ -111,21 +110,15 @@ COMPILED = [
 def test_kernels_compile(name, states, registers, stack, tmp_path):
     from mmvisiongru.ops.wkv import triton_kernels
 
-    kernel = getattr(triton_kernels, name)
-    constants = dict(triton_wkv.TILE, MOMENTS=states == 'fp64')
-    types = dict(delta='*fp64', bonus='*fp64', parts='*fp64', states=f'*{states}')
-    types.update(dict.fromkeys(('top', 'powers', 'ratios', 'ratio_states'), '*fp32'))
-    signature, constexprs, attributes = {}, {}, {}
-    for i, argument in enumerate(kernel.arg_names):
-        if argument in constants:
-            signature[argument], constexprs[(i,)] = 'constexpr', constants[argument]
-            continue
-        is_size = argument in ('D', 'L', 'chunks') or argument.endswith(('_b', '_t', '_stride'))
-        signature[argument] = 'i32' if is_size else types.get(argument, '*bf16')
-        if argument not in ('L', 'chunks'):
-            attributes[(i,)] = [['tt.divisibility', 16]]
+    kernel, map_ = getattr(triton_kernels, name), triton_kernels.Map('*bf16', 48, 48)
+    types = dict(bonus='*fp64', parts='*fp64', states=f'*{states}')
+    types.update(dict.fromkeys(('powers', 'ratios', 'ratio_states'), '*fp32'))
+    types.update(dict.fromkeys(('D', 'L', 'chunks', 'kinds_stride', 'ratios_stride'), 48))
+    types.update(x=triton_kernels.Inputs(map_, map_, '*fp32', '*fp64'), grad=map_, MOMENTS=states == 'fp64')
+    types.update(triton_wkv.TILE)
+    arguments = {argument: types.get(argument, '*bf16') for argument in kernel.arg_names}
     options = dict(triton_launch.OPTIONS, num_warps=triton_wkv.TILE['num_warps'])
-    found = resources(cross_compile(kernel, signature, constexprs, attributes, 90, options), tmp_path)
+    found = resources(cross_compile(kernel, arguments, 90, options), tmp_path)
     assert found['REG'] <= min(registers + MORE_REGISTERS, 255)
     assert found['STACK'] <= (stack and stack + MORE_STACK)
     assert found['LOCAL'] == 0

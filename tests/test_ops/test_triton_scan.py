@@ -171,28 +171,19 @@ def launch(shape, paths, backward):
     return grid, dict(arguments, LINEAR=False)
 
 
-def compiled(name, capability, grid_arguments, dtype='bf16', **constants):
-    """Cross-compile a kernel with the arguments of a launch, every pointer and stride a multiple of 16."""
+def compiled(name, capability, launched, **further):
+    """Cross-compile a kernel for bfloat16 with the arguments of a launch."""
     from mmvisiongru.ops import triton_affine
     from mmvisiongru.ops.mingru import triton_kernels
 
     kernel = getattr(triton_affine if name == 'chunk_states' else triton_kernels, name)
-    arguments = dict(grid_arguments, **constants)
-    options = {k: arguments.pop(k) for k in ('num_warps', 'maxnreg') if k in arguments}
-    options |= triton_launch.OPTIONS
-    signature, constexprs, attributes = {}, {}, {}
-    for i, argument in enumerate(kernel.arg_names):
-        if argument in ('states', 'first') and not arguments.get('CHUNKED'):
-            signature[argument], constexprs[(i,)] = 'constexpr', None
-        elif argument.isupper() and argument not in ('D', 'L', 'W'):
-            signature[argument], constexprs[(i,)] = 'constexpr', arguments[argument]
-        elif argument in arguments or 'stride' in argument:
-            signature[argument] = 'i32'
-        else:
-            signature[argument] = '*fp32' if argument in ('states', 'sums') else f'*{dtype}'
-        if signature[argument] != 'constexpr' and argument not in triton_affine.SHAPES:
-            attributes[(i,)] = [['tt.divisibility', 16]]
-    return cross_compile(kernel, signature, constexprs, attributes, capability, options)
+    options = {k: launched[k] for k in ('num_warps', 'maxnreg') if k in launched} | triton_launch.OPTIONS
+    strides = triton_launch.Strides(144, 144, 144)
+    gates, map_ = triton_kernels.Gates('*bf16', '*bf16', strides), triton_kernels.Map('*bf16', strides)
+    arguments = dict(grad='*bf16', h='*bf16', x=gates, gate=map_, value=map_, sums='*fp32', first=None)
+    arguments.update(out=gates if name == 'scan_backward' else '*bf16')
+    arguments.update(states='*fp32' if further.get('CHUNKED') else None, **launched, **further)
+    return cross_compile(kernel, arguments, capability, options)
 
 
 def assert_fits(binary, registers, tmp_path):

@@ -7,10 +7,28 @@ because s_t = dh_t + r_{t+1}. ``triton_affine.py`` says how programs share the w
 
 # ruff: noqa: N803 (constants of a kernel and sizes are upper case)
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
-from ..triton_affine import SHAPES, at, enter, exchange, load, locate, rows
+from ..triton_affine import SHAPES, at, enter, exchange, load, locate, rows, start, start_dense
+from ..triton_launch import Strides
+
+
+class Map(NamedTuple):
+    """A map (B, H, W, P, D) whose channels are contiguous."""
+
+    data: tl.tensor
+    strides: Strides
+
+
+class Gates(NamedTuple):
+    """The pre-activations or their gradients: two maps, which share their strides."""
+
+    gate: tl.tensor
+    hidden: tl.tensor
+    strides: Strides
 
 
 @triton.jit
@@ -41,13 +59,9 @@ def _candidate(x, LINEAR: tl.constexpr):
 
 @triton.jit(do_not_specialize=SHAPES)
 def scan_forward(
-    gate,
-    hidden,
+    x,
     out,
     states,
-    stride_b,
-    stride_t,
-    stride_p,
     D,
     lanes,
     L,
@@ -65,22 +79,21 @@ def scan_forward(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """h from gate and hidden, which share their strides; out is dense."""
-    batch, path, channel, order = locate(L, W, magic, shift, D, P, COLUMN, REVERSE, LANES)
+    """h from x, of Gates; out is dense."""
+    place = locate(L, W, magic, shift, D, P, COLUMN, REVERSE, LANES)
     row, time, end, advance = rows(L, chunk, CHUNKED, STEPS, ROWS)
-    valid = channel < D
-    gate += batch * stride_b + path * stride_p + channel
-    hidden += batch * stride_b + path * stride_p + channel
-    out += batch * L * P * D + path * D + channel
-    lane = (batch * P + path) * D + channel
-    state = enter(states, row, lane, valid, chunks, lanes, CHUNKED)
+    gate, hidden = start(x.gate, x.strides, place), start(x.hidden, x.strides, place)
+    token = x.strides.token
+    out = start_dense(out, L, P, D, place)
+    lane = (place.image * P + place.path) * D + place.channel
+    state = enter(states, row, lane, place.valid, chunks, lanes, CHUNKED)
 
     # A gate of -inf keeps the state: z = 0.
-    gates = load(gate, stride_t, time, end, valid, float('-inf'), order, COLUMN, STEPS)
-    hiddens = load(hidden, stride_t, time, end, valid, 0.0, order, COLUMN, STEPS)
+    gates = load(gate, token, time, end, place, float('-inf'), COLUMN, STEPS)
+    hiddens = load(hidden, token, time, end, place, 0.0, COLUMN, STEPS)
     for _ in range(tl.cdiv(chunk, advance)):
-        next_gates = load(gate, stride_t, time + advance, end, valid, float('-inf'), order, COLUMN, STEPS)
-        next_hiddens = load(hidden, stride_t, time + advance, end, valid, 0.0, order, COLUMN, STEPS)
+        next_gates = load(gate, token, time + advance, end, place, float('-inf'), COLUMN, STEPS)
+        next_hiddens = load(hidden, token, time + advance, end, place, 0.0, COLUMN, STEPS)
         keeps, adds = (), ()
         for i in tl.static_range(STEPS):
             z, keep = _gates(gates[i].to(tl.float32))
@@ -96,29 +109,32 @@ def scan_forward(
             h, state = exchange(keep, add, state, ROWS)
         for i in tl.static_range(STEPS):
             h = keeps[i] * h + adds[i]
-            here = at(out, P * D, time, i, order, COLUMN)
-            tl.store(here, h.to(out.dtype.element_ty), mask=(time + i < end) & valid)
+            here = at(out, P * D, time, i, place.order, COLUMN)
+            tl.store(here, h.to(out.dtype.element_ty), mask=(time + i < end) & place.valid)
         if CHUNKED or ROWS == 1:
             state = h
         time += advance
         gates, hiddens = next_gates, next_hiddens
 
 
+@triton.jit
+def _passed_on(grads, keeps, STEPS: tl.constexpr):
+    """(keep, add) of a row of r_t = keep_t (r_{t+1} + dh_t)."""
+    keep = keeps[0]
+    add = keep * grads[0].to(tl.float32)
+    for i in tl.static_range(1, STEPS):
+        keep *= keeps[i]
+        add = keeps[i] * (add + grads[i].to(tl.float32))
+    return keep, add
+
+
 @triton.jit(do_not_specialize=SHAPES)
 def scan_backward(
     grad,
-    gate,
-    hidden,
+    x,
     h,
-    grad_gate,
-    grad_hidden,
+    out,
     states,
-    stride_b,
-    stride_t,
-    stride_p,
-    grad_stride_b,
-    grad_stride_t,
-    grad_stride_p,
     D,
     lanes,
     L,
@@ -136,33 +152,30 @@ def scan_backward(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Gradients, read from the last token on: REVERSE is the opposite of the forward pass's.
+    """Gradients of x into out, both Gates, read from the last token on; grad and h are dense.
 
-    gate and hidden share their strides, and so do their gradients; grad and h are dense.
+    REVERSE is the opposite of the forward pass's.
     """
-    batch, path, channel, order = locate(L, W, magic, shift, D, P, COLUMN, REVERSE, LANES)
+    place = locate(L, W, magic, shift, D, P, COLUMN, REVERSE, LANES)
     row, time, end, advance = rows(L, chunk, CHUNKED, STEPS, ROWS)
-    valid = channel < D
-    gate += batch * stride_b + path * stride_p + channel
-    hidden += batch * stride_b + path * stride_p + channel
-    grad += batch * L * P * D + path * D + channel
-    h += batch * L * P * D + path * D + channel
-    grad_gate += batch * grad_stride_b + path * grad_stride_p + channel
-    grad_hidden += batch * grad_stride_b + path * grad_stride_p + channel
-    lane = (batch * P + path) * D + channel
-    state = enter(states, row, lane, valid, chunks, lanes, CHUNKED)
+    gate, hidden = start(x.gate, x.strides, place), start(x.hidden, x.strides, place)
+    token = x.strides.token
+    grad, h = start_dense(grad, L, P, D, place), start_dense(h, L, P, D, place)
+    grad_gate, grad_hidden = start(out.gate, out.strides, place), start(out.hidden, out.strides, place)
+    lane = (place.image * P + place.path) * D + place.channel
+    state = enter(states, row, lane, place.valid, chunks, lanes, CHUNKED)
 
-    gates = load(gate, stride_t, time, end, valid, float('-inf'), order, COLUMN, STEPS)
-    grads = load(grad, P * D, time, end, valid, 0.0, order, COLUMN, STEPS)
-    hiddens = load(hidden, stride_t, time, end, valid, 0.0, order, COLUMN, STEPS)
+    gates = load(gate, token, time, end, place, float('-inf'), COLUMN, STEPS)
+    grads = load(grad, P * D, time, end, place, 0.0, COLUMN, STEPS)
+    hiddens = load(hidden, token, time, end, place, 0.0, COLUMN, STEPS)
     # The token before, in the forward pass's order, is the next one in this.
-    befores = load(h, P * D, time + 1, L, valid, 0.0, order, COLUMN, STEPS)
+    befores = load(h, P * D, time + 1, L, place, 0.0, COLUMN, STEPS)
     for _ in range(tl.cdiv(chunk, advance)):
         then = time + advance
-        next_gates = load(gate, stride_t, then, end, valid, float('-inf'), order, COLUMN, STEPS)
-        next_grads = load(grad, P * D, then, end, valid, 0.0, order, COLUMN, STEPS)
-        next_hiddens = load(hidden, stride_t, then, end, valid, 0.0, order, COLUMN, STEPS)
-        next_befores = load(h, P * D, then + 1, L, valid, 0.0, order, COLUMN, STEPS)
+        next_gates = load(gate, token, then, end, place, float('-inf'), COLUMN, STEPS)
+        next_grads = load(grad, P * D, then, end, place, 0.0, COLUMN, STEPS)
+        next_hiddens = load(hidden, token, then, end, place, 0.0, COLUMN, STEPS)
+        next_befores = load(h, P * D, then + 1, L, place, 0.0, COLUMN, STEPS)
         zs, keeps = (), ()
         for i in tl.static_range(STEPS):
             z, keep = _gates(gates[i].to(tl.float32))
@@ -171,25 +184,21 @@ def scan_backward(
         if CHUNKED or ROWS == 1:
             r = state
         else:
-            keep = keeps[0]
-            add = keep * grads[0].to(tl.float32)
-            for i in tl.static_range(1, STEPS):
-                keep *= keeps[i]
-                add = keeps[i] * (add + grads[i].to(tl.float32))
+            keep, add = _passed_on(grads, keeps, STEPS)
             r, state = exchange(keep, add, state, ROWS)
         for i in tl.static_range(STEPS):
-            x = hiddens[i].to(tl.float32)
-            c = _candidate(x, LINEAR)
+            value = hiddens[i].to(tl.float32)
+            c = _candidate(value, LINEAR)
             s = grads[i].to(tl.float32) + r
             r = keeps[i] * s
             d_gate = r * zs[i] * (c - befores[i].to(tl.float32))
             d_hidden = s * zs[i]
             if not LINEAR:
-                d_hidden = tl.where(x >= 0, d_hidden, d_hidden * c * (1 - c))
-            mask = (time + i < end) & valid
-            here = at(grad_gate, grad_stride_t, time, i, order, COLUMN)
+                d_hidden = tl.where(value >= 0, d_hidden, d_hidden * c * (1 - c))
+            mask = (time + i < end) & place.valid
+            here = at(grad_gate, out.strides.token, time, i, place.order, COLUMN)
             tl.store(here, d_gate.to(grad_gate.dtype.element_ty), mask=mask)
-            here = at(grad_hidden, grad_stride_t, time, i, order, COLUMN)
+            here = at(grad_hidden, out.strides.token, time, i, place.order, COLUMN)
             tl.store(here, d_hidden.to(grad_hidden.dtype.element_ty), mask=mask)
         if CHUNKED or ROWS == 1:
             state = r
@@ -202,12 +211,6 @@ def chunk_sums(
     gate,
     value,
     sums,
-    stride_b,
-    stride_t,
-    stride_p,
-    value_stride_b,
-    value_stride_t,
-    value_stride_p,
     D,
     lanes,
     L,
@@ -225,28 +228,27 @@ def chunk_sums(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """(keep, add) of each chunk into sums (2, chunks, lanes); value is hidden, or backward the gradient of h.
+    """(keep, add) of each chunk into sums (2, chunks, lanes), from two Maps.
 
-    Chunks are read from their end, so that the pass which follows finds their beginnings in the L2 cache.
+    ``value`` is hidden, or backward the gradient of h. Chunks are read from their end, so that the pass which
+    follows finds their beginnings in the L2 cache.
     """
-    batch, path, channel, order = locate(L, W, magic, shift, D, P, COLUMN, REVERSE, LANES)
+    place = locate(L, W, magic, shift, D, P, COLUMN, REVERSE, LANES)
     row, time, end, _ = rows(L, chunk, True, STEPS, ROWS)
-    valid = channel < D
-    gate += batch * stride_b + path * stride_p + channel
-    value += batch * value_stride_b + path * value_stride_p + channel
+    gate_start, value_start = start(gate.data, gate.strides, place), start(value.data, value.strides, place)
     keep = tl.full((ROWS, LANES), 1, tl.float32)
     add = tl.zeros((ROWS, LANES), tl.float32)
 
     tiles = tl.cdiv(chunk, STEPS)
     time += (tiles - 1) * STEPS
-    gates = load(gate, stride_t, time, end, valid, float('-inf'), order, COLUMN, STEPS)
-    values = load(value, value_stride_t, time, end, valid, 0.0, order, COLUMN, STEPS)
-    for tile in range(tiles):
+    gates = load(gate_start, gate.strides.token, time, end, place, float('-inf'), COLUMN, STEPS)
+    values = load(value_start, value.strides.token, time, end, place, 0.0, COLUMN, STEPS)
+    for n in range(tiles):
         time -= STEPS
         # After the last tile the time of row 0 is -STEPS, and no token may pass for one of the sequence.
-        more = tl.where(tile + 1 < tiles, end, -STEPS)
-        next_gates = load(gate, stride_t, time, more, valid, float('-inf'), order, COLUMN, STEPS)
-        next_values = load(value, value_stride_t, time, more, valid, 0.0, order, COLUMN, STEPS)
+        more = tl.where(n + 1 < tiles, end, -STEPS)
+        next_gates = load(gate_start, gate.strides.token, time, more, place, float('-inf'), COLUMN, STEPS)
+        next_values = load(value_start, value.strides.token, time, more, place, 0.0, COLUMN, STEPS)
         for i in tl.static_range(1, STEPS + 1):
             z, kept = _gates(gates[STEPS - i].to(tl.float32))
             x = values[STEPS - i].to(tl.float32)
@@ -257,7 +259,7 @@ def chunk_sums(
                 add += keep * z * _candidate(x, LINEAR)
                 keep *= kept
         gates, values = next_gates, next_values
-    lane = (batch * P + path) * D + channel
+    lane = (place.image * P + place.path) * D + place.channel
     here = sums + row.to(tl.int64) * lanes + lane
-    tl.store(here, keep, mask=(row < chunks) & valid)
-    tl.store(here + chunks.to(tl.int64) * lanes, add, mask=(row < chunks) & valid)
+    tl.store(here, keep, mask=(row < chunks) & place.valid)
+    tl.store(here + chunks.to(tl.int64) * lanes, add, mask=(row < chunks) & place.valid)

@@ -13,19 +13,82 @@ future, and for the slopes by w their moments, sum d e^{-w d} z.
 
 # ruff: noqa: N803 (constants of a kernel and sizes are upper case)
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ..triton_affine import at, load, locate, rows
 
 
+class Map(NamedTuple):
+    """A tensor (B, L, D) whose channels are contiguous: where it is, and its strides."""
+
+    data: tl.tensor
+    image: int
+    token: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> 'Map':
+        """The tensor as an argument of a kernel."""
+        return cls(x, *x.stride()[:2])
+
+
+class Inputs(NamedTuple):
+    """What all kernels read: keys, values, the largest key (B, D) and 1 - e^{-w}, (D)."""
+
+    key: Map
+    value: Map
+    top: tl.tensor
+    delta: tl.tensor
+
+
+class Place(NamedTuple):
+    """Where a program works: image, channels (1, LANES), reading order, times (ROWS, 1), masks, states."""
+
+    image: tl.tensor
+    channel: tl.tensor
+    order: tuple
+    time: tl.tensor
+    end: tl.tensor
+    valid: tl.tensor
+    state: tl.tensor
+    kept: tl.tensor
+
+
 @triton.jit
 def _place(L, D, chunks, STEPS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
-    """Image, channels (1, LANES), reading order, times (ROWS, 1), masks, and where the states are."""
-    image, _, channel, order = locate(L, L, 0, 0, D, 1, 0, 0, LANES)
+    found = locate(L, L, 0, 0, D, 1, 0, 0, LANES)
     row, time, end, _ = rows(L, STEPS, True, STEPS, ROWS)
-    state = (image * chunks + row) * 2 * D + channel
-    return image, channel, order, time, end, channel < D, state, (row < chunks) & (channel < D)
+    state = (found.image * chunks + row) * 2 * D + found.channel
+    kept = (row < chunks) & found.valid
+    return Place(found.image, found.channel, found.order, time, end, found.valid, state, kept)
+
+
+@triton.jit
+def _start(x: Map, place: Place):
+    """Address of the first token of the image, in the channels of the program."""
+    return x.data + place.image * x.image + place.channel
+
+
+@triton.jit
+def _tokens(start, stride, place: Place, fill, STEPS: tl.constexpr):
+    """The tokens of the chunks, as a tuple of (ROWS, LANES); ``fill`` after the last one."""
+    return load(start, stride, place.time, place.end, place, fill, 0, STEPS)
+
+
+@triton.jit
+def _channels(x, place: Place):
+    """A number for each channel, of (D)."""
+    return tl.load(x + place.channel, mask=place.valid, other=0.0)
+
+
+@triton.jit
+def _inputs(x: Inputs, place: Place, STEPS: tl.constexpr):
+    """Keys and values of the chunks."""
+    keys = _tokens(_start(x.key, place), x.key.token, place, float('-inf'), STEPS)
+    return keys, _tokens(_start(x.value, place), x.value.token, place, 0.0, STEPS)
 
 
 @triton.jit
@@ -97,21 +160,22 @@ def _mix_with_slopes(z, bonus, delta, past, future, past_moment, future_moment, 
 
 
 @triton.jit
-def _read(states, kind, state, kinds_stride, half, mask):
-    return tl.load(states + kind * kinds_stride.to(tl.int64) + state + half, mask=mask, other=0.0)
+def _entered(states, kinds_stride, place: Place, kind, half):
+    return tl.load(states + kind * kinds_stride.to(tl.int64) + place.state + half, mask=place.kept, other=0.0)
+
+
+@triton.jit
+def _mixed(z, entering, kinds_stride, place: Place, half, bonus, delta, powers, STEPS: tl.constexpr):
+    """K[z], given what enters the chunks, of which z is the first (half 0) or the second (half D)."""
+    past = _entered(entering, kinds_stride, place, 0, half)
+    future = _entered(entering, kinds_stride, place, 1, half)
+    return _mix(z, bonus, delta, powers, past, future, STEPS)
 
 
 @triton.jit(do_not_specialize=['L', 'chunks'])
 def totals(
-    key,
-    value,
-    top,
-    delta,
+    x,
     states,
-    key_b,
-    key_t,
-    value_b,
-    value_t,
     D,
     L,
     chunks,
@@ -122,40 +186,33 @@ def totals(
     LANES: tl.constexpr,
 ):
     """Totals of the pair [x v, x] of each chunk, with MOMENTS in float64."""
-    image, channel, order, time, end, valid, state, kept = _place(L, D, chunks, STEPS, ROWS, LANES)
-    keys = load(key + image * key_b + channel, key_t, time, end, valid, float('-inf'), order, 0, STEPS)
-    values = load(value + image * value_b + channel, value_t, time, end, valid, 0.0, order, 0, STEPS)
-    highest = tl.load(top + image * D + channel, mask=valid, other=0.0)
-    off = tl.load(delta + channel, mask=valid, other=0.0).to(states.dtype.element_ty)
-    pair = _pair(keys, values, highest, STEPS)
+    place = _place(L, D, chunks, STEPS, ROWS, LANES)
+    keys, values = _inputs(x, place, STEPS)
+    top = _channels(x.top + place.image * D, place)
+    pair = _pair(keys, values, top, STEPS)
+    delta = _channels(x.delta, place).to(states.dtype.element_ty)
     for half in tl.static_range(2):
-        found = _moments(pair[half], off, STEPS) if MOMENTS else _total(pair[half], off, STEPS)
+        found = _moments(pair[half], delta, STEPS) if MOMENTS else _total(pair[half], delta, STEPS)
         for kind in tl.static_range(4 if MOMENTS else 2):
-            tl.store(states + kind * kinds_stride.to(tl.int64) + state + half * D, found[kind], mask=kept)
+            here = states + kind * kinds_stride.to(tl.int64) + place.state + half * D
+            tl.store(here, found[kind], mask=place.kept)
 
 
 @triton.jit
-def _powers(powers, channel, D, valid, STEPS: tl.constexpr):
+def _powers(powers, place: Place, D, STEPS: tl.constexpr):
     steps = ()
     for i in tl.static_range(STEPS):
-        steps += (tl.load(powers + i * D + channel, mask=valid, other=0.0),)
+        steps += (_channels(powers + i * D, place),)
     return steps
 
 
 @triton.jit(do_not_specialize=['L', 'chunks'])
 def average(
-    key,
-    value,
-    top,
-    delta,
+    x,
     bonus,
     powers,
     states,
     out,
-    key_b,
-    key_t,
-    value_b,
-    value_t,
     D,
     L,
     chunks,
@@ -165,45 +222,32 @@ def average(
     LANES: tl.constexpr,
 ):
     """y = K[x v] / K[x] into ``out``, which is dense."""
-    image, channel, order, time, end, valid, state, kept = _place(L, D, chunks, STEPS, ROWS, LANES)
-    keys = load(key + image * key_b + channel, key_t, time, end, valid, float('-inf'), order, 0, STEPS)
-    values = load(value + image * value_b + channel, value_t, time, end, valid, 0.0, order, 0, STEPS)
-    highest = tl.load(top + image * D + channel, mask=valid, other=0.0)
-    off = tl.load(delta + channel, mask=valid, other=0.0).to(tl.float32)
-    own = tl.load(bonus + channel, mask=valid, other=0.0).to(tl.float32)
-    steps = _powers(powers, channel, D, valid, STEPS)
-    products, weights = _pair(keys, values, highest, STEPS)
-    past = _read(states, 0, state, kinds_stride, 0, kept)
-    future = _read(states, 1, state, kinds_stride, 0, kept)
-    numerators = _mix(products, own, off, steps, past, future, STEPS)
-    past = _read(states, 0, state, kinds_stride, D, kept)
-    future = _read(states, 1, state, kinds_stride, D, kept)
-    denominators = _mix(weights, own, off, steps, past, future, STEPS)
-    out += image * L * D + channel
+    place = _place(L, D, chunks, STEPS, ROWS, LANES)
+    keys, values = _inputs(x, place, STEPS)
+    top = _channels(x.top + place.image * D, place)
+    products, weights = _pair(keys, values, top, STEPS)
+    delta = _channels(x.delta, place).to(tl.float32)
+    own = _channels(bonus, place).to(tl.float32)
+    steps = _powers(powers, place, D, STEPS)
+    numerators = _mixed(products, states, kinds_stride, place, 0, own, delta, steps, STEPS)
+    denominators = _mixed(weights, states, kinds_stride, place, D, own, delta, steps, STEPS)
+    out += place.image * L * D + place.channel
     for i in tl.static_range(STEPS):
         y = numerators[i] / denominators[i]
-        here = at(out, D, time, STEPS - 1 - i, order, 0)
-        tl.store(here, y.to(out.dtype.element_ty), mask=(time + STEPS - 1 - i < end) & valid)
+        here = at(out, D, place.time, STEPS - 1 - i, place.order, 0)
+        inside = (place.time + STEPS - 1 - i < place.end) & place.valid
+        tl.store(here, y.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=['L', 'chunks'])
 def adjoint(
     grad,
-    key,
-    value,
-    top,
-    delta,
+    x,
     bonus,
     states,
     ratios,
     parts,
     ratio_states,
-    grad_b,
-    grad_t,
-    key_b,
-    key_t,
-    value_b,
-    value_t,
     D,
     L,
     chunks,
@@ -214,70 +258,63 @@ def adjoint(
     LANES: tl.constexpr,
 ):
     """[r, r y] into ``ratios`` (2, B, L, D), their totals, and what each chunk adds to dw and du."""
-    image, channel, order, time, end, valid, state, kept = _place(L, D, chunks, STEPS, ROWS, LANES)
-    keys = load(key + image * key_b + channel, key_t, time, end, valid, float('-inf'), order, 0, STEPS)
-    values = load(value + image * value_b + channel, value_t, time, end, valid, 0.0, order, 0, STEPS)
-    highest = tl.load(top + image * D + channel, mask=valid, other=0.0)
-    off = tl.load(delta + channel, mask=valid, other=0.0)
-    own = tl.load(bonus + channel, mask=valid, other=0.0)
-    products, weights = _pair(keys, values, highest, STEPS)
+    place = _place(L, D, chunks, STEPS, ROWS, LANES)
+    keys, values = _inputs(x, place, STEPS)
+    top = _channels(x.top + place.image * D, place)
+    products, weights = _pair(keys, values, top, STEPS)
+    delta, own = _channels(x.delta, place), _channels(bonus, place)
     entered = ()
     for n in tl.static_range(8):
-        entered += (_read(states, n % 4, state, kinds_stride, n // 4 * D, kept),)
+        entered += (_entered(states, kinds_stride, place, n % 4, n // 4 * D),)
     numerators, slopes = _mix_with_slopes(
-        products, own, off, entered[0], entered[1], entered[2], entered[3], STEPS
+        products, own, delta, entered[0], entered[1], entered[2], entered[3], STEPS
     )
     denominators, weight_slopes = _mix_with_slopes(
-        weights, own, off, entered[4], entered[5], entered[6], entered[7], STEPS
+        weights, own, delta, entered[4], entered[5], entered[6], entered[7], STEPS
     )
-    grad += image * grad_b + channel
-    ratios += image * L * D + channel
+    start = _start(grad, place)
+    ratios += place.image * L * D + place.channel
     dw = tl.zeros((ROWS, LANES), tl.float64)
     du = tl.zeros((ROWS, LANES), tl.float64)
     rs, ss = (), ()
     for i in tl.static_range(STEPS):
-        inside = (time + STEPS - 1 - i < end) & valid
+        inside = (place.time + STEPS - 1 - i < place.end) & place.valid
         y = numerators[i] / denominators[i]
         # Read where it is used: the registers are full.
-        g = tl.load(at(grad, grad_t, time, STEPS - 1 - i, order, 0), mask=inside, other=0.0)
+        here = at(start, grad.token, place.time, STEPS - 1 - i, place.order, 0)
+        g = tl.load(here, mask=inside, other=0.0)
         # After the last token nothing may count.
         r = tl.where(inside, g.to(tl.float64) / denominators[i], 0.0)
         y = tl.where(inside, y, 0.0)
         dw -= r * (slopes[i] - y * weight_slopes[i])
-        x = weights[STEPS - 1 - i].to(tl.float64)
-        du += r * (products[STEPS - 1 - i].to(tl.float64) - y * x)
-        here = at(ratios, D, time, STEPS - 1 - i, order, 0)
+        weight = weights[STEPS - 1 - i].to(tl.float64)
+        du += r * (products[STEPS - 1 - i].to(tl.float64) - y * weight)
+        here = at(ratios, D, place.time, STEPS - 1 - i, place.order, 0)
         rs += (r.to(tl.float32),)
         ss += ((r * y).to(tl.float32),)
         tl.store(here, rs[i], mask=inside)
         tl.store(here + ratios_stride, ss[i], mask=inside)
     # They were read from the last token on, so that past and future are each other's.
-    r_future, r_past = _total(rs, off.to(tl.float32), STEPS)
-    s_future, s_past = _total(ss, off.to(tl.float32), STEPS)
-    tl.store(ratio_states + state, r_past, mask=kept)
-    tl.store(ratio_states + state + D, s_past, mask=kept)
-    tl.store(ratio_states + kinds_stride + state, r_future, mask=kept)
-    tl.store(ratio_states + kinds_stride + state + D, s_future, mask=kept)
-    tl.store(parts + state, dw, mask=kept)
-    tl.store(parts + state + D, du * own, mask=kept)
+    r_future, r_past = _total(rs, delta.to(tl.float32), STEPS)
+    s_future, s_past = _total(ss, delta.to(tl.float32), STEPS)
+    ratio_states += place.state
+    tl.store(ratio_states, r_past, mask=place.kept)
+    tl.store(ratio_states + D, s_past, mask=place.kept)
+    tl.store(ratio_states + kinds_stride, r_future, mask=place.kept)
+    tl.store(ratio_states + kinds_stride + D, s_future, mask=place.kept)
+    tl.store(parts + place.state, dw, mask=place.kept)
+    tl.store(parts + place.state + D, du * own, mask=place.kept)
 
 
 @triton.jit(do_not_specialize=['L', 'chunks'])
 def gradients(
-    key,
-    value,
-    top,
-    delta,
+    x,
     bonus,
     powers,
     ratios,
     ratio_states,
     grad_key,
     grad_value,
-    key_b,
-    key_t,
-    value_b,
-    value_t,
     D,
     L,
     chunks,
@@ -288,30 +325,25 @@ def gradients(
     LANES: tl.constexpr,
 ):
     """dv = x K[r] and dk = x (v K[r] - K[r y]), dense."""
-    image, channel, order, time, end, valid, state, kept = _place(L, D, chunks, STEPS, ROWS, LANES)
-    keys = load(key + image * key_b + channel, key_t, time, end, valid, float('-inf'), order, 0, STEPS)
-    values = load(value + image * value_b + channel, value_t, time, end, valid, 0.0, order, 0, STEPS)
-    ratios += image * L * D + channel
-    rs = load(ratios, D, time, end, valid, 0.0, order, 0, STEPS)
-    ss = load(ratios + ratios_stride, D, time, end, valid, 0.0, order, 0, STEPS)
-    highest = tl.load(top + image * D + channel, mask=valid, other=0.0)
-    off = tl.load(delta + channel, mask=valid, other=0.0).to(tl.float32)
-    own = tl.load(bonus + channel, mask=valid, other=0.0).to(tl.float32)
-    steps = _powers(powers, channel, D, valid, STEPS)
-    past = _read(ratio_states, 0, state, kinds_stride, 0, kept)
-    future = _read(ratio_states, 1, state, kinds_stride, 0, kept)
-    krs = _mix(rs, own, off, steps, past, future, STEPS)
-    past = _read(ratio_states, 0, state, kinds_stride, D, kept)
-    future = _read(ratio_states, 1, state, kinds_stride, D, kept)
-    kss = _mix(ss, own, off, steps, past, future, STEPS)
-    products, weights = _pair(keys, values, highest, STEPS)
-    grad_key += image * L * D + channel
-    grad_value += image * L * D + channel
+    place = _place(L, D, chunks, STEPS, ROWS, LANES)
+    keys, values = _inputs(x, place, STEPS)
+    ratios += place.image * L * D + place.channel
+    rs = _tokens(ratios, D, place, 0.0, STEPS)
+    ss = _tokens(ratios + ratios_stride, D, place, 0.0, STEPS)
+    top = _channels(x.top + place.image * D, place)
+    delta = _channels(x.delta, place).to(tl.float32)
+    own = _channels(bonus, place).to(tl.float32)
+    steps = _powers(powers, place, D, STEPS)
+    krs = _mixed(rs, ratio_states, kinds_stride, place, 0, own, delta, steps, STEPS)
+    kss = _mixed(ss, ratio_states, kinds_stride, place, D, own, delta, steps, STEPS)
+    products, weights = _pair(keys, values, top, STEPS)
+    grad_key += place.image * L * D + place.channel
+    grad_value += place.image * L * D + place.channel
     for i in tl.static_range(STEPS):
-        mask = (time + STEPS - 1 - i < end) & valid
+        inside = (place.time + STEPS - 1 - i < place.end) & place.valid
         dk = products[STEPS - 1 - i] * krs[i] - weights[STEPS - 1 - i] * kss[i]
-        tl.store(at(grad_key, D, time, STEPS - 1 - i, order, 0), dk.to(grad_key.dtype.element_ty), mask=mask)
+        here = at(grad_key, D, place.time, STEPS - 1 - i, place.order, 0)
+        tl.store(here, dk.to(grad_key.dtype.element_ty), mask=inside)
         dv = weights[STEPS - 1 - i] * krs[i]
-        tl.store(
-            at(grad_value, D, time, STEPS - 1 - i, order, 0), dv.to(grad_value.dtype.element_ty), mask=mask
-        )
+        here = at(grad_value, D, place.time, STEPS - 1 - i, place.order, 0)
+        tl.store(here, dv.to(grad_value.dtype.element_ty), mask=inside)

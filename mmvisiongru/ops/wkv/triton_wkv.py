@@ -23,7 +23,7 @@ class _Launch:
     def __init__(self, x: Wkv):
         B, T, C = x.k.shape
         assert T < MAX_TOKENS, f'{T} tokens'
-        self.shape, self.device = x.k.shape, x.k.device
+        self.k, self.v, self.device = x.k, x.v, x.k.device
         self.chunks = -(-T // STEPS)
         self.w = x.w.double()
         self.delta, self.bonus = -torch.expm1(-self.w), x.u.double().exp()
@@ -32,17 +32,21 @@ class _Launch:
         self.powers = torch.exp(-self.w * step).float()
         self.top = x.k.amax(1).float()
         self.grid = (B * -(-C // TILE['LANES']), -(-self.chunks // TILE['ROWS']))
-        self.inputs = (x.k, x.v, self.top, self.delta)
-        self.strides = (*x.k.stride()[:2], *x.v.stride()[:2])
+
+    def inputs(self) -> tuple:
+        """``triton_kernels.Inputs``."""
+        from .triton_kernels import Inputs, Map
+
+        return Inputs(Map.of(self.k), Map.of(self.v), self.top, self.delta)
 
     def states(self, kinds: int, dtype: torch.dtype) -> Tensor:
         """Room for what leaves each chunk: past, future and perhaps their moments."""
-        B, _, C = self.shape
+        B, _, C = self.k.shape
         return torch.empty(kinds, B, self.chunks, 2, C, dtype=dtype, device=self.device)
 
     def sizes(self) -> dict:
         """Arguments of any kernel."""
-        B, T, C = self.shape
+        B, T, C = self.k.shape
         return dict(D=C, L=T, chunks=self.chunks, kinds_stride=B * self.chunks * 2 * C, **TILE, **OPTIONS)
 
     def enter(self, totals: Tensor) -> Tensor:
@@ -71,16 +75,11 @@ def forward(x: Wkv, y: Tensor, distance: str) -> None:
     assert y.is_contiguous()
     launch = _Launch(x)
     totals = launch.states(2, torch.float32)
+    inputs, sizes = launch.inputs(), launch.sizes()
     with on(launch.device):
-        triton_kernels.totals[launch.grid](
-            *launch.inputs, totals, *launch.strides, MOMENTS=False, **launch.sizes()
-        )
-        triton_kernels.average[launch.grid](
-            *launch.inputs,
-            *(launch.bonus, launch.powers, launch.enter(totals), y),
-            *launch.strides,
-            **launch.sizes(),
-        )
+        triton_kernels.totals[launch.grid](inputs, totals, MOMENTS=False, **sizes)
+        entered = launch.enter(totals)
+        triton_kernels.average[launch.grid](inputs, launch.bonus, launch.powers, entered, y, **sizes)
 
 
 def backward(grad: Tensor, x: Wkv, out: Wkv, distance: str) -> None:
@@ -90,20 +89,19 @@ def backward(grad: Tensor, x: Wkv, out: Wkv, distance: str) -> None:
     launch = _Launch(x)
     totals, ratio_totals = launch.states(4, torch.float64), launch.states(2, torch.float32)
     parts = launch.states(1, torch.float64)
-    ratios = torch.empty(2, *launch.shape, dtype=torch.float32, device=launch.device)
-    sizes = dict(launch.sizes(), ratios_stride=ratios[0].numel())
+    ratios = torch.empty(2, *x.k.shape, dtype=torch.float32, device=launch.device)
+    inputs, sizes = launch.inputs(), launch.sizes()
     with on(launch.device):
-        triton_kernels.totals[launch.grid](
-            *launch.inputs, totals, *launch.strides, MOMENTS=True, **launch.sizes()
-        )
+        triton_kernels.totals[launch.grid](inputs, totals, MOMENTS=True, **sizes)
+        sizes['ratios_stride'] = ratios[0].numel()
         triton_kernels.adjoint[launch.grid](
-            *(grad, *launch.inputs, launch.bonus, launch.enter(totals), ratios, parts, ratio_totals),
-            *(*grad.stride()[:2], *launch.strides),
+            *(triton_kernels.Map.of(grad), inputs, launch.bonus),
+            *(launch.enter(totals), ratios, parts, ratio_totals),
             **sizes,
         )
         triton_kernels.gradients[launch.grid](
-            *(*launch.inputs, launch.bonus, launch.powers, ratios, launch.enter(ratio_totals)),
-            *(out.k, out.v, *launch.strides),
+            *(inputs, launch.bonus, launch.powers, ratios, launch.enter(ratio_totals)),
+            *(out.k, out.v),
             **sizes,
         )
     for target, sums in zip((out.w, out.u), parts.sum((0, 1, 2)), strict=True):
