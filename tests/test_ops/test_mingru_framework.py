@@ -85,7 +85,12 @@ def test_second_derivative_is_refused_not_wrong():
     gate, hidden, cotangent = normal(1, 5, 2, dtype=torch.float64)
     gate.requires_grad_()
     (grad,) = torch.autograd.grad(mingru_scan(gate, hidden), gate, cotangent, create_graph=True)
-    with pytest.raises(RuntimeError, match='autograd'):
+    with pytest.raises(RuntimeError, match=r'^the minGRU scan has no second derivative$'):
+        grad.sum().backward()
+    (projected,) = normal(1, 2, 3, 24, dtype=torch.float64, number=1)
+    projected.requires_grad_()
+    (grad,) = torch.autograd.grad(mingru_scan_2d(projected).sum(), projected, create_graph=True)
+    with pytest.raises(RuntimeError, match=r'^the minGRU scan has no second derivative$'):
         grad.sum().backward()
 
 

@@ -15,7 +15,7 @@ from ..backends import Backends, unit_stride
 from ..paths import PATHS, check_paths
 from ..transforms import is_transformed
 from .passes import Gates, Mode
-from .transforms import Scan
+from .transforms import Scan, no_second_derivative
 
 BACKENDS = Backends(
     'scan',
@@ -155,6 +155,8 @@ def _scan_2d_autograd(ctx, grad):
 
 _scan_op.register_autograd(_scan_autograd, setup_context=_scan_setup)
 _scan_2d_op.register_autograd(_scan_2d_autograd, setup_context=_scan_2d_setup)
+_scan_backward_op.register_autograd(no_second_derivative)
+_scan_2d_backward_op.register_autograd(no_second_derivative)
 
 
 @register_flop_formula([torch.ops.mmvisiongru.mingru_scan, torch.ops.mmvisiongru.mingru_scan_2d])

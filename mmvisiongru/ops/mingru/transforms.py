@@ -14,6 +14,8 @@ from torch.autograd import Function
 from ..transforms import refuse
 from .reference import candidate_and_slope
 
+no_second_derivative = refuse('the minGRU scan has no second derivative')
+
 
 def _fold(size: int, in_dims: tuple, args: tuple) -> list:
     """Take the mapped dimension of tensors (..., B, L, D) into the batch."""
@@ -79,7 +81,7 @@ class ScanBackward(Function):
     def setup_context(ctx, inputs, output) -> None:
         """Nothing is kept, as nothing follows."""
 
-    backward = jvp = refuse('the minGRU scan has no second derivative')
+    backward = jvp = staticmethod(no_second_derivative)
 
     @staticmethod
     def vmap(info, in_dims, *args):

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ..backends import Backends, accumulation_dtype, unit_stride
 from ..transforms import is_transformed
 from .passes import Wkv
-from .transforms import BiWkv
+from .transforms import BiWkv, no_second_derivative
 
 _EVERYWHERE = {'torch': 'torch_wkv', 'reference': 'reference'}
 # By distance.
@@ -88,6 +88,7 @@ def _autograd(ctx, grad):
 
 
 _op.register_autograd(_autograd, setup_context=_setup)
+_backward_op.register_autograd(no_second_derivative)
 
 
 @register_flop_formula(torch.ops.mmvisiongru.bi_wkv)

@@ -13,6 +13,8 @@ from torch.autograd import Function
 
 from ..transforms import refuse
 
+no_second_derivative = refuse('bi_wkv has no second derivative')
+
 
 def _into_channels(size: int, in_dims: tuple, args: tuple) -> list:
     """Take the mapped dimension of tensors (..., C) into their channels."""
@@ -88,7 +90,7 @@ class BiWkvBackward(Function):
     def setup_context(ctx, inputs, output) -> None:
         """Nothing is kept, as nothing follows."""
 
-    backward = jvp = refuse('bi_wkv has no second derivative')
+    backward = jvp = staticmethod(no_second_derivative)
 
     @staticmethod
     def vmap(info, in_dims, *args):
