@@ -74,6 +74,18 @@ def library(name: str) -> tuple[ctypes.CDLL | None, str]:
         return None, reason
 
 
+def passes(name: str, prefix: str, **argtypes: list) -> dict:
+    """Functions ``<prefix>_<pass>`` of a library by their pass.
+
+    ctypes refuses a call with arguments missing or of another type.
+    """
+    functions = {}
+    for key, types in argtypes.items():
+        functions[key] = getattr(library(name)[0], f'{prefix}_{key}')
+        functions[key].argtypes, functions[key].restype = types, None
+    return functions
+
+
 def _load(name: str) -> ctypes.CDLL:
     compilers = filter(None, (os.environ.get('CXX'), 'g++', 'clang++', 'c++'))
     compiler = next(filter(None, map(shutil.which, compilers)), None)

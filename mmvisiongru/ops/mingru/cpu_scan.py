@@ -26,13 +26,9 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
 
 @cache
 def _functions() -> dict:
-    """The passes in the library. ctypes refuses a call with arguments missing or of another type."""
     head = [c_int, c_int, Shape, POINTER(c_uint8), POINTER(c_uint8), c_int]
-    functions = {}
-    for name, arguments in dict(forward=[Map, Map, Map, c_void_p], backward=[Map] * 6).items():
-        functions[name] = getattr(native.library(LIBRARY)[0], f'mingru_{name}')
-        functions[name].argtypes, functions[name].restype = head + arguments, None
-    return functions
+    forward, backward = [Map, Map, Map, c_void_p], [Map] * 6
+    return native.passes(LIBRARY, 'mingru', forward=head + forward, backward=head + backward)
 
 
 @cache

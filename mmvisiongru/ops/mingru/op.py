@@ -164,13 +164,10 @@ def _scan_flops(*args, out_shape=None, **kwargs) -> int:
     return FLOPS_PER_ELEMENT * torch.Size(out_shape).numel()
 
 
-@register_flop_formula(torch.ops.mmvisiongru.mingru_scan_backward)
+@register_flop_formula(
+    [torch.ops.mmvisiongru.mingru_scan_backward, torch.ops.mmvisiongru.mingru_scan_2d_backward]
+)
 def _scan_backward_flops(grad_shape, *args, **kwargs) -> int:
-    return 2 * FLOPS_PER_ELEMENT * torch.Size(grad_shape).numel()
-
-
-@register_flop_formula(torch.ops.mmvisiongru.mingru_scan_2d_backward)
-def _scan_2d_backward_flops(grad_shape, *args, **kwargs) -> int:
     return 2 * FLOPS_PER_ELEMENT * torch.Size(grad_shape).numel()
 
 

@@ -45,13 +45,9 @@ def _chunk() -> int:
 
 @cache
 def _functions() -> dict:
-    """The passes in the library. ctypes refuses a call with arguments missing or of another type."""
     head = [c_int, Sizes, c_int, Decay, c_void_p, Map, Map]
-    functions = {}
-    for name, arguments in dict(forward=[Map], backward=[Map] * 5 + [c_void_p]).items():
-        functions[name] = getattr(native.library(LIBRARY)[0], f'bi_wkv_{name}')
-        functions[name].argtypes, functions[name].restype = [*head, *arguments, c_void_p], None
-    return functions
+    forward, backward = [Map, c_void_p], [*[Map] * 5, c_void_p, c_void_p]
+    return native.passes(LIBRARY, 'bi_wkv', forward=head + forward, backward=head + backward)
 
 
 def _map(x: Tensor) -> Map:
