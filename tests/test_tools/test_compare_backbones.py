@@ -14,6 +14,10 @@ from tools.analysis_tools import compare_backbones
 PICO, ATTO = 'mmvisiongru.VisionGRU:pico', 'mmpretrain.ConvNeXt:atto'
 
 
+def a_nanosecond_each_parameter(runs, device, repeats):
+    return {name: [1e-9 * sum(p.numel() for p in run.args[0].parameters())] for name, run in runs.items()}
+
+
 @pytest.fixture
 def page(tmp_path, monkeypatch):
     monkeypatch.setattr(
@@ -23,6 +27,7 @@ def page(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(compare_backbones, 'image_size', lambda key: (64, 64))
     monkeypatch.setattr(compare_backbones, 'quoted_accuracy', lambda key, task: (12.34, 'nowhere'))
+    monkeypatch.setattr(compare_backbones.measure, 'interleaved_times', a_nanosecond_each_parameter)
     compare_backbones.main(['--out', str(tmp_path / 'page'), '--repeats', '2', '--device', 'cpu'])
     return (tmp_path / 'page.md').read_text(), json.loads((tmp_path / 'page.json').read_text())
 
@@ -33,8 +38,9 @@ def test_rows_are_counted_measured_or_quoted(page):
     second = rows['second']
     expected = count(build_model(ATTO).to('meta'), (64, 64))
     assert (second['parameters'], second['macs']) == (expected['parameters'], expected['macs'])
-    assert second['latency_ms'] > 0
-    assert rows['first']['time_ratio'] == pytest.approx(1, abs=0.9)
+    assert second['latency_ms'] == pytest.approx(1e-6 * second['parameters'])
+    assert rows['first']['time_ratio'] == 1
+    assert second['time_ratio'] == pytest.approx(second['parameters'] / rows['first']['parameters'])
     assert '| 12.34 | nowhere |' in text
     assert '| Vim-S | 224x224 | 26.0 |  | not available |  |  | 80.5 | README of hustvl/Vim |' in text
     assert set(compare_backbones.QUOTED['classification']) < set(rows)
