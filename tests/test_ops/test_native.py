@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,24 @@ def own_cache(monkeypatch, tmp_path):
     return tmp_path / 'mmvisiongru'
 
 
+@pytest.fixture(scope='module')
+def built(tmp_path_factory):
+    """The compiled scan."""
+    root = tmp_path_factory.mktemp('cache')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('XDG_CACHE_HOME', str(root))
+        native._load('mingru_scan')
+    (path,) = (root / 'mmvisiongru').iterdir()
+    return path
+
+
+@pytest.fixture
+def path(built, own_cache):
+    """A copy of it in the cache of this test."""
+    own_cache.mkdir()
+    return Path(shutil.copy(built, own_cache))
+
+
 @pytest.mark.parametrize('library', ['mingru_scan', 'bi_wkv'])
 @pytest.mark.parametrize('of_its_own', [True, False])
 def test_a_changed_source_or_header_is_another_library(monkeypatch, tmp_path, library, of_its_own):
@@ -35,9 +54,7 @@ def test_a_changed_source_or_header_is_another_library(monkeypatch, tmp_path, li
 
 
 @pytest.mark.parametrize('damage', ['empty', 'cut', 'flipped'])
-def test_a_damaged_library_is_built_again(own_cache, caplog, damage):
-    native._load('mingru_scan')
-    (path,) = own_cache.iterdir()
+def test_a_damaged_library_is_built_again(path, caplog, damage):
     whole = path.read_bytes()
     flipped = bytes([*whole[:4000], whole[4000] ^ 1, *whole[4001:]])
     path.unlink()
@@ -51,9 +68,7 @@ def test_a_damaged_library_is_built_again(own_cache, caplog, damage):
     assert not caplog.records
 
 
-def test_another_process_builds_a_damaged_library_at_the_same_time(own_cache, monkeypatch):
-    native._load('mingru_scan')
-    (path,) = own_cache.iterdir()
+def test_another_process_builds_a_damaged_library_at_the_same_time(path, monkeypatch):
     whole, look = path.read_bytes(), native._is_whole
     path.unlink()
     path.write_bytes(whole[:1000])
