@@ -15,28 +15,24 @@ from tests.harness.visiongru import SMALL
 
 
 def test_resolves_in_every_scope_without_custom_imports():
+    # A process for each, forked from one that has imported what all of them need.
     code = """
-import sys
-from {library}.registry import MODELS
-assert not any(m.startswith('mmvisiongru') for m in sys.modules)
-model = MODELS.build(dict(type='mmvisiongru.VisionGRU', arch='pico', out_indices=(-1,)))
-print(type(model).__module__, type(model).__name__, model.embed_dims[0])
+import importlib, os, sys
+import mmengine.model, mmengine.registry
+for library in ('mmengine', 'mmseg', 'mmpretrain'):
+    if os.fork() == 0:
+        models = importlib.import_module(library + '.registry').MODELS
+        assert not any(name.startswith('mmvisiongru') for name in sys.modules)
+        model = models.build(dict(type='mmvisiongru.VisionGRU', arch='pico', out_indices=(-1,)))
+        print(library, type(model).__module__, type(model).__name__, model.embed_dims[0])
+        sys.exit()
+    os.wait()
 """
-    libraries = ('mmengine', 'mmseg', 'mmpretrain')
-    running = [
-        subprocess.Popen(
-            [sys.executable, '-c', code.format(library=library)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for library in libraries
-    ]
-    for library, process in zip(libraries, running, strict=True):
-        out, err = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, f'{library}: {err}'
-        assert out.splitlines()[-1] == 'mmvisiongru.models.backbones.visiongru VisionGRU 24', library
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    found = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    built = 'mmvisiongru.models.backbones.visiongru VisionGRU 24'
+    assert found == [['mmengine', built], ['mmseg', built], ['mmpretrain', built]], done.stderr
 
 
 def stages(embed_dims=(8, 16, 32, 64), depths=(1, 1, 1, 1)):

@@ -11,7 +11,7 @@ import torch
 from mmvisiongru.ops import mingru_scan, mingru_scan_2d, runnable_backends
 from mmvisiongru.ops.mingru import cpu_scan, torch_scan
 from mmvisiongru.ops.mingru.op import BACKENDS
-from tests.harness import ROOT
+from tests.harness.children import environment
 from tests.harness.scans import normal
 
 
@@ -121,12 +121,15 @@ class TestErrors:
 
 
 def test_ops_need_torch_only():
-    # In a fresh process: the op is usable where no OpenMMLab library is installed.
+    # In a fresh process: the op is usable where neither Triton nor any OpenMMLab library is installed.
     code = (
-        "import sys; sys.modules.update(dict.fromkeys(['mmengine', 'mmcv', 'mmseg', 'mmpretrain']));"
-        'import torch; from mmvisiongru.ops import mingru_scan;'
+        'import sys;'
+        "sys.modules.update(dict.fromkeys(['triton', 'mmengine', 'mmcv', 'mmseg', 'mmpretrain']));"
+        'import torch; from mmvisiongru.ops import mingru_scan, runnable_backends;'
+        "assert 'triton' not in runnable_backends();"
         'print(mingru_scan(torch.zeros(1, 2, 1), torch.zeros(1, 2, 1)).flatten().tolist())'
     )
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    command, env = [sys.executable, '-c', code], environment(TRITON_INTERPRET='0')
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     # z = 1/2 and g(0) = 1/2: h_1 = 1/4, h_2 = 1/8 + 1/4.
     assert json.loads(done.stdout.splitlines()[-1]) == [0.25, 0.375]
