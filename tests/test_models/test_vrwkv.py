@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -215,6 +216,13 @@ def test_positional_embedding_is_stored_for_a_grid():
 
 
 # ---- the contract
+
+
+def test_a_model_that_has_run_can_be_copied_and_pickled():
+    model, x = small(), image(32, 32)
+    maps = model(x)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x)[0], maps[0])
 
 
 @pytest.mark.parametrize('size', SIZES, ids=str)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvisiongru.ops import bi_wkv
-from mmvisiongru.ops.backends import accumulation_dtype
+from mmvisiongru.ops.backends import Backends, accumulation_dtype
 from mmvisiongru.ops.wkv.op import BACKENDS
 
 from .known import is_plain_inference, is_unchanged
@@ -44,7 +44,7 @@ class SpatialMix(nn.Module):
 
     def __init__(self, dim: int, layer: int, depth: int, key_norm: bool, distance: str, backend: str):
         super().__init__()
-        self.distance, self.backend, self.backends = distance, backend, BACKENDS[distance]
+        self.distance, self.backend = distance, backend
         channel, rise, fall = _positions(dim, layer, depth)
         self.spatial_decay = nn.Parameter(-5 + 8 * (channel / max(dim - 1, 1)) ** (0.7 + 1.3 * rise))
         self.spatial_first = nn.Parameter(torch.log(torch.tensor(0.3)) + ((channel + 1) % 3 - 1) * 0.5)
@@ -55,6 +55,11 @@ class SpatialMix(nn.Module):
             nn.Linear(dim, dim, bias=False) for _ in range(4)
         )
         self.key_norm = nn.LayerNorm(dim) if key_norm else nn.Identity()
+
+    @property
+    def backends(self) -> Backends:
+        """Of Bi-WKV. Not an attribute: with the modules that were imported no model could be copied."""
+        return BACKENDS[self.distance]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
