@@ -53,3 +53,9 @@ def test_model_leaves_the_picture_where_memory_is_not_enough(tmp_path, monkeypat
 def test_vision_rwkv_is_beside_the_other_models():
     assert [*COMPARED] == [*plot_resolution.STYLES] == ['VisionGRU-tiny', 'VRWKV-S', 'Swin-T', 'DeiT-S']
     assert plot_resolution.parse_args([]).sizes[-1] == 2048
+
+
+def test_labels_of_sizes_do_not_run_into_each_other():
+    labels = plot_resolution.tick_labels(plot_resolution.SIZES)
+    assert labels == ['', '', '512²', '', '768²', '1024²', '1248²', '1536²', '2048²']
+    assert plot_resolution.tick_labels([64, 96]) == ['64²', '96²']

@@ -79,6 +79,16 @@ def write_csv(rows: list[dict], machine: dict, path: Path) -> None:
             writer.writerow({k: f'{v:.2f}' if isinstance(v, float) else v for k, v in row.items()})
 
 
+def tick_labels(sizes: list[int]) -> list[str]:
+    """One label per size, empty where it would run into the one before: small sizes stand close on an axis of pixels."""
+    labels, last = [], 0
+    for size in sizes:
+        apart = size**2 - last > 0.05 * sizes[-1] ** 2
+        labels.append(f'{size}²' if apart else '')
+        last = size**2 if apart else last
+    return labels
+
+
 def plot(rows: list[dict], machine: dict, path: Path) -> None:
     """Four panels; markers, dashes and hatches tell the models apart without colour."""
     import matplotlib
@@ -94,7 +104,7 @@ def plot(rows: list[dict], machine: dict, path: Path) -> None:
         bar.set_hatch(STYLES[name]['hatch'])
     axes[0].bar_label(bars, fmt='%.1f', padding=2)
     axes[0].set(ylabel='parameters / million', title='the same at every size')
-    axes[0].tick_params(axis='x', rotation=20)
+    plt.setp(axes[0].get_xticklabels(), rotation=20, ha='right')
     axes[0].margins(y=0.1)
     sizes = sorted({row['size'] for row in rows})
     for axis, (key, label) in zip(axes[1:], PANELS.items(), strict=True):
@@ -104,7 +114,7 @@ def plot(rows: list[dict], machine: dict, path: Path) -> None:
             axis.plot(*zip(*points, strict=True), label=name, markerfacecolor='white', **style)
         # A cost that is linear in the number of pixels is a straight line.
         axis.set(xlabel='pixels', ylabel=label, xlim=(0, None), ylim=(0, None))
-        axis.set_xticks([n * n for n in sizes], [f'{n}²' for n in sizes], rotation=60)
+        axis.set_xticks([n * n for n in sizes], tick_labels(sizes), rotation=60)
         axis.grid(True, alpha=0.3)
     if 1248 in sizes:
         axes[1].plot([1248**2] * 2, list(PAPER.values()), 'kx', markersize=9, label="paper's figure")
