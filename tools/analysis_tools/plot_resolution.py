@@ -80,7 +80,7 @@ def write_csv(rows: list[dict], machine: dict, path: Path) -> None:
 
 
 def tick_labels(sizes: list[int]) -> list[str]:
-    """One label per size, empty where it would run into the one before: small sizes stand close on an axis of pixels."""
+    """One label per size, empty where it would run into the one before: small sizes stand close together."""
     labels, last = [], 0
     for size in sizes:
         apart = size**2 - last > 0.05 * sizes[-1] ** 2
