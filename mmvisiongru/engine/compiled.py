@@ -24,14 +24,18 @@ class CompiledParts:
 
     def __init__(self, model: nn.Module, settings: dict):
         self.parts = dict(_parts(model))
+        # A forward that somebody put on a part itself; the others have that of their class.
+        self._patched = {name: vars(part).get('forward') for name, part in self.parts.items()}
         for part in self.parts.values():
             # Heads are not called by mmseg, their forward is.
             part.forward = partial(_forward, part, part.forward, torch.compile(part.forward, **settings))
 
     def undo(self) -> None:
         """Give the parts their own forward back; a copy of a model would else run the parts of this one."""
-        for part in self.parts.values():
+        for name, part in self.parts.items():
             vars(part).pop('forward', None)
+            if self._patched[name]:
+                part.forward = self._patched[name]
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

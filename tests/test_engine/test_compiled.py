@@ -9,8 +9,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
+from torch import nn
 from torch._dynamo.utils import counters
 
+from mmvisiongru.engine.compiled import CompiledParts
 from tests.harness.children import environment
 from tests.harness.small_runs import SEGMENTATION, TOOLS, make_scenes, write_config
 from tests.harness.toy import finish
@@ -65,6 +67,15 @@ def test_a_compiled_run_is_the_same_run(tmp_path, wrapper):
     torch.testing.assert_close(*map(torch.as_tensor, losses), rtol=1e-3 if wrapper else 1e-5, atol=0)
     # A copy of the model would else run the parts of this one.
     assert not any('forward' in vars(module) for module in compiled.model.modules())
+
+
+def test_forwards_are_given_back():
+    model = nn.Module()
+    model.backbone, model.neck = nn.Linear(2, 2), nn.Linear(2, 2)
+    patched = model.neck.forward = lambda x: 2 * x
+    CompiledParts(model, dict(backend='eager')).undo()
+    assert 'forward' not in vars(model.backbone)
+    assert model.neck.forward is patched
 
 
 @pytest.mark.long
