@@ -50,7 +50,7 @@ def write_text(path: str, text: str) -> None:
         file.write(text)
 
 
-def remove_unfinished(folder: str, kind: str = '') -> None:
+def remove_unfinished(folder: str, kind: str) -> None:
     """Remove what a killed process was writing.
 
     Args:

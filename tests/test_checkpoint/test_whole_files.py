@@ -87,7 +87,7 @@ def test_killed_at_any_byte_of_a_write(tmp_path):
         assert find_checkpoint(str(tmp_path))[0] == str(path)
         assert load_checkpoint_file(str(path))['meta']['iter'] == 5
         assert len(list(tmp_path.iterdir())) == 2
-        remove_unfinished(str(tmp_path))
+        remove_unfinished(str(tmp_path), '.pth')
     assert [p.name for p in tmp_path.iterdir()] == ['iter_5.pth']
 
 

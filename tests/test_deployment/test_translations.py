@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmvisiongru.deployment.runtimes import has_openvino, openvino
 from mmvisiongru.models import VRWKV
 from mmvisiongru.ops import bi_wkv, mingru_scan, mingru_scan_2d
 from tests.harness.wkv import by_sums, error, inputs
@@ -31,10 +32,10 @@ def to_session(module, *example):
     return onnxruntime.InferenceSession(to_graph(module, *example).SerializeToString())
 
 
-def to_graph(module, *example):
+def to_graph(module, *example, size=torch.export.Dim.DYNAMIC):
     from mmvisiongru.deployment.translations import translation_table
 
-    free = tuple(dict.fromkeys(range(x.dim() - 1), torch.export.Dim.DYNAMIC) for x in example)
+    free = tuple(dict.fromkeys(range(x.dim() - 1), size) for x in example)
     program = torch.onnx.export(
         module.eval(),
         example,
@@ -75,16 +76,34 @@ def test_scan_of_maps(paths, candidate):
         torch.testing.assert_close(run(session, x), expected.float(), rtol=2e-6, atol=2e-6)
 
 
-def test_scan_of_sequences():
-    def both(gate, hidden, backend='auto'):
-        return torch.cat([mingru_scan(gate, hidden, reverse=r, backend=backend) for r in (False, True)], 2)
+def both_ways(x, backend='auto'):
+    gate, hidden = x.chunk(2, 2)
+    return torch.cat([mingru_scan(gate, hidden, reverse=r, backend=backend) for r in (False, True)], 2)
 
-    session = to_session(Call(both), torch.zeros(2, 6, 3), torch.zeros(2, 6, 3))
+
+def test_scan_of_sequences():
+    session = to_session(Call(both_ways), torch.zeros(2, 6, 6))
     generator = torch.Generator().manual_seed(1)
     for size in ((1, 1), (3, 17)):
-        gate, hidden = 3 * torch.randn((2, *size, 3), generator=generator)
-        expected = both(gate.double(), hidden.double(), 'reference')
-        torch.testing.assert_close(run(session, gate, hidden), expected.float(), rtol=2e-6, atol=2e-6)
+        x = 3 * torch.randn((*size, 6), generator=generator)
+        expected = both_ways(x.double(), 'reference').float()
+        torch.testing.assert_close(run(session, x), expected, rtol=2e-6, atol=2e-6)
+
+
+def by_paths(x, backend='auto'):
+    return mingru_scan_2d(x, paths=('row', 'column_reverse'), candidate='linear', backend=backend)
+
+
+@pytest.mark.skipif(not has_openvino(), reason='OpenVINO is not installed')
+@pytest.mark.parametrize(('scan', 'shape'), [(both_ways, (1, 35, 12)), (by_paths, (1, 5, 7, 12))])
+def test_scans_of_fixed_size_in_openvino(scan, shape, tmp_path):
+    """It runs a body of a known size as another program than one of any size."""
+    x = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    graph = to_graph(Call(scan), x, size=torch.export.Dim.STATIC)
+    (tmp_path / 'scan.onnx').write_bytes(graph.SerializeToString())
+    (found,) = openvino(str(tmp_path / 'scan.onnx'))(x.numpy()).values()
+    expected = scan(x.double(), backend='reference').float()
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=2e-6, atol=2e-6)
 
 
 def test_adaptive_pooling():

@@ -17,37 +17,48 @@ from onnxscript.values import Opset
 from mmvisiongru.ops.paths import PATHS
 
 DOMAIN = Opset('mmvisiongru', 1)
+FOUR = tuple[FLOAT[...], FLOAT[...], FLOAT[...], FLOAT[...]]
 
 
 # A tensor that is a state and also an output of a body needs a name for each: under one name ONNX Runtime
-# takes the memory for both. Inputs of a body want an element type and no names of sizes.
+# takes the memory for both. Inputs of a body want an element type and no names of sizes. The state is the
+# second part of a sum and the first of a product: otherwise OpenVINO 2026.4.1 is wrong at fixed sizes.
 @script(DOMAIN)
-def scan_lines(a: FLOAT[...], b: FLOAT[...], one: Sequence[int], two: Sequence[int]) -> FLOAT[...]:
-    """h from a and b (W, B, H, D), line by line; directions of 1 and of 2 tensors, 1 for reverse."""
+def start_lines(a: FLOAT[...], b: FLOAT[...], two: Sequence[int]) -> FOUR:
+    """From a and b (W, B, H, D), with each line from 0: the last h and k, (B, H, D), and all h and k."""
     zeros = op.Expand(op.Constant(value_float=0.0), op.Shape(a, start=1))
     ones = op.Expand(op.Constant(value_float=1.0), op.Shape(a, start=1))
 
     @graph()
     def token(h: FLOAT[...], k: FLOAT[...], a_t: FLOAT[...], b_t: FLOAT[...]):
-        h_t = a_t * h + b_t
-        k_t = a_t * k
+        h_t = b_t + h * a_t
+        k_t = k * a_t
         return h_t, k_t, op.Identity(h_t), op.Identity(k_t)
 
     ends, products, local, keep = op.Scan(
         zeros, ones, a, b,
         body=token, num_scan_inputs=2, scan_input_directions=two, scan_output_directions=two,
     )  # fmt: skip
+    return ends, products, local, keep
+
+
+@script(DOMAIN)
+def carry(products: FLOAT[...], ends: FLOAT[...], one: Sequence[int], two: Sequence[int]) -> FLOAT[...]:
+    """What enters each line, (B, H, D), from the last k and h of the lines; directions are 1 for reverse."""
+    start = op.Expand(
+        op.Constant(value_float=0.0), op.Shape(op.Gather(ends, op.Constant(value_int=0), axis=1))
+    )
 
     @graph()
     def line(state: FLOAT[...], k_t: FLOAT[...], end: FLOAT[...]):
-        return k_t * state + end, op.Identity(state)
+        return end + state * k_t, op.Identity(state)
 
     _last, entering = op.Scan(
-        op.Gather(zeros, op.Constant(value_int=0), axis=1), products, ends,
+        start, products, ends,
         body=line, num_scan_inputs=2, scan_input_axes=[1, 1], scan_output_axes=[1],
         scan_input_directions=two, scan_output_directions=one,
     )  # fmt: skip
-    return local + keep * entering
+    return entering
 
 
 @script(DOMAIN)
@@ -56,7 +67,7 @@ def scan_tokens(a: FLOAT[...], b: FLOAT[...], one: Sequence[int], two: Sequence[
 
     @graph()
     def token(h: FLOAT[...], a_t: FLOAT[...], b_t: FLOAT[...]):
-        h_t = a_t * h + b_t
+        h_t = b_t + h * a_t
         return h_t, op.Identity(h_t)
 
     start = op.Expand(op.Constant(value_float=0.0), op.Shape(op.Gather(a, op.Constant(value_int=0), axis=1)))
@@ -76,23 +87,37 @@ def coefficients(gate, hidden, candidate: str):
     return op.Sub(1.0, z), op.Mul(z, c)
 
 
+def lines_of(column: bool, reverse: bool) -> tuple[list[int], list[int], dict[str, list[int]]]:
+    """Permutations of a map (B, H, W, D) to its lines and back, and directions.
+
+    Steps come first, lines before channels: (W, B, H, D), or (H, B, W, D) for columns.
+    """
+    there, back = ([1, 0, 2, 3], [1, 0, 2, 3]) if column else ([2, 0, 1, 3], [1, 2, 0, 3])
+    return there, back, directions(reverse)
+
+
+def directions(reverse: bool) -> dict[str, list[int]]:
+    """Of one tensor and of two."""
+    return dict(one=[int(reverse)], two=[int(reverse)] * 2)
+
+
 def mingru_scan(gate, hidden, reverse: bool, candidate: str, backend: str):
     """``mmvisiongru::mingru_scan``."""
-    return scan_tokens(*coefficients(gate, hidden, candidate), one=[int(reverse)], two=[int(reverse)] * 2)
+    return scan_tokens(*coefficients(gate, hidden, candidate), **directions(reverse))
 
 
 def mingru_scan_2d(projected, paths: str, candidate: str, backend: str, state=None):
     """``mmvisiongru::mingru_scan_2d``."""
     if state is not None:
         raise NotImplementedError('a scan that starts from a state has no translation')
-    directions = [PATHS[name] for name in paths.split(',')]
-    parts = op.Split(projected, axis=3, num_outputs=2 * len(directions))
+    names = paths.split(',')
+    parts = op.Split(projected, axis=3, num_outputs=2 * len(names))
     outs = []
-    for (column, reverse), hidden, gate in zip(directions, parts[::2], parts[1::2], strict=True):
-        # Steps come first, lines before channels: (W, B, H, D), or (H, B, W, D) for columns.
-        there, back = ([1, 0, 2, 3], [1, 0, 2, 3]) if column else ([2, 0, 1, 3], [1, 2, 0, 3])
+    for name, hidden, gate in zip(names, parts[::2], parts[1::2], strict=True):
+        there, back, ways = lines_of(*PATHS[name])
         a, b = (op.Transpose(x, perm=there) for x in coefficients(gate, hidden, candidate))
-        h = scan_lines(a, b, one=[int(reverse)], two=[int(reverse)] * 2)
+        ends, products, local, keep = start_lines(a, b, two=ways['two'])
+        h = op.Add(local, op.Mul(keep, carry(products, ends, **ways)))
         outs.append(op.Transpose(h, perm=back))
     return op.Concat(*outs, axis=3)
 
