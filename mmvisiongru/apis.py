@@ -6,6 +6,7 @@ from torch import nn
 from mmvisiongru.analysis.models import build_model
 from mmvisiongru.checkpoint import load_weights
 from mmvisiongru.launch.zoo import get_config, list_configs
+from mmvisiongru.models.layers.precision import score_in_float32
 
 __all__ = ['get_config', 'get_model', 'list_configs']
 
@@ -40,4 +41,5 @@ def get_model(
     model = build_model(name)
     if checkpoint:
         load_weights(model, checkpoint)
+    score_in_float32(model)
     return model.to(device, dtype).eval()

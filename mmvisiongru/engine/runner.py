@@ -25,6 +25,7 @@ from mmvisiongru.engine.schedule import ends_of, full_rates, settle_schedule
 from mmvisiongru.engine.terminal import calm, summary
 from mmvisiongru.files import is_local, new_file
 from mmvisiongru.models.layers.pooling import replace_pools
+from mmvisiongru.models.layers.precision import score_in_float32
 from mmvisiongru.registry import RUNNERS
 
 # How a config names the loop that the one below takes the place of.
@@ -73,8 +74,10 @@ class ReliableRunner(Runner):
             return super().val()
 
     def test(self):
-        """Test, likewise."""
+        """Test, likewise; in mixed precision the scores of a segmentor's classes stay in float32."""
         with self._giving_back():
+            if getattr(self.test_loop, 'fp16', False):
+                score_in_float32(self.model)
             return super().test()
 
     def setup_env(self, env_cfg: dict) -> None:

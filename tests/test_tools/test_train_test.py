@@ -14,6 +14,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from mmseg.models import EncoderDecoder
 from PIL import Image
 
 from mmvisiongru.checkpoint import load_checkpoint_file
@@ -278,6 +279,26 @@ def test_mixed_precision_on_a_cpu(classifier, tool, scanned, where):
     assert {dtype for dtype, _ in scanned} == {torch.bfloat16, torch.float32}
     for a, b in zip(*(pickle.loads(Path(f'{n}.pkl').read_bytes()) for n in ('whole', 'amp')), strict=True):
         torch.testing.assert_close(a['pred_score'], b['pred_score'].float(), rtol=0, atol=0.02)
+
+
+def test_scores_of_a_segmentor_in_mixed_precision_are_not_rounded(folder, tool, monkeypatch):
+    make_scenes(folder / 'ade')
+    config = write_config(folder / 'tiny.py', SEGMENTATION, folder / 'ade').name
+    assert tool('train', config, '--no-validate', '--work-dir', 'work') == (0, [])
+    scores, postprocess = [], EncoderDecoder.postprocess_result
+
+    def keep(self, seg_logits, *args):
+        scores.append(seg_logits)
+        return postprocess(self, seg_logits, *args)
+
+    monkeypatch.setattr(EncoderDecoder, 'postprocess_result', keep)
+    for more in ([], ['--amp']):
+        assert tool('test', config, 'work/iter_2.pth', '--work-dir', 'test', *more) == (0, [])
+    assert {x.dtype for x in scores} == {torch.float32}
+    for whole, amp in zip(scores[:3], scores[3:], strict=True):
+        # Mixed, for they differ, but these are no numbers of 8 bits.
+        assert 0 < (whole - amp).abs().max() < 0.1
+        assert not torch.equal(amp, amp.to(torch.float16 if has_gpu() else torch.bfloat16).float())
 
 
 NO_GPU = pytest.mark.skipif(has_gpu(), reason='says what happens where there is no GPU; this machine has one')

@@ -30,6 +30,7 @@ from mmvisiongru.files import check_folder, write_text
 from mmvisiongru.launch.classes import dataset_meta
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import building, prepare_config
+from mmvisiongru.models.layers.precision import score_in_float32
 
 # Classes that a line names, of a segmentor and of a classifier.
 SHOWN = dict(segment=3, classify=5)
@@ -72,6 +73,7 @@ def segmentor(cfg: Config, weights: dict, args):
         model = MMSegInferencer(cfg, args.checkpoint, device=args.device, show_progress=False)
     check_weights(model.model, weights, args.checkpoint)
     model.model.to(getattr(torch, args.dtype))
+    score_in_float32(model.model)
     label_by_strips(model.model)
     # Not every checkpoint names its classes, and mmseg takes those of Cityscapes then.
     model.model.dataset_meta = dataset_meta(cfg) or model.model.dataset_meta

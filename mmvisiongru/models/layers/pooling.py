@@ -4,11 +4,10 @@ PyTorch's own adds it up with atomics there, and raises under ``torch.use_determ
 matrices are in ``deployment.translations.pooling``, in the operators of ONNX.
 """
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor, nn
-from torch.amp import is_autocast_available
+
+from .precision import without_autocast
 
 
 class AveragePool(nn.AdaptiveAvgPool2d):
@@ -23,9 +22,7 @@ class AveragePool(nn.AdaptiveAvgPool2d):
             for size, bins in zip(x.shape[2:], sizes, strict=True)
         )
         # Autocast would round the shares of a position, such as 1 / 3.
-        kind = x.device.type
-        without = torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()
-        with without:
+        with without_autocast(x.device):
             return (rows @ (x.to(dtype) @ columns.T)).to(x.dtype)
 
 
