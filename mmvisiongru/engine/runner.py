@@ -25,7 +25,7 @@ from mmvisiongru.engine.schedule import ends_of, full_rates, settle_schedule
 from mmvisiongru.engine.terminal import calm, summary
 from mmvisiongru.files import is_local, new_file
 from mmvisiongru.models.layers.pooling import replace_pools
-from mmvisiongru.models.layers.precision import score_in_float32
+from mmvisiongru.models.layers.precision import converted_once, score_in_float32
 from mmvisiongru.registry import RUNNERS
 
 # How a config names the loop that the one below takes the place of.
@@ -74,8 +74,11 @@ class ReliableRunner(Runner):
             return super().val()
 
     def test(self):
-        """Test, likewise; in mixed precision the scores of a segmentor's classes stay in float32."""
-        with self._giving_back():
+        """Test, likewise.
+
+        In mixed precision weights are converted once, and the scores of a segmentor's classes are in float32.
+        """
+        with self._giving_back(), converted_once():
             if getattr(self.test_loop, 'fp16', False):
                 score_in_float32(self.model)
             return super().test()

@@ -1,11 +1,14 @@
 """Scores of a segmentor's classes, which stay in float32 where the rest of the model is in 16 bits."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from mmseg.models.decode_heads import FCNHead
 from torch import nn
 
-from mmvisiongru.models.layers.precision import WideConv2d, score_in_float32
+from mmvisiongru.models.layers.precision import WideConv2d, converted_once, score_in_float32
+from tests.harness.conversions import Conversions
 
 
 def head():
@@ -33,6 +36,22 @@ def test_scores_are_not_rounded_to_16_bits(weights):
     expected = nn.functional.conv2d(x.double(), weight, bias)
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores, expected.float(), rtol=1e-6, atol=1e-6)
+
+
+def test_weights_are_converted_once():
+    layer, x = nn.Linear(4, 3), torch.randn(2, 4)
+    with Conversions((3, 4)) as conversions, torch.no_grad():
+        for kept in (nullcontext(), converted_once()):
+            with kept:
+                for _ in range(3):
+                    with torch.autocast('cpu', torch.bfloat16):
+                        layer(x)
+            conversions.number, number = 0, conversions.number
+            assert number == (3 if isinstance(kept, nullcontext) else 1)
+        # Nothing is left behind: other weights, other numbers.
+        layer.weight.zero_()
+        with torch.autocast('cpu', torch.bfloat16):
+            torch.testing.assert_close(layer(x), layer.bias.bfloat16().expand(2, 3))
 
 
 def test_float64_is_not_narrowed():

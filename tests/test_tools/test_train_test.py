@@ -23,6 +23,7 @@ from mmvisiongru.models.layers import mingru
 from mmvisiongru.ops import mingru_scan_2d
 from tests.harness import ROOT
 from tests.harness.children import PATIENCE, environment, free_port
+from tests.harness.conversions import Conversions
 from tests.harness.forked import forked_python
 from tests.harness.small_runs import (
     CLASSIFICATION,
@@ -292,9 +293,13 @@ def test_scores_of_a_segmentor_in_mixed_precision_are_not_rounded(folder, tool, 
         return postprocess(self, seg_logits, *args)
 
     monkeypatch.setattr(EncoderDecoder, 'postprocess_result', keep)
+    conversions = Conversions((8, 64, 3, 3))
     for more in ([], ['--amp']):
-        assert tool('test', config, 'work/iter_2.pth', '--work-dir', 'test', *more) == (0, [])
+        with conversions:
+            assert tool('test', config, 'work/iter_2.pth', '--work-dir', 'test', *more) == (0, [])
     assert {x.dtype for x in scores} == {torch.float32}
+    # For three images.
+    assert conversions.number == 1
     for whole, amp in zip(scores[:3], scores[3:], strict=True):
         # Mixed, for they differ, but these are no numbers of 8 bits.
         assert 0 < (whole - amp).abs().max() < 0.1

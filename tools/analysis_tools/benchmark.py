@@ -3,7 +3,8 @@
     python tools/analysis_tools/benchmark.py configs/classification/visiongru-tiny_8xb128_in1k.py \
         swin-tiny_16xb64_in1k deit-small_4xb256_in1k --sizes 224 512
 
-In bfloat16 on a CPU, with weights that are converted once beside autocast, which converts them in each pass:
+In bfloat16 on a CPU, by autocast, which converts the weights in the first pass, and with a model that was
+converted itself:
 
     python tools/analysis_tools/benchmark.py mmvisiongru.VisionGRU:tiny mmpretrain.SwinTransformer:tiny \
         --sizes 224 512 1024 --dtype float32 bfloat16 bfloat16-weights
@@ -16,6 +17,7 @@ on a busy machine.
 import argparse
 import json
 import os.path as osp
+from contextlib import nullcontext
 from functools import partial
 from logging import ERROR
 
@@ -36,6 +38,7 @@ from mmvisiongru.analysis.models import (
 )
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
+from mmvisiongru.models.layers.precision import converted_once
 
 
 def parse_args(argv=None):
@@ -99,9 +102,10 @@ def measure_models(models: dict, args) -> list[dict]:
                     for precision in args.dtype
                 }
                 memory = {name: measure.peak_memory(f, device) for name, f in functions.items()}
-                times = measure.interleaved_times(
-                    functions, device, args.repeats, advance=lambda: bar.advance(task)
-                )
+                with converted_once() if mode == 'inference' else nullcontext():
+                    times = measure.interleaved_times(
+                        functions, device, args.repeats, advance=lambda: bar.advance(task)
+                    )
                 rows += [
                     _row(name, size, mode, args.batch_size, times[name], memory[name]) for name in functions
                 ]

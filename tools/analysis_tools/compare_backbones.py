@@ -30,6 +30,7 @@ from mmvisiongru.analysis.models import (
     inference,
     reported_results,
 )
+from mmvisiongru.models.layers.precision import converted_once
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 # The first model of a task is the one that the others take turns with.
@@ -110,7 +111,9 @@ def measure_model(name: str, task: str, reference, device, precision: str, repea
         reference=partial(inference, *in_precision(reference, x, precision)),
     )
     memory = measure.peak_memory(runs['this'], device)
-    times = {run: measure.median(t) for run, t in measure.interleaved_times(runs, device, repeats).items()}
+    with converted_once():
+        times = measure.interleaved_times(runs, device, repeats)
+    times = {run: measure.median(t) for run, t in times.items()}
     accuracy, source = quoted_accuracy(key, task)
     return dict(
         task=task,

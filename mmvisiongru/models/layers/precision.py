@@ -1,4 +1,4 @@
-"""What computes in float32 where the rest of a model is in 16 bits."""
+"""Mixed precision at inference: what stays in float32, and how long converted weights last."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -11,6 +11,14 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
     """Autocast off, on a device that has it."""
     kind = device.type
     return torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()
+
+
+def converted_once() -> AbstractContextManager:
+    """Let all passes in this context share the weights that autocast converts; they must not change.
+
+    Autocast drops its copies where the outermost of its contexts ends, which is else after each pass.
+    """
+    return torch.autocast('cpu', enabled=False)
 
 
 class WideConv2d(nn.Conv2d):
