@@ -14,14 +14,19 @@ from onnxscript import opset18 as op
 # Registers the operators as well.
 import mmvisiongru.deployment.lines  # noqa: F401
 
-from .mingru import DOMAIN, FOUR, carry, lines_of
+from .mingru import DOMAIN
 
 
 @script(DOMAIN)
-def start_lines(
-    x: FLOAT[...], hidden: FLOAT[...], keep: FLOAT[...], one: Sequence[int], two: Sequence[int]
-) -> FOUR:
-    """From x (W, B, H, C) and weights (C, D): the last h and k of each line, (B, H, D), and all a and b."""
+def mix(
+    x: FLOAT[...],
+    hidden: FLOAT[...],
+    keep: FLOAT[...],
+    out: FLOAT[...],
+    one: Sequence[int],
+    two: Sequence[int],
+) -> FLOAT[...]:
+    """x (W, B, H, C), line by line, through weights (C, D), (C, D), (D, C); directions as in mingru.py."""
     sizes = op.Concat(op.Shape(x, start=1, end=3), op.Shape(hidden, start=1), axis=0)
     zeros = op.Expand(op.Constant(value_float=0.0), sizes)
     ones = op.Expand(op.Constant(value_float=1.0), sizes)
@@ -39,19 +44,16 @@ def start_lines(
         zeros, ones, x,
         body=token, num_scan_inputs=1, scan_input_directions=one, scan_output_directions=two,
     )  # fmt: skip
-    return ends, products, a, b
 
+    @graph()
+    def line(state: FLOAT[...], k_t: FLOAT[...], end: FLOAT[...]):
+        return end + state * k_t, op.Identity(state)
 
-@script(DOMAIN)
-def end_lines(
-    entering: FLOAT[...],
-    a: FLOAT[...],
-    b: FLOAT[...],
-    out: FLOAT[...],
-    one: Sequence[int],
-    two: Sequence[int],
-) -> FLOAT[...]:
-    """h of each line from what enters it, through a weight (D, C): (W, B, H, C)."""
+    _last, entering = op.Scan(
+        op.Gather(zeros, op.Constant(value_int=0), axis=1), products, ends,
+        body=line, num_scan_inputs=2, scan_input_axes=[1, 1], scan_output_axes=[1],
+        scan_input_directions=two, scan_output_directions=one,
+    )  # fmt: skip
 
     @graph()
     def project(h: FLOAT[...], a_t: FLOAT[...], b_t: FLOAT[...]):
@@ -82,10 +84,9 @@ def mlp(x: FLOAT[...], w1: FLOAT[...], b1: FLOAT[...], w2: FLOAT[...], b2: FLOAT
 
 def mixer_by_lines(x, hidden, keep, out, column: bool, reverse: bool):
     """``mmvisiongru::mixer_by_lines``."""
-    there, back, ways = lines_of(column, reverse)
-    ends, products, a, b = start_lines(op.Transpose(x, perm=there), hidden, keep, **ways)
-    y = end_lines(carry(products, ends, **ways), a, b, out, **ways)
-    return op.Transpose(y, perm=back)
+    there, back = ([1, 0, 2, 3], [1, 0, 2, 3]) if column else ([2, 0, 1, 3], [1, 2, 0, 3])
+    directions = dict(one=[int(reverse)], two=[int(reverse)] * 2)
+    return op.Transpose(mix(op.Transpose(x, perm=there), hidden, keep, out, **directions), perm=back)
 
 
 def mlp_by_lines(x, w1, b1, w2, b2):

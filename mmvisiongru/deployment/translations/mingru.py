@@ -17,15 +17,14 @@ from onnxscript.values import Opset
 from mmvisiongru.ops.paths import PATHS
 
 DOMAIN = Opset('mmvisiongru', 1)
-FOUR = tuple[FLOAT[...], FLOAT[...], FLOAT[...], FLOAT[...]]
 
 
 # A tensor that is a state and also an output of a body needs a name for each: under one name ONNX Runtime
 # takes the memory for both. Inputs of a body want an element type and no names of sizes. The state is the
 # second part of a sum and the first of a product: otherwise OpenVINO 2026.4.1 is wrong at fixed sizes.
 @script(DOMAIN)
-def start_lines(a: FLOAT[...], b: FLOAT[...], two: Sequence[int]) -> FOUR:
-    """From a and b (W, B, H, D), with each line from 0: the last h and k, (B, H, D), and all h and k."""
+def scan_lines(a: FLOAT[...], b: FLOAT[...], one: Sequence[int], two: Sequence[int]) -> FLOAT[...]:
+    """h from a and b (W, B, H, D), line by line; directions of 1 and of 2 tensors, 1 for reverse."""
     zeros = op.Expand(op.Constant(value_float=0.0), op.Shape(a, start=1))
     ones = op.Expand(op.Constant(value_float=1.0), op.Shape(a, start=1))
 
@@ -39,26 +38,17 @@ def start_lines(a: FLOAT[...], b: FLOAT[...], two: Sequence[int]) -> FOUR:
         zeros, ones, a, b,
         body=token, num_scan_inputs=2, scan_input_directions=two, scan_output_directions=two,
     )  # fmt: skip
-    return ends, products, local, keep
-
-
-@script(DOMAIN)
-def carry(products: FLOAT[...], ends: FLOAT[...], one: Sequence[int], two: Sequence[int]) -> FLOAT[...]:
-    """What enters each line, (B, H, D), from the last k and h of the lines; directions are 1 for reverse."""
-    start = op.Expand(
-        op.Constant(value_float=0.0), op.Shape(op.Gather(ends, op.Constant(value_int=0), axis=1))
-    )
 
     @graph()
     def line(state: FLOAT[...], k_t: FLOAT[...], end: FLOAT[...]):
         return end + state * k_t, op.Identity(state)
 
     _last, entering = op.Scan(
-        start, products, ends,
+        op.Gather(zeros, op.Constant(value_int=0), axis=1), products, ends,
         body=line, num_scan_inputs=2, scan_input_axes=[1, 1], scan_output_axes=[1],
         scan_input_directions=two, scan_output_directions=one,
     )  # fmt: skip
-    return entering
+    return local + keep * entering
 
 
 @script(DOMAIN)
@@ -87,37 +77,23 @@ def coefficients(gate, hidden, candidate: str):
     return op.Sub(1.0, z), op.Mul(z, c)
 
 
-def lines_of(column: bool, reverse: bool) -> tuple[list[int], list[int], dict[str, list[int]]]:
-    """Permutations of a map (B, H, W, D) to its lines and back, and directions.
-
-    Steps come first, lines before channels: (W, B, H, D), or (H, B, W, D) for columns.
-    """
-    there, back = ([1, 0, 2, 3], [1, 0, 2, 3]) if column else ([2, 0, 1, 3], [1, 2, 0, 3])
-    return there, back, directions(reverse)
-
-
-def directions(reverse: bool) -> dict[str, list[int]]:
-    """Of one tensor and of two."""
-    return dict(one=[int(reverse)], two=[int(reverse)] * 2)
-
-
 def mingru_scan(gate, hidden, reverse: bool, candidate: str, backend: str):
     """``mmvisiongru::mingru_scan``."""
-    return scan_tokens(*coefficients(gate, hidden, candidate), **directions(reverse))
+    return scan_tokens(*coefficients(gate, hidden, candidate), one=[int(reverse)], two=[int(reverse)] * 2)
 
 
 def mingru_scan_2d(projected, paths: str, candidate: str, backend: str, state=None):
     """``mmvisiongru::mingru_scan_2d``."""
     if state is not None:
         raise NotImplementedError('a scan that starts from a state has no translation')
-    names = paths.split(',')
-    parts = op.Split(projected, axis=3, num_outputs=2 * len(names))
+    directions = [PATHS[name] for name in paths.split(',')]
+    parts = op.Split(projected, axis=3, num_outputs=2 * len(directions))
     outs = []
-    for name, hidden, gate in zip(names, parts[::2], parts[1::2], strict=True):
-        there, back, ways = lines_of(*PATHS[name])
+    for (column, reverse), hidden, gate in zip(directions, parts[::2], parts[1::2], strict=True):
+        # Steps come first, lines before channels: (W, B, H, D), or (H, B, W, D) for columns.
+        there, back = ([1, 0, 2, 3], [1, 0, 2, 3]) if column else ([2, 0, 1, 3], [1, 2, 0, 3])
         a, b = (op.Transpose(x, perm=there) for x in coefficients(gate, hidden, candidate))
-        ends, products, local, keep = start_lines(a, b, two=ways['two'])
-        h = op.Add(local, op.Mul(keep, carry(products, ends, **ways)))
+        h = scan_lines(a, b, one=[int(reverse)], two=[int(reverse)] * 2)
         outs.append(op.Transpose(h, perm=back))
     return op.Concat(*outs, axis=3)
 
