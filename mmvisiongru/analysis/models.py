@@ -109,9 +109,10 @@ def forward(model: nn.Module, x: Tensor):
 
 
 def inference(model: nn.Module, x: Tensor, context: AbstractContextManager | None = None):
-    """:func:`forward` as in deployment: evaluation mode, no gradients, in a context such as autocast."""
+    """:func:`forward` as in a test: evaluation mode, no gradients, in a context such as autocast."""
     model.eval()
-    with torch.inference_mode(), context or nullcontext():
+    # Not inference_mode, in which autocast never keeps a weight that it converts.
+    with torch.no_grad(), context or nullcontext():
         return forward(model, x)
 
 
