@@ -59,6 +59,31 @@ def test_numbers_at_other_sizes(paths):
         assert (found - expected).abs().max() <= 2e-6 * expected.abs().max(), size
 
 
+class TwoMixers(nn.Module):
+    """Of images (B, 3, H, W), side by side; the linear candidate has no form by lines."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixer, self.other = layers().mixer, layers(candidate='linear').mixer
+
+    def forward(self, images):
+        x = torch.cat([images, 2 - images], 1).permute(0, 2, 3, 1)
+        return self.mixer(x), self.other(x)
+
+
+def test_both_forms_of_a_mixer_in_one_graph():
+    """Functions of ONNX are told apart by their names alone."""
+    from mmvisiongru.deployment.export import export
+
+    model = TwoMixers().eval()
+    session = onnxruntime.InferenceSession(export(model, ['one', 'two']).SerializeToString())
+    x = 2 * torch.randn((2, 3, 5, 7), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = deepcopy(model).double()(x.double())
+    for a, b in zip(session.run(None, {'images': x.numpy()}), expected, strict=True):
+        assert (torch.from_numpy(a) - b).abs().max() <= 2e-6 * b.abs().max()
+
+
 class Shifted(nn.Linear):
     """A linear layer that is none."""
 
