@@ -13,7 +13,7 @@ from torch.onnx import OnnxExporterError
 
 from mmvisiongru.errors import InputError
 
-from .lines import by_lines
+from .mixer import split_mixers
 from .translations import translation_table
 
 # GELU is an operator from here on.
@@ -35,7 +35,7 @@ def export(module: nn.Module, outputs: Sequence[str], size: tuple[int, int] | No
         InputError: A layer cannot be exported. The message ends with the reason of the exporter.
     """
     module = deepcopy(module)
-    by_lines(module)
+    split_mixers(module)
     shapes = None if size else ({0: 'batch', 2: 'height', 3: 'width'},)
     try:
         with warnings.catch_warnings(), torch.no_grad():

@@ -194,7 +194,7 @@ def test_layer_that_cannot_be_exported(digits, capsys, monkeypatch):
     monkeypatch.setattr('mmvisiongru.deployment.export.translation_table', dict)
     error = fails(capsys)
     assert error.startswith('error: the model cannot be exported: ')
-    assert 'mmvisiongru.mixer_by_lines' in error
+    assert 'mmvisiongru.scan_lines' in error
 
 
 def test_input_that_cannot_be_used(digits, capsys, monkeypatch):

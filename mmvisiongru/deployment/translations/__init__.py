@@ -7,9 +7,9 @@ and ends in ``TABLE``; a new one is a file and a name in ``GROUPS``.
 
 from collections.abc import Callable
 
-from . import lines, mingru, pooling, wkv
+from . import mingru, pooling, wkv
 
-GROUPS = (mingru, lines, pooling, wkv)
+GROUPS = (mingru, pooling, wkv)
 
 
 def translation_table() -> dict[Callable, Callable]:

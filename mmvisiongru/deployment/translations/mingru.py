@@ -1,9 +1,9 @@
-r"""The minGRU scan as two ``Scan`` of ONNX: along the lines of the map, all at once, then from line to line.
+r"""The minGRU scan as ``Scan`` of ONNX: along the lines of the map, all at once, and from line to line.
 
 With a = 1 - z and b = z c (:mod:`mmvisiongru.ops`) the recurrence is h_t = a_t h_{t-1} + b_t. The first Scan
-starts every line from 0 and keeps its h and the product k of its a; the second carries the state from end to
-end; what enters a line reaches its tokens as k times it. That is W + H steps for H W tokens read by rows, and
-no size is in the graph.
+starts every line from 0 and gives its last h and the product k of its a. The second one carries the state
+from line to line. The third one goes through the lines again, each from the state that enters it. That is
+2 W + H steps for H W tokens read by rows, and no size is in the graph.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from onnxscript import opset18 as op
 from onnxscript.values import Opset
 
 # Registers the operators as well.
+import mmvisiongru.deployment.mixer  # noqa: F401
 from mmvisiongru.ops.paths import PATHS
 
 DOMAIN = Opset('mmvisiongru', 1)
@@ -23,20 +24,17 @@ DOMAIN = Opset('mmvisiongru', 1)
 # takes the memory for both. Inputs of a body want an element type and no names of sizes. The state is the
 # second part of a sum and the first of a product: otherwise OpenVINO 2026.4.1 is wrong at fixed sizes.
 @script(DOMAIN)
-def scan_lines(a: FLOAT[...], b: FLOAT[...], one: Sequence[int], two: Sequence[int]) -> FLOAT[...]:
+def by_lines(a: FLOAT[...], b: FLOAT[...], one: Sequence[int], two: Sequence[int]) -> FLOAT[...]:
     """h from a and b (W, B, H, D), line by line; directions of 1 and of 2 tensors, 1 for reverse."""
     zeros = op.Expand(op.Constant(value_float=0.0), op.Shape(a, start=1))
     ones = op.Expand(op.Constant(value_float=1.0), op.Shape(a, start=1))
 
     @graph()
     def token(h: FLOAT[...], k: FLOAT[...], a_t: FLOAT[...], b_t: FLOAT[...]):
-        h_t = b_t + h * a_t
-        k_t = k * a_t
-        return h_t, k_t, op.Identity(h_t), op.Identity(k_t)
+        return b_t + h * a_t, k * a_t
 
-    ends, products, local, keep = op.Scan(
-        zeros, ones, a, b,
-        body=token, num_scan_inputs=2, scan_input_directions=two, scan_output_directions=two,
+    ends, products = op.Scan(
+        zeros, ones, a, b, body=token, num_scan_inputs=2, scan_input_directions=two
     )  # fmt: skip
 
     @graph()
@@ -48,7 +46,17 @@ def scan_lines(a: FLOAT[...], b: FLOAT[...], one: Sequence[int], two: Sequence[i
         body=line, num_scan_inputs=2, scan_input_axes=[1, 1], scan_output_axes=[1],
         scan_input_directions=two, scan_output_directions=one,
     )  # fmt: skip
-    return local + keep * entering
+
+    @graph()
+    def again(h: FLOAT[...], a_t: FLOAT[...], b_t: FLOAT[...]):
+        h_t = b_t + h * a_t
+        return h_t, op.Identity(h_t)
+
+    _h, out = op.Scan(
+        entering, a, b,
+        body=again, num_scan_inputs=2, scan_input_directions=two, scan_output_directions=one,
+    )  # fmt: skip
+    return out
 
 
 @script(DOMAIN)
@@ -77,6 +85,11 @@ def coefficients(gate, hidden, candidate: str):
     return op.Sub(1.0, z), op.Mul(z, c)
 
 
+def scan_lines(a, b, reverse: bool):
+    """``mmvisiongru::scan_lines``."""
+    return by_lines(a, b, one=[int(reverse)], two=[int(reverse)] * 2)
+
+
 def mingru_scan(gate, hidden, reverse: bool, candidate: str, backend: str):
     """``mmvisiongru::mingru_scan``."""
     return scan_tokens(*coefficients(gate, hidden, candidate), one=[int(reverse)], two=[int(reverse)] * 2)
@@ -93,12 +106,13 @@ def mingru_scan_2d(projected, paths: str, candidate: str, backend: str, state=No
         # Steps come first, lines before channels: (W, B, H, D), or (H, B, W, D) for columns.
         there, back = ([1, 0, 2, 3], [1, 0, 2, 3]) if column else ([2, 0, 1, 3], [1, 2, 0, 3])
         a, b = (op.Transpose(x, perm=there) for x in coefficients(gate, hidden, candidate))
-        h = scan_lines(a, b, one=[int(reverse)], two=[int(reverse)] * 2)
+        h = scan_lines(a, b, reverse)
         outs.append(op.Transpose(h, perm=back))
     return op.Concat(*outs, axis=3)
 
 
 TABLE = {
+    torch.ops.mmvisiongru.scan_lines.default: scan_lines,
     torch.ops.mmvisiongru.mingru_scan.default: mingru_scan,
     torch.ops.mmvisiongru.mingru_scan_2d.default: mingru_scan_2d,
 }

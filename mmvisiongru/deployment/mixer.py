@@ -1,0 +1,90 @@
+r"""Mixers of VisionGRU in the form in which they are exported: each path by itself, its projections split.
+
+In torch all paths are one product and one operator, which splits the map where it reads it. In a graph the
+splitting would be an operator of its own, and so would be the join: both copy the widest maps of a mixer. So
+each path, its gate and its candidate have a product each here, and only the recurrence is left to a
+translation (:mod:`.translations.mingru`).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mmvisiongru.models.layers import MinGRU2D
+from mmvisiongru.models.layers.known import is_unchanged
+from mmvisiongru.models.layers.linear import LINEAR
+from mmvisiongru.ops.paths import PATHS
+
+torch.library.define('mmvisiongru::scan_lines', '(Tensor a, Tensor b, bool reverse) -> Tensor')
+
+
+# No kernel: an exporter follows shapes.
+@torch.library.register_fake('mmvisiongru::scan_lines')
+def _(a, b, reverse):
+    return torch.empty_like(a)
+
+
+class SplitMixer(nn.Module):
+    """A :class:`MinGRU2D`, each path by itself: (B, H, W, C) -> (B, H, W, C)."""
+
+    def __init__(self, mixer: MinGRU2D):
+        super().__init__()
+        self.dwconv, self.candidate = mixer.dwconv, mixer.candidate
+        self.paths = [PATHS[name] for name in mixer.paths]
+        weights_in = mixer.in_proj.weight.chunk(2 * len(self.paths), 0)
+        self.hidden = _transposed(weights_in[::2])
+        # sigmoid(-x) = 1 - sigmoid(x), of which the scan has use.
+        self.keep = _transposed(-w for w in weights_in[1::2])
+        self.out = _transposed(mixer.out_proj.weight.chunk(len(self.paths), 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dwconv(x)
+        return sum(self._read(x, column) for column in sorted({path.column for path in self.paths}))
+
+    def _read(self, x: Tensor, column: bool) -> Tensor:
+        """The sum of the paths along the rows, or down the columns."""
+        tokens, total = steps_first(x, column), 0
+        for path, hidden, keep, out in zip(self.paths, self.hidden, self.keep, self.out, strict=True):
+            if path.column == column:
+                a, b = self._coefficients(tokens @ hidden, tokens @ keep)
+                total = total + torch.ops.mmvisiongru.scan_lines(a, b, path.reverse) @ out
+        return total.permute((1, 0, 2, 3) if column else (1, 2, 0, 3))
+
+    def _coefficients(self, hidden: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """a = 1 - z and b = z c."""
+        a = torch.sigmoid(keep)
+        # g(x) without a branch: x + 0.5 is above sigmoid(x) where x > 0, and below it elsewhere.
+        c = hidden if self.candidate == 'linear' else torch.maximum(torch.sigmoid(hidden), hidden + 0.5)
+        return a, c - a * c
+
+
+def steps_first(x: Tensor, column: bool) -> Tensor:
+    """A map (B, H, W, C) as (W, B, H, C), the steps along its rows, or (H, B, W, C) for columns.
+
+    The transposition is of a flattened map. A plain one would follow that of the convolution, the two would
+    become one, and ONNX Runtime takes 10 times as long for it, as it moves single numbers.
+    """
+    if column:
+        return x.flatten(2).transpose(0, 1).unflatten(2, x.shape[2:])
+    return x.flatten(0, 1).transpose(0, 1).unflatten(1, x.shape[:2])
+
+
+def _transposed(weights) -> nn.ParameterList:
+    return nn.ParameterList(w.detach().T.contiguous() for w in weights)
+
+
+def split_mixers(module: nn.Module) -> None:
+    """Put :class:`SplitMixer` where a mixer and its projections are as they were built."""
+    for name, child in module.named_children():
+        if type(child) is MinGRU2D and _as_built(child):
+            setattr(module, name, SplitMixer(child))
+        else:
+            split_mixers(child)
+
+
+def _as_built(mixer: MinGRU2D) -> bool:
+    projections = (mixer.in_proj, mixer.out_proj)
+    if not all(type(layer) is nn.Linear and layer.bias is None for layer in projections):
+        return False
+    weight = mixer.in_proj.weight
+    as_built = [(mixer, MinGRU2D.forward), *((layer, LINEAR) for layer in projections)]
+    return all(is_unchanged(layer, forward, weight) for layer, forward in as_built)
