@@ -14,6 +14,7 @@ from torch.onnx import OnnxExporterError
 from mmvisiongru.errors import InputError
 
 from .mixer import split_mixers
+from .resolution import AtOwnResolution
 from .translations import translation_table
 
 # GELU is an operator from here on.
@@ -38,7 +39,7 @@ def export(module: nn.Module, outputs: Sequence[str], size: tuple[int, int] | No
     split_mixers(module)
     shapes = None if size else ({0: 'batch', 2: 'height', 3: 'width'},)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), AtOwnResolution():
             # Those of the exporter about itself; what matters is verified.
             warnings.simplefilter('ignore')
             program = torch.onnx.export(
