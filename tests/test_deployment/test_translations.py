@@ -1,5 +1,8 @@
 """Operators in ONNX against the reference, at sizes other than the example's."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -104,6 +107,28 @@ def test_scans_of_fixed_size_in_openvino(scan, shape, tmp_path):
     (found,) = openvino(str(tmp_path / 'scan.onnx'))(x.numpy()).values()
     expected = scan(x.double(), backend='reference').float()
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=2e-6, atol=2e-6)
+
+
+LARGER_TWICE = """
+import sys, torch
+from mmvisiongru.deployment.runtimes import openvino
+from mmvisiongru.ops import mingru_scan_2d
+run = openvino(sys.argv[1])
+for width in (128, 171, 171):
+    x = 3 * torch.randn((1, 128, width, 576), generator=torch.Generator().manual_seed(0))
+    (found,) = run(x.numpy()).values()
+    torch.testing.assert_close(torch.from_numpy(found), mingru_scan_2d(x), rtol=2e-6, atol=4e-6)
+"""
+
+
+@pytest.mark.skipif(not has_openvino(), reason='OpenVINO is not installed')
+def test_a_larger_map_twice_in_openvino(tmp_path):
+    """Compiled for any size, its loops read where maps were before: a wrong result, or the process dies."""
+    graph = to_graph(Call(mingru_scan_2d), torch.zeros(2, 4, 5, 576))
+    (tmp_path / 'scan.onnx').write_bytes(graph.SerializeToString())
+    command = [sys.executable, '-c', LARGER_TWICE, str(tmp_path / 'scan.onnx')]
+    child = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    assert child.returncode == 0, child.stderr
 
 
 def test_adaptive_pooling():
