@@ -31,9 +31,7 @@ class SplitMixer(nn.Module):
         self.dwconv, self.candidate = mixer.dwconv, mixer.candidate
         self.paths = [PATHS[name] for name in mixer.paths]
         weights_in = mixer.in_proj.weight.chunk(2 * len(self.paths), 0)
-        self.hidden = _transposed(weights_in[::2])
-        # sigmoid(-x) = 1 - sigmoid(x), of which the scan has use.
-        self.keep = _transposed(-w for w in weights_in[1::2])
+        self.hidden, self.gate = _transposed(weights_in[::2]), _transposed(weights_in[1::2])
         self.out = _transposed(mixer.out_proj.weight.chunk(len(self.paths), 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,18 +41,15 @@ class SplitMixer(nn.Module):
     def _read(self, x: Tensor, column: bool) -> Tensor:
         """The sum of the paths along the rows, or down the columns."""
         tokens, total = steps_first(x, column), 0
-        for path, hidden, keep, out in zip(self.paths, self.hidden, self.keep, self.out, strict=True):
+        for path, hidden, gate, out in zip(self.paths, self.hidden, self.gate, self.out, strict=True):
             if path.column == column:
-                a, b = self._coefficients(tokens @ hidden, tokens @ keep)
-                total = total + torch.ops.mmvisiongru.scan_lines(a, b, path.reverse) @ out
+                z, c = torch.sigmoid(tokens @ gate), self._candidate(tokens @ hidden)
+                total = total + torch.ops.mmvisiongru.scan_lines(1 - z, z * c, path.reverse) @ out
         return total.permute((1, 0, 2, 3) if column else (1, 2, 0, 3))
 
-    def _coefficients(self, hidden: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """a = 1 - z and b = z c."""
-        a = torch.sigmoid(keep)
+    def _candidate(self, hidden: Tensor) -> Tensor:
         # g(x) without a branch: x + 0.5 is above sigmoid(x) where x > 0, and below it elsewhere.
-        c = hidden if self.candidate == 'linear' else torch.maximum(torch.sigmoid(hidden), hidden + 0.5)
-        return a, c - a * c
+        return hidden if self.candidate == 'linear' else torch.maximum(torch.sigmoid(hidden), hidden + 0.5)
 
 
 def steps_first(x: Tensor, column: bool) -> Tensor:
