@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 
 import onnx
@@ -38,8 +39,10 @@ def export(module: nn.Module, outputs: Sequence[str], size: tuple[int, int] | No
     module = deepcopy(module)
     split_mixers(module)
     shapes = None if size else ({0: 'batch', 2: 'height', 3: 'width'},)
+    # The matrices of a fixed size become constants, and quantize() would take them for weights.
+    context = nullcontext() if size else AtOwnResolution()
     try:
-        with warnings.catch_warnings(), torch.no_grad(), AtOwnResolution():
+        with warnings.catch_warnings(), torch.no_grad(), context:
             # Those of the exporter about itself; what matters is verified.
             warnings.simplefilter('ignore')
             program = torch.onnx.export(

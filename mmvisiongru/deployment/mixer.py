@@ -14,13 +14,15 @@ from mmvisiongru.models.layers.known import is_unchanged
 from mmvisiongru.models.layers.linear import LINEAR
 from mmvisiongru.ops.paths import PATHS
 
-torch.library.define('mmvisiongru::scan_lines', '(Tensor a, Tensor b, bool reverse) -> Tensor')
+torch.library.define(
+    'mmvisiongru::scan_lines', '(Tensor gate, Tensor hidden, str candidate, bool reverse) -> Tensor'
+)
 
 
 # No kernel: an exporter follows shapes.
 @torch.library.register_fake('mmvisiongru::scan_lines')
-def _(a, b, reverse):
-    return torch.empty_like(a)
+def _(gate, hidden, candidate, reverse):
+    return torch.empty_like(gate)
 
 
 class SplitMixer(nn.Module):
@@ -43,13 +45,10 @@ class SplitMixer(nn.Module):
         tokens, total = steps_first(x, column), 0
         for path, hidden, gate, out in zip(self.paths, self.hidden, self.gate, self.out, strict=True):
             if path.column == column:
-                z, c = torch.sigmoid(tokens @ gate), self._candidate(tokens @ hidden)
-                total = total + torch.ops.mmvisiongru.scan_lines(1 - z, z * c, path.reverse) @ out
+                projected = tokens @ gate, tokens @ hidden
+                h = torch.ops.mmvisiongru.scan_lines(*projected, self.candidate, path.reverse)
+                total = total + h @ out
         return total.permute((1, 0, 2, 3) if column else (1, 2, 0, 3))
-
-    def _candidate(self, hidden: Tensor) -> Tensor:
-        # g(x) without a branch: x + 0.5 is above sigmoid(x) where x > 0, and below it elsewhere.
-        return hidden if self.candidate == 'linear' else torch.maximum(torch.sigmoid(hidden), hidden + 0.5)
 
 
 def steps_first(x: Tensor, column: bool) -> Tensor:

@@ -27,7 +27,8 @@ def openvino(path: str, precision: str = 'f32') -> Run:
     """A file in OpenVINO, compiled for each shape of images that comes.
 
     Compiled for any shape, loops of OpenVINO 2026.4.1 keep addresses of maps that have moved since. When two
-    images of one size follow a smaller one, the second result is wrong or the process dies.
+    images of one size follow a smaller one, the second result is wrong or the process dies. Each change of
+    the shape costs 1 to 2 s.
 
     Where the processor has bf16, that is what OpenVINO computes in unless told.
     """
@@ -36,7 +37,7 @@ def openvino(path: str, precision: str = 'f32') -> Run:
     names = [output.any_name for output in model.outputs]
     is_free = model.input(0).partial_shape.is_dynamic
 
-    @lru_cache(maxsize=4)
+    @lru_cache(maxsize=1)
     def compiled(shape):
         if is_free:
             model.reshape(list(shape))

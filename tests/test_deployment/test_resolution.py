@@ -34,10 +34,10 @@ def both(function):
     return outs
 
 
-@pytest.mark.parametrize('kernel', [(3, 3), (1, 1), (5, 3)])
+@pytest.mark.parametrize('kernel', [(3, 3), (1, 3), (5, 3)])
 @pytest.mark.parametrize('size', [(13, 20), (1, 1), (40, 7)])
 def test_numbers(kernel, size, narrow):
-    """Enlarged and not, the first or the last, by any factor, to less as well, and from a single row."""
+    """Four maps that are resized, by different factors or from a single row, and one that is not."""
     sides = ((3, 5), (1, 20), (13, 1), (14, 9), size)
     maps = [rand(2, 2 + i, *side) for i, side in enumerate(sides)]
     weight, bias = rand(4, 20, *kernel), rand(4)
@@ -65,17 +65,31 @@ def convolve(*tensors, **options):
     return F.conv2d(joined, rand(4, joined.shape[1] // options.get('groups', 1), 3, 3), **options)
 
 
-def written_over(x):
+def change(what, how):
+    """A convolution of an enlarged map and another one, after a change in place."""
+
+    def run(x):
+        x, z = x.clone(), rand(1, 4, 8, 10)
+        y = enlarge(x, (8, 10))
+        joined = torch.cat([y, z], 1)
+        if what != 'joined':
+            how(dict(source=x, enlarged=y, part=z)[what])
+            joined = joined if what == 'part' else torch.cat([y, z], 1)
+        else:
+            how(joined)
+        return F.conv2d(joined, rand(4, 8, 3, 3), padding=1)
+
+    return run
+
+
+def convolve_kernel(x, *sides, padding):
+    joined = torch.cat([enlarge(x, (8, 10))], 1)
+    return F.conv2d(joined, rand(4, 4, *sides), padding=padding)
+
+
+def into_another(x):
     y = enlarge(x, (8, 10))
-    y.mul_(2)
-    F.relu(y, inplace=True)
-    return convolve(y, y, padding=1)
-
-
-def joined_and_written_over(x):
-    joined = torch.cat([enlarge(x, (8, 10)), rand(1, 4, 8, 10)], 1)
-    joined += 1
-    return F.conv2d(joined, rand(4, 8, 3, 3), padding=1)
+    return F.conv2d(torch.cat([y, y], 1, out=torch.empty(1, 8, 8, 10).double()), rand(4, 8, 3, 3), padding=1)
 
 
 OTHERS = dict(
@@ -85,7 +99,7 @@ OTHERS = dict(
     factor=lambda x: convolve(F.interpolate(x, scale_factor=1.7, mode='bilinear'), padding=1),
     nearest=lambda x: convolve(F.interpolate(x, (8, 10)), padding=1),
     stride=lambda x: convolve(enlarge(x, (8, 10)), padding=1, stride=2),
-    dilation=lambda x: convolve(enlarge(x, (8, 10)), padding=2, dilation=2),
+    dilation=lambda x: convolve(enlarge(x, (8, 10)), padding=1, dilation=2),
     groups=lambda x: convolve(enlarge(x, (8, 10)), padding=1, groups=2),
     no_padding=lambda x: convolve(enlarge(x, (8, 10))),
     padding_in_words=lambda x: convolve(enlarge(x, (8, 10)), padding='same'),
@@ -93,8 +107,20 @@ OTHERS = dict(
         torch.cat([enlarge(x, (8, 10))] * 2, 2), rand(4, 4, 3, 3), padding=1
     ),
     activated=lambda x: convolve(enlarge(x, (8, 10)).relu(), padding=1),
-    written_over=written_over,
-    joined_and_written_over=joined_and_written_over,
+    even_kernel=lambda x: convolve_kernel(x, 2, 2, padding=1),
+    one_pixel=lambda x: convolve_kernel(x, 1, 1, padding=0),
+    into_another=into_another,
+    promoted=lambda x: F.conv2d(
+        torch.cat([enlarge(x.float(), (8, 10)), rand(1, 4, 8, 10)], 1), rand(4, 8, 3, 3), padding=1
+    ),
+    an_empty_part=lambda x: convolve(torch.empty(0).double(), enlarge(x, (8, 10)), padding=1),
+    source_relu=change('source', lambda x: F.relu(x, inplace=True)),
+    enlarged_times_two=change('enlarged', lambda y: y.mul_(2)),
+    enlarged_set=change('enlarged', lambda y: y.__setitem__((slice(None), 0), 0)),
+    enlarged_view=change('enlarged', lambda y: y[:, :2].mul_(3)),
+    part_zero=change('part', lambda z: z.zero_()),
+    joined_plus_one=change('joined', lambda j: j.add_(1)),
+    joined_view=change('joined', lambda j: j[:, :4].relu_()),
 )
 
 
@@ -105,6 +131,15 @@ def test_others_stay(case, narrow):
     assert torch.equal(found, expected)
 
 
+def test_inference_mode_stays(narrow):
+    """Tensors without a version do not tell whether they were written over."""
+    x = rand(1, 4, 4, 5)
+    with torch.inference_mode():
+        expected = convolve(enlarge(x, (8, 10)), padding=1)
+        with AtOwnResolution():
+            assert torch.equal(convolve(enlarge(x, (8, 10)), padding=1), expected)
+
+
 def test_narrow_maps_stay():
     maps = [rand(1, channels, 4, 5) for channels in (255, 256)]
     for x, changed in zip(maps, (False, True), strict=True):
@@ -112,7 +147,7 @@ def test_narrow_maps_stay():
         assert torch.equal(found, expected) != changed
 
 
-def upper_head(in_channels, channels):
+def uper_head(in_channels, channels):
     return UPerHead(
         in_channels=in_channels,
         in_index=[0, 1, 2, 3],
@@ -123,11 +158,11 @@ def upper_head(in_channels, channels):
     ).eval()
 
 
-def test_upper_head_has_half_the_operations():
+def test_uper_head_has_half_the_operations():
     """That of the ADE20K configs, on the maps of VisionGRU-tiny for an image of 512 x 512."""
     channels = [72, 144, 288, 576]
     with torch.device('meta'):
-        head = upper_head(channels, 512)
+        head = uper_head(channels, 512)
         maps = [torch.empty(1, n, side, side) for n, side in zip(channels, (128, 64, 32, 16), strict=True)]
     counts = []
     for context in (torch.no_grad, AtOwnResolution):
@@ -137,12 +172,12 @@ def test_upper_head_has_half_the_operations():
     assert counts[1] < 0.55 * counts[0]
 
 
-class Upper(nn.Module):
+class Uper(nn.Module):
     """mmseg's UPerHead over four maps made of images."""
 
     def __init__(self):
         super().__init__()
-        self.head = upper_head([3] * 4, 4)
+        self.head = uper_head([3] * 4, 4)
 
     def forward(self, images):
         return self.head([images[:, :, ::n, ::n] for n in (1, 2, 4, 8)])
@@ -150,7 +185,7 @@ class Upper(nn.Module):
 
 def head():
     torch.manual_seed(0)
-    model = Upper().eval()
+    model = Uper().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 2)
@@ -162,7 +197,7 @@ def head():
     return model
 
 
-def test_upper_head_in_a_file(narrow):
+def test_uper_head_in_a_file(narrow):
     onnxruntime, _ = (
         pytest.importorskip(name, reason='ONNX export needs requirements/deploy.txt')
         for name in ('onnxruntime', 'onnxscript')

@@ -101,7 +101,10 @@ def rms_error(found: list[Tensor], wanted: list[Tensor]) -> float:
 
 
 def memory_of(arguments: tuple, size: tuple[int, int], threads: int) -> float:
-    """Bytes for one image on top of the loaded model, which has seen a small image only."""
+    """Bytes for one image on top of the loaded model, which has seen a small image only.
+
+    OpenVINO compiles the model for the size of the image, which counts.
+    """
     torch.set_num_threads(threads)
     run = start(*arguments)
     run(torch.zeros(1, 3, 64, 64))

@@ -85,9 +85,9 @@ def coefficients(gate, hidden, candidate: str):
     return op.Sub(1.0, z), op.Mul(z, c)
 
 
-def scan_lines(a, b, reverse: bool):
-    """``mmvisiongru::scan_lines``."""
-    return by_lines(a, b, one=[int(reverse)], two=[int(reverse)] * 2)
+def scan_lines(gate, hidden, candidate: str, reverse: bool):
+    """``mmvisiongru::scan_lines``, of (W, B, H, D)."""
+    return by_lines(*coefficients(gate, hidden, candidate), one=[int(reverse)], two=[int(reverse)] * 2)
 
 
 def mingru_scan(gate, hidden, reverse: bool, candidate: str, backend: str):
@@ -105,8 +105,7 @@ def mingru_scan_2d(projected, paths: str, candidate: str, backend: str, state=No
     for (column, reverse), hidden, gate in zip(directions, parts[::2], parts[1::2], strict=True):
         # Steps come first, lines before channels: (W, B, H, D), or (H, B, W, D) for columns.
         there, back = ([1, 0, 2, 3], [1, 0, 2, 3]) if column else ([2, 0, 1, 3], [1, 2, 0, 3])
-        a, b = (op.Transpose(x, perm=there) for x in coefficients(gate, hidden, candidate))
-        h = scan_lines(a, b, reverse)
+        h = scan_lines(*(op.Transpose(x, perm=there) for x in (gate, hidden)), candidate, reverse)
         outs.append(op.Transpose(h, perm=back))
     return op.Concat(*outs, axis=3)
 
