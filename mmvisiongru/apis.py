@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from mmvisiongru.analysis.models import build_model
 from mmvisiongru.checkpoint import load_weights
 from mmvisiongru.launch.zoo import get_config, list_configs
 from mmvisiongru.models.layers.precision import score_in_float32
+from mmvisiongru.zoo import build_model
 
 __all__ = ['get_config', 'get_model', 'list_configs']
 

@@ -15,22 +15,26 @@ import pytest
 
 from tests.harness import ROOT
 
-GROUND = {'version', 'errors', 'files', 'registry', 'checkpoint'}
+GROUND = {'_compat', 'version', 'errors', 'files', 'registry', 'checkpoint'}
 # Each part of mmvisiongru with the other parts that it may import. 'mmvisiongru' is its __init__.py.
 MAY_IMPORT = {
     'mmvisiongru': {'version'},
+    '_compat': set(),
     'version': set(),
     'errors': set(),
     'files': {'errors'},
     'registry': set(),
-    'checkpoint': {'errors', 'files'},
-    'ops': set(),
+    'checkpoint': {'_compat', 'errors', 'files'},
+    'config': {'_compat', 'errors', 'files'},
+    'ops': {'_compat'},
     'models': {*GROUND, 'ops'},
-    'engine': {*GROUND, 'ops', 'models'},
-    'launch': {*GROUND, 'ops', 'models', 'engine'},
-    'analysis': {*GROUND, 'ops', 'models', 'engine', 'launch'},
-    'apis': {*GROUND, 'ops', 'models', 'engine', 'launch', 'analysis'},
-    'deployment': {*GROUND, 'ops', 'models', 'engine', 'launch'},
+    'inference': {*GROUND, 'ops', 'models'},
+    'engine': {*GROUND, 'config', 'ops', 'models', 'inference'},
+    'launch': {*GROUND, 'config', 'ops', 'models', 'inference', 'engine'},
+    'zoo': {*GROUND, 'config', 'ops', 'models', 'inference', 'launch'},
+    'analysis': {*GROUND, 'config', 'ops', 'models', 'inference', 'engine', 'launch', 'zoo'},
+    'apis': {*GROUND, 'config', 'ops', 'models', 'inference', 'engine', 'launch', 'zoo', 'analysis'},
+    'deployment': {*GROUND, 'config', 'ops', 'models', 'inference', 'engine', 'launch', 'zoo'},
 }
 # Only their users need them installed: nothing may import them before it is asked to.
 OPTIONAL = {'mmseg', 'mmpretrain'}
@@ -166,9 +170,9 @@ GOOD = {
     'ops/__init__.py': 'from .mingru import scan',
     'ops/paths.py': 'import torch, math',
     'ops/mingru/__init__.py': 'from .op import scan',
-    'ops/mingru/op.py': 'from ..paths import PATHS\ndef scan():\n    from . import triton_scan',
+    'ops/mingru/op.py': 'from ..scan_paths import PATHS\ndef scan():\n    from . import triton_scan',
     'ops/mingru/triton_scan.py': 'import triton',
-    'ops/wkv/__init__.py': 'from ..paths import PATHS',
+    'ops/wkv/__init__.py': 'from ..scan_paths import PATHS',
     'models/__init__.py': 'from mmvisiongru.ops import scan\nfrom mmvisiongru.checkpoint import load',
     'engine/__init__.py': 'import mmvisiongru.models',
     'launch/__init__.py': 'from mmvisiongru.engine import Runner\ndef f():\n    import mmseg',

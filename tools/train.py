@@ -8,7 +8,7 @@ import argparse
 
 from mmengine.config import Config
 
-from mmvisiongru.engine.schedule import CHOICES
+from mmvisiongru.engine.resume_schedule import CHOICES
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import (
     add_common_options,
@@ -18,7 +18,7 @@ from mmvisiongru.launch.options import (
 )
 from mmvisiongru.launch.prepare import prepare_training
 from mmvisiongru.launch.processes import has_gpu
-from mmvisiongru.launch.schedule import fit_to_trial
+from mmvisiongru.launch.trial import fit_to_trial
 
 AMP_WRAPPERS = ('AmpOptimWrapper', 'mmvisiongru.CPUAmpOptimWrapper')
 

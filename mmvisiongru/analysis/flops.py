@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # Registers the formula of the scan.
 import mmvisiongru.ops  # noqa: F401
-from mmvisiongru.analysis.models import forward
+from mmvisiongru.zoo import forward
 
 # What an operator counts as; products of batches of matrices are attention in every model here.
 KINDS = dict(convolution='convolution', mm='linear', addmm='linear', bmm='attention', baddbmm='attention')

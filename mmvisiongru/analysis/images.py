@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from mmvisiongru.engine.samples import PICTURES
+from mmvisiongru.engine.guarded_dataset import PICTURES
 from mmvisiongru.errors import InputError
 
 

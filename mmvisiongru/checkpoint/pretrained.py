@@ -9,8 +9,8 @@ from torch import nn
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import is_local
 
-from .fit import RELEASED, is_released, plain_model, state_dict_of, unfit_keys
 from .load import load_checkpoint_file
+from .match import RELEASED, is_released, plain_model, state_dict_of, unfit_keys
 
 
 def pretrained_paths(module: nn.Module) -> list[tuple[str, str | None]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmvisiongru.models.layers import MinGRU2D
 from mmvisiongru.models.layers.known import is_unchanged
 from mmvisiongru.models.layers.linear import LINEAR
-from mmvisiongru.ops.paths import PATHS
+from mmvisiongru.ops.scan_paths import PATHS
 
 torch.library.define(
     'mmvisiongru::scan_lines', '(Tensor gate, Tensor hidden, str candidate, bool reverse) -> Tensor'

@@ -18,10 +18,10 @@ from torch import nn
 
 from mmvisiongru.checkpoint import find_checkpoint, pretrained_paths, refuse_code_in, seal
 from mmvisiongru.engine.compiled import CompiledParts
-from mmvisiongru.engine.draws import build_numbered_sampler
+from mmvisiongru.engine.guarded_dataset import GuardedDataset
 from mmvisiongru.engine.optim import regroup
-from mmvisiongru.engine.samples import GuardedDataset
-from mmvisiongru.engine.schedule import ends_of, full_rates, settle_schedule
+from mmvisiongru.engine.random_state import build_numbered_sampler
+from mmvisiongru.engine.resume_schedule import ends_of, full_rates, settle_schedule
 from mmvisiongru.engine.terminal import calm, summary
 from mmvisiongru.files import is_local, new_file
 from mmvisiongru.models.layers.pooling import replace_pools

@@ -37,8 +37,8 @@ from mmvisiongru.launch.names import check_names, unmatched_custom_keys
 from mmvisiongru.launch.places import explain
 from mmvisiongru.launch.processes import prepare_launch
 from mmvisiongru.launch.quiet import import_quietly
-from mmvisiongru.launch.schedule import check_schedule
 from mmvisiongru.launch.shapes import check_shapes
+from mmvisiongru.launch.trial import check_schedule
 
 # Top-level keys without which a config is for something else.
 TRAINING = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .paths import Path
+from .scan_paths import Path
 
 log = logging.getLogger('mmvisiongru')
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmvisiongru.ops import runnable_backends
-from mmvisiongru.ops.paths import PATHS as KNOWN_PATHS
+from mmvisiongru.ops.scan_paths import PATHS as KNOWN_PATHS
 
 # The only tolerances of the scans: 'max' is max|got - ref| / max|ref|, 'rms' the same of root mean squares.
 # 16-bit entries are dominated by the rounding of h (saved in the I/O dtype) and of the results.

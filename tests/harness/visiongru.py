@@ -5,8 +5,8 @@ import math
 import torch
 from torch import nn
 
-from mmvisiongru.models.backbones.visiongru import VisionGRU
-from mmvisiongru.ops.paths import PATHS
+from mmvisiongru.models.visiongru import VisionGRU
+from mmvisiongru.ops.scan_paths import PATHS
 
 # Widths that are no multiples of each other, so that a mixed-up one shows.
 SMALL = dict(embed_dims=[8, 12, 20, 28], depths=[1, 1, 2, 1])

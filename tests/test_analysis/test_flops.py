@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from mmvisiongru.analysis.flops import count
-from mmvisiongru.analysis.models import build_model
 from mmvisiongru.errors import InputError
-from mmvisiongru.models.backbones import VisionGRU
+from mmvisiongru.models import VisionGRU
+from mmvisiongru.zoo import build_model
 
 CLASSIFIER = 'configs/classification/visiongru-tiny_8xb128_in1k.py'
 UPERNET = 'configs/segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py'

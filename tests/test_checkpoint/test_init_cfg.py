@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 
 from mmvisiongru.checkpoint import load_checkpoint_file, state_dict_of, unfit_keys
 from mmvisiongru.errors import InputError
-from mmvisiongru.models.backbones.visiongru import VisionGRU
+from mmvisiongru.models.visiongru import VisionGRU
 
 SMALL = dict(embed_dims=[8, 12], depths=[1, 1])
 

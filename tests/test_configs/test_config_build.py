@@ -9,7 +9,7 @@ from mmengine.registry import HOOKS, PARAM_SCHEDULERS, VISUALIZERS
 from mmpretrain.evaluation import Accuracy
 from mmseg.evaluation import IoUMetric
 
-from mmvisiongru.models.backbones import VRWKV, VisionGRU, VRWKVAdapter
+from mmvisiongru.models import VRWKV, VisionGRU, VRWKVAdapter
 from tests.harness.config_builders import (
     CLASSIFIER,
     CONFIGS,

@@ -10,8 +10,8 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 
 from mmvisiongru.analysis.flops import count
-from mmvisiongru.analysis.models import build_model as build_by_name
-from mmvisiongru.analysis.models import image_size
+from mmvisiongru.zoo import build_model as build_by_name
+from mmvisiongru.zoo import image_size
 from tests.harness.config_builders import CONFIGS, LEAVES, build_model, difference, load, scope
 
 PEERS = [name for name in LEAVES if name.startswith('peers/')]

@@ -195,7 +195,7 @@ def test_cost(tmp_path, data, text, monkeypatch):
     """
     import faulthandler
 
-    from mmvisiongru.engine import hooks, samples
+    from mmvisiongru.engine import guarded_dataset, hooks
 
     spent = {'hooks': 0.0, 'samples': 0.0}
 
@@ -227,7 +227,7 @@ def test_cost(tmp_path, data, text, monkeypatch):
                 kind_ = getattr(hooks, kind)
                 monkeypatch.setattr(kind_, method, timed(getattr(kind_, method), 'hooks'))
     for name in ('check_files', 'check_labels', 'seed_all'):
-        monkeypatch.setattr(samples, name, timed(getattr(samples, name), 'samples'))
+        monkeypatch.setattr(guarded_dataset, name, timed(getattr(guarded_dataset, name), 'samples'))
     runner = RUNNERS.build(cfg)
     steps = []
 

@@ -10,8 +10,8 @@ from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from mmvisiongru.engine.draws import Draw
-from mmvisiongru.engine.samples import GuardedDataset
+from mmvisiongru.engine.guarded_dataset import GuardedDataset
+from mmvisiongru.engine.random_state import Draw
 from mmvisiongru.errors import InputError
 from tests.harness.toy import toy_runner
 

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS
 
 from mmvisiongru.launch.config import load_config
-from mmvisiongru.launch.schedule import check_schedule, fit_to_trial, length_key
+from mmvisiongru.launch.trial import check_schedule, fit_to_trial, length_key
 from tests.harness import ROOT
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
 from tools import train

@@ -8,9 +8,9 @@ import torch.utils.checkpoint
 from mmengine.analysis import get_model_complexity_info
 
 from mmvisiongru.models import VisionGRU
-from mmvisiongru.models.backbones.visiongru import Stem
 from mmvisiongru.models.layers import strips
-from mmvisiongru.ops.paths import PATHS
+from mmvisiongru.models.visiongru import Stem
+from mmvisiongru.ops.scan_paths import PATHS
 
 ARCH = dict(embed_dims=[8, 16], depths=[1, 1])
 

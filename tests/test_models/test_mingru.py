@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mmvisiongru.models.layers.mingru import MinGRU2D
-from mmvisiongru.ops.paths import PATHS as KNOWN_PATHS
+from mmvisiongru.ops.scan_paths import PATHS as KNOWN_PATHS
 
 PATHS = tuple(KNOWN_PATHS)
 

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, prune
 
 from mmvisiongru.models import VisionGRU
 from mmvisiongru.models.layers import MLP, ChannelsLastConv2d, mingru, strips
-from mmvisiongru.ops.paths import PATHS
+from mmvisiongru.ops.scan_paths import PATHS
 
 ARCH = dict(embed_dims=[8, 16], depths=[1, 1])
 FOUR_PATHS = tuple(PATHS)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmvisiongru.models.backbones import visiongru
-from mmvisiongru.models.backbones.visiongru import VisionGRU
+from mmvisiongru.models import visiongru
+from mmvisiongru.models.visiongru import VisionGRU
 from tests.harness.visiongru import FOUR_PATHS, SMALL, TWO_PATHS, image, map_sizes, small
 
 SIZES = [(224, 224), (256, 256), (256, 309), (255, 255), (112, 137), (95, 27), (32, 32), (4, 4)]

@@ -8,7 +8,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmvisiongru.models.backbones.visiongru import VisionGRU
+from mmvisiongru.models.visiongru import VisionGRU
 from tests.harness import ROOT
 from tests.harness.children import PATIENCE
 from tests.harness.visiongru import SMALL
@@ -31,7 +31,7 @@ for library in ('mmengine', 'mmseg', 'mmpretrain'):
     command = [sys.executable, '-c', code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     found = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
-    built = 'mmvisiongru.models.backbones.visiongru VisionGRU 24'
+    built = 'mmvisiongru.models.visiongru VisionGRU 24'
     assert found == [['mmengine', built], ['mmseg', built], ['mmpretrain', built]], done.stderr
 
 

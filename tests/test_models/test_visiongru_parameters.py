@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmvisiongru.models.backbones.visiongru import VisionGRU
+from mmvisiongru.models.visiongru import VisionGRU
 from tests.harness.visiongru import FOUR_PATHS, SMALL
 
 

@@ -7,7 +7,7 @@ import torch
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 
-from mmvisiongru.models.backbones.visiongru import VisionGRU
+from mmvisiongru.models.visiongru import VisionGRU
 from tests.harness.visiongru import FOUR_PATHS, SMALL, image, small
 
 

@@ -12,8 +12,8 @@ from mmengine.registry import MODELS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmvisiongru.models.backbones import VRWKV
-from mmvisiongru.models.layers.vrwkv import q_shift
+from mmvisiongru.models import VRWKV
+from mmvisiongru.models.layers.rwkv_mix import q_shift
 from tests.harness.vrwkv import (
     CASES,
     FIXTURE,

@@ -14,7 +14,7 @@ import torch
 
 from mmvisiongru.ops import triton_launch
 from mmvisiongru.ops.wkv import triton_wkv
-from mmvisiongru.ops.wkv.passes import Wkv
+from mmvisiongru.ops.wkv.interface import Wkv
 from tests.harness.children import PATIENCE
 from tests.harness.guarded import PLACES, Guarded
 from tests.harness.interpreter import interpreted, mend

@@ -9,7 +9,7 @@ from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 
 from mmvisiongru.models.layers import MinGRU2D
 from mmvisiongru.ops import mingru_scan, mingru_scan_2d, runnable_backends
-from mmvisiongru.ops.paths import PATHS
+from mmvisiongru.ops.scan_paths import PATHS
 from tests.harness.per_sample import assert_gradients_of_each_sample
 
 BACKENDS = pytest.mark.parametrize('backend', runnable_backends())

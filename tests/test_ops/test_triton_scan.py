@@ -23,9 +23,9 @@ import torch
 
 from mmvisiongru.ops import mingru_scan, mingru_scan_2d, runnable_backends, triton_launch
 from mmvisiongru.ops.mingru import triton_scan
+from mmvisiongru.ops.mingru.interface import Gates, Mode
 from mmvisiongru.ops.mingru.op import BACKENDS
-from mmvisiongru.ops.mingru.passes import Gates, Mode
-from mmvisiongru.ops.paths import PATHS as KNOWN
+from mmvisiongru.ops.scan_paths import PATHS as KNOWN
 from tests.harness.children import PATIENCE, in_child
 from tests.harness.guarded import PLACES, Guarded
 from tests.harness.interpreter import interpreted, mend

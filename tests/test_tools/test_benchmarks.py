@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mmvisiongru.analysis.models import build_model
-from tools.analysis_tools import benchmark, benchmark_scan, benchmark_wkv
+from benchmarks import scan as benchmark_scan
+from benchmarks import wkv as benchmark_wkv
+from mmvisiongru.zoo import build_model
+from tools.analysis_tools import benchmark
 
 SMALL = ['--shapes', '2x37x12', '--repeats', '2', '--device', 'cpu']
 PICO = 'mmvisiongru.VisionGRU:pico'

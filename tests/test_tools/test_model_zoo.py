@@ -7,7 +7,7 @@ import yaml
 from modelindex.load_model_index import load
 
 from mmvisiongru.analysis.flops import count
-from mmvisiongru.analysis.models import build_model
+from mmvisiongru.zoo import build_model
 from tools.misc import update_model_zoo as zoo
 
 CONFIGS = zoo.ROOT / 'configs'

@@ -10,7 +10,7 @@ from mmengine.runner import load_checkpoint
 
 from mmvisiongru.errors import InputError
 from mmvisiongru.models import VRWKV, VRWKVAdapter
-from mmvisiongru.models.released import arch_of, name_of, to_mmvisiongru, to_released
+from mmvisiongru.models.convert import arch_of, name_of, to_mmvisiongru, to_released
 from tests.harness.vrwkv import FIXTURE, released_names, released_state
 from tools.model_converters import official_to_mmvisiongru as converter
 

@@ -12,8 +12,8 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import BaseLoop
 
 from mmvisiongru.analysis import logs
-from mmvisiongru.analysis.models import build_model
 from mmvisiongru.launch import prepare
+from mmvisiongru.zoo import build_model
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
 from tools import test as test_tool
 from tools import train

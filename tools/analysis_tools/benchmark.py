@@ -27,7 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mmvisiongru.analysis import measure
-from mmvisiongru.analysis.models import (
+from mmvisiongru.errors import InputError
+from mmvisiongru.launch.options import one_line_errors
+from mmvisiongru.models.layers.precision import converted_once
+from mmvisiongru.zoo import (
     CONVERTED,
     PRECISIONS,
     PRECISIONS_HELP,
@@ -36,9 +39,6 @@ from mmvisiongru.analysis.models import (
     in_precision,
     inference,
 )
-from mmvisiongru.errors import InputError
-from mmvisiongru.launch.options import one_line_errors
-from mmvisiongru.models.layers.precision import converted_once
 
 
 def parse_args(argv=None):

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mmvisiongru.analysis.flops import count
-from mmvisiongru.analysis.models import build_model, image_size
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
+from mmvisiongru.zoo import build_model, image_size
 
 KINDS = ('convolution', 'linear', 'attention', 'scan')
 

@@ -25,10 +25,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from mmvisiongru.analysis import measure
-from mmvisiongru.analysis.models import build_model, forward
 from mmvisiongru.deployment import check_stack
 from mmvisiongru.deployment.runtimes import has_openvino, onnx_runtime, openvino
 from mmvisiongru.launch.options import one_line_errors
+from mmvisiongru.zoo import build_model, forward
 
 # ONNX Runtime has hardly a kernel for bfloat16 on CPUs.
 RUNNERS = (

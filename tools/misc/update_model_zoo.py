@@ -18,7 +18,7 @@ import yaml
 from mmengine.logging import MMLogger
 
 from mmvisiongru.analysis.flops import count
-from mmvisiongru.analysis.models import build_model, image_size
+from mmvisiongru.zoo import build_model, image_size
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ('classification', 'segmentation', 'ablations', 'peers')

@@ -18,7 +18,7 @@ from mmvisiongru.checkpoint import load_checkpoint_file
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import new_file
 from mmvisiongru.launch.options import one_line_errors
-from mmvisiongru.models.released import arch_of, first, name_of, to_mmvisiongru, to_released
+from mmvisiongru.models.convert import arch_of, first, name_of, to_mmvisiongru, to_released
 
 # Where training scripts put the weights in a checkpoint; without any of these the file is the weights.
 CONTAINERS = ('model', 'state_dict', 'model_ema')

@@ -15,10 +15,10 @@ import torch
 
 from mmvisiongru.analysis.images import read_inputs
 from mmvisiongru.analysis.insight import backbone_of, gate_memories
-from mmvisiongru.analysis.models import build_model
 from mmvisiongru.checkpoint import load_weights
 from mmvisiongru.files import check_folder
 from mmvisiongru.launch.options import one_line_errors
+from mmvisiongru.zoo import build_model
 
 # Of the histograms, in tokens.
 BINS = torch.logspace(-1, 5, 49).numpy()

@@ -15,11 +15,11 @@ from pathlib import Path
 from mmvisiongru.analysis.images import read_inputs
 from mmvisiongru.analysis.insight import backbone_of, receptive_fields, side_that_holds
 from mmvisiongru.analysis.measure import progress_bar
-from mmvisiongru.analysis.models import build_model
 from mmvisiongru.checkpoint import load_weights
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import check_folder
 from mmvisiongru.launch.options import one_line_errors
+from mmvisiongru.zoo import build_model
 
 SHARES = (0.5, 0.9, 0.99)
 

@@ -15,7 +15,7 @@ from onnxscript.values import Opset
 
 # Registers the operators as well.
 import mmvisiongru.deployment.mixer  # noqa: F401
-from mmvisiongru.ops.paths import PATHS
+from mmvisiongru.ops.scan_paths import PATHS
 
 DOMAIN = Opset('mmvisiongru', 1)
 

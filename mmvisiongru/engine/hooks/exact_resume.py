@@ -4,7 +4,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
-from mmvisiongru.engine.draws import seed_all
+from mmvisiongru.engine.random_state import seed_all
 from mmvisiongru.registry import HOOKS
 
 

@@ -2,7 +2,7 @@
 
 from mmengine.hooks import Hook
 
-from mmvisiongru.engine.samples import GuardedDataset
+from mmvisiongru.engine.guarded_dataset import GuardedDataset
 from mmvisiongru.errors import InputError
 from mmvisiongru.registry import HOOKS
 

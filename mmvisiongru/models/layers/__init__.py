@@ -3,6 +3,6 @@
 from .conv import ChannelsLastConv2d
 from .mingru import MinGRU2D
 from .mlp import MLP
-from .vrwkv import ChannelMix, SpatialMix
+from .rwkv_mix import ChannelMix, SpatialMix
 
 __all__ = ['MLP', 'ChannelMix', 'ChannelsLastConv2d', 'MinGRU2D', 'SpatialMix']

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mmvisiongru.ops import mingru_scan_2d
 from mmvisiongru.ops.backends import accumulation_dtype
 from mmvisiongru.ops.mingru.op import BACKENDS
-from mmvisiongru.ops.paths import PATHS
+from mmvisiongru.ops.scan_paths import PATHS
 
 from .conv import ChannelsLastConv2d
 from .linear import linear, product

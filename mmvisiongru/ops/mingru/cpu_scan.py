@@ -13,8 +13,8 @@ from torch import Tensor
 from .. import native
 from ..backends import accumulation_dtype
 from ..native import Map, Shape
-from ..paths import Path
-from .passes import Gates, Mode
+from ..scan_paths import Path
+from .interface import Gates, Mode
 
 LIBRARY = 'mingru_scan'
 

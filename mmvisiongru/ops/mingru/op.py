@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..backends import Backends, unit_stride
-from ..paths import PATHS, check_paths
+from ..scan_paths import PATHS, check_paths
 from ..transforms import is_transformed
-from .passes import Gates, Mode
+from .interface import Gates, Mode
 from .transforms import Scan, no_second_derivative
 
 BACKENDS = Backends(

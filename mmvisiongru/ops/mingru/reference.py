@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..backends import accumulation_dtype
-from ..chunks import steps
-from ..paths import as_sequence, write_sequence
-from .passes import Gates, Mode
+from ..chunking import steps
+from ..scan_paths import as_sequence, write_sequence
+from .interface import Gates, Mode
 
 
 def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import triton_launch
 from ..triton_launch import OPTIONS, STATES, Strides, alike, on, unsupported
-from .passes import Gates, Mode
+from .interface import Gates, Mode
 
 __all__ = ['backward', 'forward', 'unsupported']
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import native
 from ..backends import accumulation_dtype
 from ..native import Map
-from .passes import LIMIT, Wkv
+from .interface import LIMIT, Wkv
 
 __all__ = ['LIMIT', 'backward', 'forward', 'unsupported']
 

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..backends import Backends, accumulation_dtype, unit_stride
 from ..transforms import is_transformed
-from .passes import Wkv
+from .interface import Wkv
 from .transforms import BiWkv, no_second_derivative
 
 _EVERYWHERE = {'torch': 'torch_wkv', 'reference': 'reference'}

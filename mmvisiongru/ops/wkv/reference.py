@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..chunks import steps
-from .passes import Wkv, piece_length
+from ..chunking import steps
+from .interface import Wkv, piece_length
 
 LIMIT = {torch.float32: inf, torch.float64: inf}
 

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import accumulation_dtype
-from ..chunks import before
-from .passes import LIMIT, PIECES, Wkv, piece_length
+from ..chunking import before
+from .interface import LIMIT, PIECES, Wkv, piece_length
 
 __all__ = ['LIMIT', 'backward', 'forward', 'unsupported']
 

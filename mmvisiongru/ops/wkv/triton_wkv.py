@@ -6,9 +6,9 @@ Nothing is added atomically: the results are the same from run to run.
 import torch
 from torch import Tensor
 
-from ..chunks import before
+from ..chunking import before
 from ..triton_launch import MAX_TOKENS, OPTIONS, on, unsupported
-from .passes import LIMIT, Wkv
+from .interface import LIMIT, Wkv
 
 __all__ = ['LIMIT', 'backward', 'forward', 'unsupported']
 

@@ -1,0 +1,196 @@
+"""What linear cost buys: time per megapixel as images grow, and the largest image that memory lets through.
+
+    python benchmarks/largest_image.py --out docs/figures/largest_image
+    python benchmarks/largest_image.py --out work_dirs/largest --sides 512 1024 2048 --minutes 1
+
+Inference of classifiers at batch 1 on square images, by default 512 x 512 and from there on twice the
+pixels each time. A model is stopped at the first size that does not fit into `--memory` GiB or takes longer
+than `--minutes`; where it was memory, bisection then finds the largest side. Each size is measured in a
+process of its own. On a GPU the limit is on what torch reserves, on a CPU on all private memory of the
+process (Linux). Writes OUT.csv, a line at a time, and OUT.png; a line that is there is not measured again.
+"""
+
+import argparse
+import csv
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, TimeoutError
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from mmvisiongru.analysis import measure
+from mmvisiongru.zoo import COMPARED, build_model, inference
+
+COLUMNS = ('model', 'side', 'megapixels', 'outcome', 'seconds', 'seconds_per_megapixel', 'peak_memory_mb')
+# Sides of the bisection are multiples of it, as of all strides.
+STEP = 32
+# Seconds under which an image is taken twice, and the faster time counts.
+SHORT = 10
+FITS, MEMORY, TIME = 'fits', 'memory', 'time'
+
+
+def sides(first: int = 512, last: int = 8192) -> list[int]:
+    """From ``first`` to ``last``, twice the pixels each time, in multiples of STEP."""
+    number = round(2 * math.log2(last / first))
+    return [STEP * round(first * 2 ** (i / 2) / STEP) for i in range(number + 1)]
+
+
+def measure_side(key: str, side: int, device: str, memory: float) -> dict:
+    """Seconds and peak memory of one image; without both where it does not fit."""
+    device, limit = torch.device(device), int(memory * 2**30)
+    if device.type == 'cuda':
+        torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info(device)[1], device)
+    else:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    try:
+        model = build_model(key).to(device)
+        # What a first call compiles and allocates is no cost of the image.
+        inference(model, torch.randn(1, 3, 224, 224, device=device))
+        run = partial(timed, partial(inference, model, torch.randn(1, 3, side, side, device=device)), device)
+        seconds = []
+        peak = measure.peak_growth(lambda: seconds.append(run()), device) / 2**20
+        if seconds[0] < SHORT:
+            seconds.append(run())
+    except (RuntimeError, MemoryError) as error:
+        if 'memory' not in str(error).lower() and not isinstance(error, MemoryError):
+            raise
+        return dict(outcome=MEMORY)
+    return dict(outcome=FITS, seconds=min(seconds), peak_memory_mb=peak)
+
+
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call."""
+    measure.synchronize(device)
+    start = time.perf_counter()
+    function()
+    measure.synchronize(device)
+    return time.perf_counter() - start
+
+
+def in_process(name: str, side: int, args) -> dict:
+    """:func:`measure_side` in a process of its own, which is ended after the time limit."""
+    row = dict(model=name, side=side, megapixels=side * side / 1e6)
+    with ProcessPoolExecutor(1, get_context('spawn')) as pool:
+        task = pool.submit(measure_side, COMPARED[name], side, args.device, args.memory)
+        try:
+            found = task.result(60 * args.minutes)
+        except TimeoutError:
+            found = dict(outcome=TIME)
+            for process in list(pool._processes.values()):
+                process.kill()
+    if 'seconds' in found:
+        found['seconds_per_megapixel'] = found['seconds'] / row['megapixels']
+    return row | found
+
+
+def wanted(name: str, rows: list[dict], grid: Sequence[int]) -> Iterator[int]:
+    """Sides of a model that are still to be measured, given all that was; grows as rows do."""
+    for side in grid:
+        if not any(row['side'] == side for row in of(name, rows)):
+            yield side
+        if next(row for row in of(name, rows) if row['side'] == side)['outcome'] != FITS:
+            break
+    while (side := between(of(name, rows))) is not None:
+        yield side
+
+
+def between(rows: list[dict]) -> int | None:
+    """The side in the middle of the largest that fits and the smallest that memory refuses."""
+    refused = [row['side'] for row in rows if row['outcome'] == MEMORY]
+    fits = max((row['side'] for row in rows if row['outcome'] == FITS), default=0)
+    # What takes too long has no largest side that can be found in time.
+    if not refused or not fits or any(row['outcome'] == TIME for row in rows):
+        return None
+    middle = STEP * ((fits + min(refused)) // 2 // STEP)
+    return middle if fits < middle < min(refused) else None
+
+
+def of(name: str, rows: list[dict]) -> list[dict]:
+    """Rows of a model."""
+    return [row for row in rows if row['model'] == name]
+
+
+def read(path: Path) -> list[dict]:
+    """Rows of a table that was begun."""
+    if not path.exists():
+        return []
+    lines = [line for line in path.read_text().splitlines() if not line.startswith('#')]
+    return [dict(row, side=int(row['side'])) for row in csv.DictReader(lines)]
+
+
+def append(path: Path, row: dict, machine: dict) -> None:
+    """Write a row; before the first, what it was measured on."""
+    new = not path.exists()
+    with path.open('a', newline='') as file:
+        if new:
+            file.write(f'# {", ".join(f"{key} {value}" for key, value in machine.items())}\n')
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerow({k: f'{v:.4g}' if isinstance(v, float) else v for k, v in row.items()})
+
+
+def plot(rows: list[dict], memory: float, path: Path) -> None:
+    """Seconds per megapixel over megapixels; what is linear is level."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    for i, name in enumerate(dict.fromkeys(row['model'] for row in rows)):
+        points = sorted(
+            (float(row['megapixels']), float(row['seconds_per_megapixel']))
+            for row in of(name, rows)
+            if row['outcome'] == FITS
+        )
+        largest = max((row['side'] for row in of(name, rows) if row['outcome'] == FITS), default=0)
+        label = f'{name}, up to {largest} x {largest}'
+        axis.plot(*zip(*points, strict=True), marker='os^Dv'[i % 5], label=label)
+    axis.set(xscale='log', yscale='log', xlabel='megapixels', ylabel='seconds per megapixel')
+    axis.set_title(f'inference, batch 1, at most {memory:g} GiB')
+    axis.grid(True, alpha=0.3, which='both')
+    axis.legend(fontsize='small')
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def parse_args(argv=None):
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--out', default='work_dirs/largest_image', help='write OUT.csv and OUT.png')
+    parser.add_argument(
+        '--sides', nargs='+', type=int, default=sides(), help='sides of the images, in ascending order'
+    )
+    parser.add_argument('--memory', type=float, default=16.0, help='GiB that each process may use')
+    parser.add_argument('--minutes', type=float, default=10.0, help='minutes that each image may take')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Measure, then draw."""
+    args = parse_args(argv)
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    table = out.parent / f'{out.name}.csv'
+    machine = measure.describe_machine(torch.device(args.device)) | dict(memory_gib=args.memory)
+    rows = read(table)
+    for name in COMPARED:
+        for side in wanted(name, rows, args.sides):
+            row = in_process(name, side, args)
+            rows.append(row)
+            append(table, row, machine)
+            print(
+                f'{name}, {side} x {side}: {row["outcome"]}, {row.get("seconds", math.nan):.2f} s', flush=True
+            )
+    plot(rows, args.memory, out.parent / f'{out.name}.png')
+
+
+if __name__ == '__main__':
+    main()

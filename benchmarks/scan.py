@@ -1,0 +1,210 @@
+"""Precision, time and memory of the scan's backends, beside other implementations of the same recurrence.
+
+    python benchmarks/scan.py --shapes 8x3136x144 1x97344x144
+
+First every output and gradient is compared with float64 (a backend of ours outside of its tolerance ends the
+run), then forward and forward + backward are timed in turns. On a GPU that is the time of the device, and
+"host" is what launching takes, as a share of it. The script also measures minGRU-pytorch (log-space scan),
+flash-linear-attention (hgrn) and accelerated-scan if they are installed and run on the device. One that fails
+on a shape is left out there, with its message.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+
+from mmvisiongru.analysis import measure
+from mmvisiongru.ops import mingru_scan, runnable_backends
+from mmvisiongru.ops.mingru import BACKENDS
+
+# Error RMS over reference RMS; float32 of a linear-space scan is far inside.
+TOLERANCE = dict(float32=2e-6, bfloat16=4e-3, float16=1e-3)
+# Each of gate, hidden and h once; backward re-reads them with dh and writes two gradients.
+TENSORS_MOVED = dict(forward=3, train=9)
+
+
+def log_space(gate, hidden):
+    """minGRU-pytorch's parallel form (Heinsen scan in log space)."""
+    from minGRU_pytorch.minGRU import heinsen_associative_scan_log, log_g
+
+    return heinsen_associative_scan_log(-F.softplus(gate), -F.softplus(-gate) + log_g(hidden))
+
+
+def candidate(hidden):
+    """g(x), as the other implementations need it outside of the scan."""
+    return torch.where(hidden >= 0, hidden + 0.5, hidden.sigmoid())
+
+
+def hgrn(gate, hidden):
+    """flash-linear-attention: h_t = exp(g_t) h_{t-1} + x_t."""
+    from fla.ops.hgrn import fused_recurrent_hgrn
+
+    return fused_recurrent_hgrn(gate.sigmoid() * candidate(hidden), F.logsigmoid(-gate))[0]
+
+
+def accelerated(gate, hidden):
+    """accelerated-scan's warp kernel: channels before tokens, lengths that are powers of two, 32 to 65536."""
+    from accelerated_scan.warp import scan
+
+    length = gate.size(1)
+    padding = (0, max(32, 1 << (length - 1).bit_length()) - length)
+    keep, new = torch.sigmoid(-gate), gate.sigmoid() * candidate(hidden)
+    keep, new = (F.pad(x.transpose(1, 2), padding).contiguous() for x in (keep, new))
+    return scan(keep, new)[..., :length].transpose(1, 2)
+
+
+def implementations(device: torch.device, dtype: torch.dtype, wanted: list[str]) -> dict:
+    """Our backends, and the others that are installed and run on the device."""
+    found = {name: partial(mingru_scan, backend=name) for name in runnable_backends(device, dtype)}
+    if importlib.util.find_spec('minGRU_pytorch'):
+        found['minGRU-pytorch'] = log_space
+    if device.type == 'cuda' and importlib.util.find_spec('fla'):
+        found['fla hgrn'] = hgrn
+    if device.type == 'cuda' and importlib.util.find_spec('accelerated_scan'):
+        found['accelerated-scan'] = accelerated
+    # One Python step a token: the definition, not a competitor.
+    found.pop('reference', None)
+    return {name: f for name, f in found.items() if not wanted or name in wanted}
+
+
+def gradients(function, gate, hidden, cotangent):
+    """Output and gradients of gate and hidden."""
+    gate, hidden = (x.detach().requires_grad_() for x in (gate, hidden))
+    out = function(gate, hidden)
+    return out.detach(), *torch.autograd.grad(out, (gate, hidden), cotangent)
+
+
+def errors(function, gate, hidden, cotangent) -> dict[str, float]:
+    """RMS error over RMS of the torch backend in float64, of the output and both gradients."""
+    double = (x.double() for x in (gate, hidden, cotangent))
+    expected = gradients(partial(mingru_scan, backend='torch'), *double)
+    got = gradients(function, gate, hidden, cotangent)
+    return {
+        name: float((g.double() - e).norm() / e.norm())
+        for name, g, e in zip(('h', 'd_gate', 'd_hidden'), got, expected, strict=True)
+    }
+
+
+def compare(shape, functions, tensors, limit) -> list[dict]:
+    """One row an implementation that runs, with its errors; one of ours above the limit ends the program."""
+    rows = []
+    for name, function in functions.items():
+        try:
+            found = errors(function, *tensors)
+        except Exception as error:
+            if name in BACKENDS:
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            print(f'{name} left out at {shape}: {reason}', file=sys.stderr)
+            continue
+        if name in BACKENDS and (wrong := {k: v for k, v in found.items() if not v <= limit}):
+            sys.exit(f'error: {name} at {shape} is outside of its tolerance of {limit:g}: {wrong}')
+        rows.append(dict(name=name, shape=shape, **found))
+    return rows
+
+
+def measure_shape(shape, functions, device, dtype, repeats, advance) -> list[dict]:
+    """One row an implementation."""
+    generator = torch.Generator(device).manual_seed(0)
+    gate, hidden, cotangent = tensors = [
+        torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(3)
+    ]
+    rows = compare(shape, functions, tensors, TOLERANCE[str(dtype).split('.')[1]])
+    functions = {row['name']: functions[row['name']] for row in rows}
+    forward = {n: torch.inference_mode()(partial(f, gate, hidden)) for n, f in functions.items()}
+    train = {n: partial(gradients, f, gate, hidden, cotangent) for n, f in functions.items()}
+    for kind, runs in (('forward', forward), ('train', train)):
+        memory = {n: measure.peak_memory(f, device) for n, f in runs.items()}
+        times, host = measure.launched_times(runs, device, repeats, advance)
+        moved = TENSORS_MOVED[kind] * gate.numel() * gate.element_size()
+        for row in rows:
+            seconds = measure.median(times[row['name']])
+            row[f'{kind}_ms'], row[f'{kind}_peak_mb'] = 1e3 * seconds, memory[row['name']] / 2**20
+            row[f'{kind}_bytes_per_s'] = moved / seconds
+            # On a CPU the host is the device.
+            row[f'{kind}_host_ms'] = 1e3 * measure.median(host[row['name']]) if host[row['name']] else None
+    return rows
+
+
+def print_table(rows: list[dict], baseline: str, bandwidth: float) -> None:
+    """Print the rows; ratios are to ``baseline``, shares to the bandwidth of a copy."""
+    table = Table(
+        'shape',
+        'scan',
+        'error h',
+        'd_gate',
+        'd_hidden',
+        'fwd ms',
+        'host',
+        'x',
+        'copy',
+        'fwd+bwd ms',
+        'host',
+        'x',
+        'copy',
+        'peak MB',
+        'x',
+    )
+    base = {row['shape']: row for row in rows if row['name'] == baseline}
+    for row in rows:
+        b = base.get(row['shape'], row)
+        cells = [f'{row[k]:.0e}' for k in ('h', 'd_gate', 'd_hidden')]
+        for kind in ('forward', 'train'):
+            host = row[kind + '_host_ms']
+            # Above 100 %, the host is what a loop of calls waits for.
+            cells += [f'{row[kind + "_ms"]:.2f}', '-' if host is None else f'{host / row[kind + "_ms"]:.0%}']
+            cells += [f'{b[kind + "_ms"] / row[kind + "_ms"]:.1f}']
+            cells.append(f'{row[kind + "_bytes_per_s"] / bandwidth:.0%}')
+        memory, base_memory = row['train_peak_mb'], b['train_peak_mb']
+        # A pass may need none beside what the allocator kept: there is no ratio to that.
+        cells += [f'{memory:.0f}', f'{memory / base_memory:.2f}' if base_memory else '-']
+        table.add_row('x'.join(map(str, row['shape'])), row['name'], *cells)
+    Console(width=150).print(table)
+
+
+def parse_args(argv=None):
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--shapes', nargs='+', default=['8x3136x144', '1x24336x288', '1x97344x144'], help='BxLxD'
+    )
+    parser.add_argument('--names', nargs='+', default=[], help='measure only these')
+    parser.add_argument('--dtype', choices=sorted(TOLERANCE), default='float32')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--repeats', type=int, default=7)
+    parser.add_argument('--json', metavar='FILE', help='write the figures to this file')
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    """Compare, time, print."""
+    args = parse_args(argv)
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    functions = implementations(device, dtype, args.names)
+    shapes = [tuple(map(int, shape.split('x'))) for shape in args.shapes]
+    rows = []
+    with measure.progress_bar() as bar:
+        task = bar.add_task('scan', total=2 * len(shapes) * len(functions) * (args.repeats + 1))
+        for shape in shapes:
+            bar.update(task, description='x'.join(map(str, shape)))
+            rows += measure_shape(shape, functions, device, dtype, args.repeats, lambda: bar.advance(task))
+    bandwidth = measure.copy_bandwidth(device)
+    machine = measure.describe_machine(device) | dict(
+        dtype=args.dtype, copy_gb_per_s=round(bandwidth / 1e9, 1)
+    )
+    print(', '.join(f'{k} {v}' for k, v in machine.items()))
+    print_table(rows, 'minGRU-pytorch' if 'minGRU-pytorch' in functions else 'torch', bandwidth)
+    if args.json:
+        with open(args.json, 'w') as file:
+            json.dump(dict(machine=machine, rows=rows), file, indent=1)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,7 +1,0 @@
-"""Candidate g - 0.5."""
-
-_base_ = '../../../configs/classification/visiongru-pico_1xb32_caltech101-64px.py'
-
-custom_imports = dict(imports=['docs.evidence.tried.shifted'])
-
-model = dict(backbone=dict(type='mmvisiongru.ShiftedVisionGRU'))

@@ -1,0 +1,7 @@
+"""LayerScale."""
+
+_base_ = '../../configs/classification/visiongru-pico_1xb32_caltech101-64px.py'
+
+custom_imports = dict(imports=['experiments.tried.layer_scale'])
+
+model = dict(backbone=dict(type='mmvisiongru.LayerScaleVisionGRU'))

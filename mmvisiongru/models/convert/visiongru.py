@@ -1,0 +1,149 @@
+"""Names of the released checkpoints of VisionGRU, and their translation to ours and back."""
+
+import re
+from collections import Counter
+
+import torch
+from torch import nn
+
+from mmvisiongru.checkpoint import unfit_keys
+from mmvisiongru.errors import InputError
+from mmvisiongru.models import VisionGRU
+
+from .common import SEG_HEADS, first, without_wrappers
+
+
+def name_table(depths, names):
+    """Pair every name of ours with the released names of its parts.
+
+    Args:
+        depths (Sequence[int]): Blocks of each stage.
+        names (Iterable[str]): Of either format; they say which heads there are.
+    Returns:
+        list[tuple[str, tuple[str, ...], int]]: Our name, the released names of its parts, and the
+        dimension along which the parts are joined.
+    """
+    modules = [(f'backbone.stem.{m}', f'tokenizer.{m}') for m in ('conv1', 'norm1', 'conv2', 'norm2')]
+    table = []
+    for i, depth in enumerate(depths):
+        if i:
+            here = f'backbone.stages.{i}.downsample'
+            modules += [(f'{here}.{m}', f'snake_gru.{m}{i}') for m in ('conv', 'norm')]
+        for j in range(depth):
+            here, there = f'backbone.stages.{i}.blocks.{j}', f'snake_gru.layers.{i}.{j}'
+            modules += [
+                (f'{here}.norm1', f'{there}.norm'),
+                (f'{here}.mixer.dwconv', f'{there}.dw_conv'),
+                (f'{here}.norm2', f'{there}.norm2'),
+                (f'{here}.mlp.fc1', f'{there}.projection1'),
+                (f'{here}.mlp.fc2', f'{there}.projection2'),
+            ]
+            # Path 0, 'row', is min_gru_1 and path 1, 'row_reverse', is min_gru_2. Rows of the input
+            # projection are outputs, columns of the output projection are inputs of a path.
+            for ours, theirs, dim in (('in_proj', 'to_hidden_and_gate', 0), ('out_proj', 'to_out', 1)):
+                parts = tuple(f'{there}.min_gru_{p}.{theirs}.weight' for p in (1, 2))
+                table.append((f'{here}.mixer.{ours}.weight', parts, dim))
+    if any(name.startswith(('fc.', 'head.fc.')) for name in names):
+        modules.append(('head.fc', 'fc'))
+    table += [(f'{ours}.{p}', (f'{theirs}.{p}',), 0) for ours, theirs in modules for p in ('weight', 'bias')]
+    return table + [(name, (name,), 0) for name in names if name.startswith(SEG_HEADS)]
+
+
+def count_blocks(names, prefix):
+    """Blocks of each stage, counted in names that go on as ``<prefix><stage>.<block>.`` or with 'blocks.'."""
+    pattern = re.compile(re.escape(prefix) + r'(\d+)\.(?:blocks\.)?(\d+)\.')
+    blocks = {m.groups() for m in map(pattern.match, names) if m}
+    count = Counter(int(stage) for stage, _ in blocks)
+    if not count:
+        raise InputError(f'none of {prefix}* among {len(names)} keys, first {first(names)}')
+    missing = [f'{prefix}{stage}.*' for stage in range(max(count)) if not count[stage]]
+    if missing:
+        raise InputError(f'missing {first(missing)}, though there are later stages')
+    return [count[stage] for stage in range(max(count) + 1)]
+
+
+def require_names(expected, found):
+    """Raise unless both hold the same names; the message has the number and the first ones."""
+    known = set(expected)
+    lists = {
+        'missing': [n for n in expected if n not in found],
+        'unmapped': [n for n in found if n not in known],
+    }
+    wrong = [f'{len(names)} {kind} keys, first {first(names)}' for kind, names in lists.items() if names]
+    if wrong:
+        raise InputError('; '.join(wrong))
+
+
+def knows(names):
+    """Whether names of either format are of this family."""
+    return any('snake_gru.' in name or 'backbone.stages.' in name for name in names)
+
+
+def arch_of(state):
+    """The ``arch`` argument of a model, from the shapes of its weights under our names."""
+    depths = count_blocks(state, 'backbone.stages.')
+    widths = [len(state[f'backbone.stages.{i}.blocks.0.norm1.weight']) for i in range(len(depths))]
+    return dict(embed_dims=widths, depths=depths)
+
+
+def name_of(state):
+    """What the arch of a model is called, None if it has no name."""
+    arch = arch_of(state)
+    return next((name for name, known in VisionGRU.arch_settings.items() if known == arch), None)
+
+
+def require_model(state):
+    """Raise unless our names and shapes are those of the model that ``arch_of`` says this is."""
+    arch = arch_of(state)
+    with torch.device('meta'):
+        channels = state['backbone.stem.conv1.weight'].shape[1]
+        backbone = VisionGRU(arch, in_channels=channels, out_indices=(-1,))
+        model = nn.ModuleDict({'backbone': backbone})
+        if 'head.fc.weight' in state:
+            fc = nn.Linear(arch['embed_dims'][-1], len(state['head.fc.weight']))
+            model['head'] = nn.ModuleDict({'fc': fc})
+    unfit = unfit_keys(model, {k: v for k, v in state.items() if not k.startswith(SEG_HEADS)})
+    if unfit:
+        raise InputError(f'{len(unfit)} keys do not fit the model, first {first(unfit)}')
+
+
+def to_mmvisiongru(state):
+    """Rename and fuse a released state dict, whatever wrappers it came through.
+
+    Raises:
+        InputError: A key is missing, unmapped or of another shape.
+    """
+    released = without_wrappers(state, r'((backbone\.)?vig\.)?')
+    table = name_table(count_blocks(released, 'snake_gru.layers.'), released)
+    require_names([name for _, parts, _ in table for name in parts], released)
+    ours = {}
+    for name, parts, dim in table:
+        values = [released[part] for part in parts]
+        if len({v.shape for v in values}) > 1:
+            raise InputError(f'{" and ".join(parts)} differ in shape: {[tuple(v.shape) for v in values]}')
+        ours[name] = torch.cat(values, dim) if len(values) > 1 else values[0]
+    require_model(ours)
+    return ours
+
+
+def to_released(state):
+    """Undo :func:`to_mmvisiongru`: a classifier gets plain names, a backbone ``vig.``, a segmentor both.
+
+    The released model reads rows and their reverse with candidate 'g'. Weights do not tell whether theirs
+    did; a model with other ``scan_paths`` of the same number, or another ``candidate``, has no released form.
+
+    Raises:
+        InputError: The model has what the released one has not, such as a positional embedding.
+    """
+    table = name_table(count_blocks(state, 'backbone.stages.'), state)
+    require_names([name for name, _, _ in table], state)
+    require_model(state)
+    prefix = '' if 'head.fc.weight' in state else 'vig.'
+    if any(name.startswith(SEG_HEADS) for name in state):
+        prefix = 'backbone.vig.'
+    released = {}
+    for name, parts, dim in table:
+        for part, value in zip(parts, state[name].chunk(len(parts), dim), strict=True):
+            # A copy, as a slice would be saved with all of the tensor it is cut from.
+            released[part if part.startswith(SEG_HEADS) else prefix + part] = value.clone()
+    return released

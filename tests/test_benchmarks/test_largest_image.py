@@ -1,0 +1,110 @@
+"""The largest image: sizes grow, bisection ends at the last that fits, and nothing is measured twice."""
+
+import csv
+import math
+import multiprocessing
+from itertools import pairwise
+
+import pytest
+from PIL import Image
+
+from benchmarks import largest_image
+from mmvisiongru.zoo import COMPARED, model_config
+
+PICO = 'mmvisiongru.VisionGRU:pico'
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """A machine that takes one second a megapixel, refuses sides above `most` and is slow above `slow`."""
+    calls = []
+
+    def start(most=math.inf, slow=math.inf):
+        def in_process(name, side, args):
+            calls.append(side)
+            row = dict(model=name, side=side, megapixels=side * side / 1e6)
+            if side > slow:
+                return row | dict(outcome='time')
+            if side > most:
+                return row | dict(outcome='memory')
+            return row | dict(outcome='fits', seconds=1.0, seconds_per_megapixel=1.0, peak_memory_mb=1.0)
+
+        monkeypatch.setattr(largest_image, 'in_process', in_process)
+        monkeypatch.setattr(largest_image, 'COMPARED', {'A': PICO})
+        return calls
+
+    return start
+
+
+def run(folder, *options):
+    largest_image.main(['--out', str(folder / 'x'), '--device', 'cpu', *options])
+    return list(csv.DictReader((folder / 'x.csv').read_text().splitlines()[1:]))
+
+
+def test_pixels_double_in_multiples_of_all_strides():
+    sides = largest_image.sides(512, 8192)
+    assert (sides[0], sides[-1], len(sides)) == (512, 8192, 9)
+    assert all(side % 32 == 0 for side in sides)
+    assert all(1.9 < (b / a) ** 2 < 2.1 for a, b in pairwise(sides))
+
+
+@pytest.mark.parametrize(('most', 'largest'), [(1024, 1024), (1100, 1088), (1439, 1408), (10**6, 8192)])
+def test_bisection_ends_at_the_largest_that_fits(pretend, tmp_path, most, largest):
+    calls = pretend(most=most)
+    rows = run(tmp_path)
+    assert max(int(row['side']) for row in rows if row['outcome'] == 'fits') == largest
+    assert len(calls) == len(set(calls))
+    with Image.open(tmp_path / 'x.png') as picture:
+        assert len(picture.convert('L').getcolors()) > 10
+
+
+def test_what_takes_too_long_ends_a_model(pretend, tmp_path):
+    calls = pretend(slow=1500)
+    rows = run(tmp_path)
+    assert calls == [512, 736, 1024, 1440, 2048]
+    assert [row['outcome'] for row in rows] == ['fits'] * 4 + ['time']
+
+
+def test_models_are_what_their_names_say():
+    found = {name: model_config(key).model.backbone.type for name, key in COMPARED.items()}
+    assert found == {
+        'VisionGRU-tiny': 'mmvisiongru.VisionGRU',
+        'VRWKV-S': 'mmvisiongru.VRWKV',
+        'Swin-T': 'SwinTransformer',
+        'DeiT-S': 'VisionTransformer',
+    }
+
+
+def test_sides_that_are_named(pretend, tmp_path):
+    calls = pretend()
+    run(tmp_path, '--sides', '640', '960')
+    assert calls == [640, 960]
+
+
+def test_table_that_was_begun_goes_on(pretend, tmp_path):
+    calls = pretend(most=1100)
+    whole = run(tmp_path)
+    lines = (tmp_path / 'x.csv').read_text().splitlines(keepends=True)
+    (tmp_path / 'x.csv').write_text(''.join(lines[:4]))
+    calls.clear()
+    assert run(tmp_path) == whole
+    assert calls[0] == 1024
+    calls.clear()
+    run(tmp_path)
+    assert not calls
+
+
+def test_real_process_fits_and_is_refused(tmp_path, monkeypatch):
+    # Imported once for both.
+    server = multiprocessing.get_context('forkserver')
+    server.set_forkserver_preload(['mmvisiongru', 'mmengine.runner', 'mmpretrain.models'])
+    monkeypatch.setattr(largest_image, 'get_context', lambda _: server)
+    monkeypatch.setattr(largest_image, 'COMPARED', {'A': PICO})
+    args = largest_image.parse_args(['--device', 'cpu', '--memory', '1.5'])
+    row = largest_image.in_process('A', 256, args)
+    assert row['outcome'] == 'fits'
+    assert row['seconds_per_megapixel'] == pytest.approx(row['seconds'] / 0.065536)
+    # The image alone has 1.6 GB.
+    assert largest_image.in_process('A', 11520, args)['outcome'] == 'memory'
+    args.minutes = 1e-4
+    assert largest_image.in_process('A', 256, args)['outcome'] == 'time'
