@@ -26,9 +26,9 @@ from mmengine.runner import Runner
 from mmvisiongru.analysis import measure
 from mmvisiongru.analysis.flops import count
 from mmvisiongru.analysis.logs import METRICS, read_run
+from mmvisiongru.config import load_config
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
-from mmvisiongru.launch.config import load_config
 from mmvisiongru.zoo import build_model, image_size
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools'

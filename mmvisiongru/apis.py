@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from mmvisiongru.checkpoint import load_weights
-from mmvisiongru.launch.zoo import get_config, list_configs
+from mmvisiongru.config import get_config, list_configs
 from mmvisiongru.models.layers.precision import score_in_float32
 from mmvisiongru.zoo import build_model
 

@@ -13,10 +13,9 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
+from mmvisiongru.config import config_files, load_config
 from mmvisiongru.errors import InputError
-from mmvisiongru.launch.config import load_config
 from mmvisiongru.launch.processes import replace_sync_bn
-from mmvisiongru.launch.zoo import config_files
 
 # What the backbones of this package call the backend of their operator.
 BACKEND_ARGUMENTS = {

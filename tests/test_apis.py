@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
+from mmvisiongru import config
 from mmvisiongru.apis import get_config, get_model, list_configs
 from mmvisiongru.errors import InputError
-from mmvisiongru.launch import zoo
 from tests.harness import ROOT
 
 SNIPPETS = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/python.md').read_text(), re.DOTALL)
@@ -46,7 +46,7 @@ def test_names_are_those_of_the_files():
 
 def test_an_installed_package_has_its_own_configs(monkeypatch, tmp_path):
     package = tmp_path / 'site-packages' / 'mmvisiongru'
-    monkeypatch.setattr(zoo, 'PACKAGE', package)
+    monkeypatch.setattr(config, 'PACKAGE', package)
     with pytest.raises(InputError, match='install mmvisiongru again'):
         list_configs()
     shutil.copytree(ROOT / 'configs', package / '.mim' / 'configs')

@@ -14,7 +14,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmvisiongru.launch.config import load_config
+from mmvisiongru.config import load_config
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.models.layers import MinGRU2D
 from mmvisiongru.zoo import build_model

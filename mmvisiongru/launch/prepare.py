@@ -28,10 +28,10 @@ from mmvisiongru.checkpoint import (
     read_weights,
     refuse_pickled_code,
 )
+from mmvisiongru.config import load_config
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import check_folder
 from mmvisiongru.launch.classes import check_classes
-from mmvisiongru.launch.config import load_config
 from mmvisiongru.launch.data import check_data
 from mmvisiongru.launch.names import check_names, unmatched_custom_keys
 from mmvisiongru.launch.places import explain
@@ -53,7 +53,7 @@ def read_config(args: Namespace, required: Iterable[str] = (), merge: Merge | No
     """Read ``args.config`` with ``args.cfg_options``, let ``merge`` add the rest of the command line.
 
     Raises:
-        InputError: As :func:`mmvisiongru.launch.config.load_config`.
+        InputError: As :func:`mmvisiongru.config.load_config`.
     """
     refuse_pickled_code()
     cfg = load_config(args.config, args.cfg_options, required)

@@ -9,8 +9,8 @@ import mmseg
 import pytest
 from mmengine.config import Config
 
+from mmvisiongru.config import VARIABLES, check_keys, known_keys, load_config
 from mmvisiongru.errors import InputError
-from mmvisiongru.launch.config import VARIABLES, check_keys, known_keys, load_config
 from mmvisiongru.launch.data import check_data
 from tests.harness import ROOT
 

@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS
 
-from mmvisiongru.launch.config import load_config
+from mmvisiongru.config import load_config
 from mmvisiongru.launch.trial import check_schedule, fit_to_trial, length_key
 from tests.harness import ROOT
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
