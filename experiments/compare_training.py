@@ -19,6 +19,8 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
+# A script has only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.training import Run, fraction, keep_costs, plan, run_all
 from experiments.training_report import write_report
 from mmvisiongru.analysis import measure

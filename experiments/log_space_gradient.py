@@ -13,6 +13,7 @@ a run that is in results.json is not repeated.
 import argparse
 import copy
 import json
+import sys
 import types
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +26,8 @@ from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
+# A script has only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.training_report import interval, paired
 from mmvisiongru.analysis.logs import METRICS, read_run
 from mmvisiongru.files import write_text

@@ -31,7 +31,8 @@ from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
 from mmvisiongru.zoo import build_model, image_size
 
-TOOLS = Path(__file__).resolve().parents[1] / 'tools'
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ROOT / 'tools'
 # What decides where a run ends up. Other keys say how it is logged, kept and protected.
 DECISIVE = ('model', 'data_preprocessor', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'custom_hooks')
 # Seconds between two looks at the processes.
@@ -213,7 +214,9 @@ class Process:
 
     def __init__(self, run: Run, launcher: str, gpus: int, slot: int):
         self.run, self.testing = run, False
-        self.env = dict(os.environ, PYTHONUNBUFFERED='1')
+        # Configs may name modules of `experiments` in `custom_imports`.
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+        self.env = dict(os.environ, PYTHONUNBUFFERED='1', PYTHONPATH=path)
         devices = range(slot * gpus, (slot + 1) * gpus)
         if torch.cuda.device_count() >= devices.stop:
             self.env.setdefault('CUDA_VISIBLE_DEVICES', ','.join(map(str, devices)))

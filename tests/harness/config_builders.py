@@ -20,6 +20,8 @@ from tests.harness import ROOT
 CONFIGS = ROOT / 'configs'
 CLASSIFIER = 'classification/visiongru-tiny_8xb128_in1k.py'
 UPERNET = 'segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py'
+# As `load` takes it: a path from the folder of configs.
+EXPERIMENTS = '../experiments/configs'
 LEAVES = sorted(
     str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
 )

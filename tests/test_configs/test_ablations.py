@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.config_builders import CLASSIFIER, CONFIGS, UPERNET, build_model, difference, load
+from tests.harness.config_builders import (
+    CLASSIFIER,
+    CONFIGS,
+    EXPERIMENTS,
+    UPERNET,
+    build_model,
+    difference,
+    load,
+)
 
 DIMS, DEPTHS = (72, 144, 288, 576), (2, 2, 8, 2)
 ABLATIONS = {
@@ -87,7 +95,7 @@ def test_ablation_has_the_parameters_counted_by_hand(ablation, suffix):
 @pytest.mark.parametrize('ablation', [name for name in ABLATIONS if name != 'two-paths'])
 @pytest.mark.parametrize('parent', SMALL)
 def test_ablation_of_a_small_model_is_one_key_in_six_lines(ablation, parent):
-    name = f'ablations/{Path(parent).name.replace("pico_", f"pico_{ablation}_")}'
+    name = f'{EXPERIMENTS}/ablations/{Path(parent).name.replace("pico_", f"pico_{ablation}_")}'
     key, value = ABLATIONS[ablation]
     assert len((CONFIGS / name).read_text().splitlines()) <= 6
     assert difference(name, parent) == {f'model.backbone.{key}': value}

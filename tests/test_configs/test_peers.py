@@ -2,6 +2,7 @@
 
 import functools
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,17 +13,16 @@ from mmseg.structures import SegDataSample
 from mmvisiongru.analysis.flops import count
 from mmvisiongru.zoo import build_model as build_by_name
 from mmvisiongru.zoo import image_size
-from tests.harness.config_builders import CONFIGS, LEAVES, build_model, difference, load, scope
+from tests.harness.config_builders import CONFIGS, EXPERIMENTS, LEAVES, build_model, difference, load, scope
 
-PEERS = [name for name in LEAVES if name.startswith('peers/')]
+SMALL = sorted(f'{EXPERIMENTS}/peers/{path.name}' for path in (CONFIGS / EXPERIMENTS / 'peers').glob('*.py'))
+PEERS = [name for name in LEAVES if name.startswith('peers/')] + SMALL
 PARENTS = {
     '8xb128_in1k': 'classification/visiongru-tiny_8xb128_in1k.py',
     'upernet_8xb2-160k_ade20k-512x512': 'segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py',
     '1xb32_caltech101-64px': 'classification/visiongru-pico_1xb32_caltech101-64px.py',
     'upernet_1xb8-1k_camvid-180x240': 'segmentation/visiongru-pico_upernet_1xb8-1k_camvid-180x240.py',
 }
-FULL = ('swin-tiny', 'convnext-tiny', 'deit-small', 'vrwkv-small-peer')
-SMALL = ('swin-pico', 'convnext-pico', 'deit-pico', 'vrwkv-pico')
 # Of mmpretrain, so that this project has no copy that could be worse than the original; it has no VRWKV.
 CLASSES = dict(swin='SwinTransformer', convnext='ConvNeXt', deit='VisionTransformer', vrwkv='VRWKV')
 # One map at one scale: UperNet needs a neck that makes a pyramid of it.
@@ -32,24 +32,17 @@ FOLLOWS = r'model\.(backbone\.|(head|decode_head|auxiliary_head)\.in_channels$|n
 
 
 def parent(name):
-    return PARENTS[name.removesuffix('.py').split('_', 1)[1]]
+    return PARENTS[Path(name).stem.split('_', 1)[1]]
 
 
 def kind(name):
-    return name.removeprefix('peers/').split('-')[0]
+    return Path(name).name.split('-')[0]
 
 
-def test_every_peer_is_there_for_every_set():
-    names = [
-        f'peers/{peer}_{suffix}.py'
-        for peers, suffixes in (
-            (FULL, list(PARENTS)[:2]),
-            (SMALL, list(PARENTS)[2:]),
-        )
-        for peer in peers
-        for suffix in suffixes
-    ]
-    assert set(names) <= {*PEERS}
+def test_every_backbone_is_there_for_every_data_set():
+    assert {(kind(name), parent(name)) for name in PEERS} == {
+        (k, p) for k in CLASSES for p in PARENTS.values()
+    }
 
 
 @pytest.mark.parametrize('name', PEERS)
@@ -69,7 +62,7 @@ def test_backbone_is_that_of_mmpretrain_without_regularisation_of_its_own(name):
     backbone = build_model(cfg, 'cpu').backbone
     assert type(backbone).__name__ == CLASSES[kind(name)]
     library = 'mmvisiongru' if kind(name) == 'vrwkv' else 'mmpretrain'
-    assert type(backbone).__module__.startswith(f'{library}.models.backbones.')
+    assert type(backbone).__module__.startswith(f'{library}.models.')
     rates = {getattr(m, 'drop_prob', 0) for m in backbone.modules()}
     rates |= {m.p for m in backbone.modules() if isinstance(m, torch.nn.Dropout)}
     assert rates <= {0, None}
@@ -94,7 +87,7 @@ def counted(name):
     return dict(count(build_by_name(path).to('meta'), size), size=size)
 
 
-@pytest.mark.parametrize('name', [name for name in PEERS if '-pico' in name])
+@pytest.mark.parametrize('name', SMALL)
 def test_small_peer_has_the_size_of_visiongru(name):
     found, of_visiongru = counted(name), counted(parent(name))
     assert found['size'] == of_visiongru['size']
@@ -114,7 +107,7 @@ def small_batch(cfg, size):
     return dict(inputs=images, data_samples=samples)
 
 
-@pytest.mark.parametrize('name', [name for name in PEERS if '-pico' in name])
+@pytest.mark.parametrize('name', SMALL)
 def test_small_peer_takes_a_step_that_reaches_every_weight(name):
     torch.manual_seed(0)
     cfg = load(name)
@@ -130,8 +123,8 @@ def test_small_peer_takes_a_step_that_reaches_every_weight(name):
 
 
 def test_convnext_gives_normed_maps_and_not_pooled_ones():
-    for name in PEERS:
-        if 'convnext' in name and 'pico' in name:
+    for name in SMALL:
+        if kind(name) == 'convnext':
             backbone = build_model(load(name), 'cpu').backbone
             for out in backbone(torch.randn(1, 3, 64, 64)):
                 assert out.shape[2:] != (1, 1)
