@@ -1,0 +1,25 @@
+"""VisionGRU-pico on 200 classes of Tiny-ImageNet at 64 x 64, from scratch: an hour on one CPU core."""
+
+_base_ = [
+    '../_base_/models/visiongru_classifier.py',
+    '../_base_/datasets/tiny-imagenet_bs32_64.py',
+    '../_base_/schedules/imagenet_bs1024_adamw_300e.py',
+    '../_base_/runtime/classification.py',
+    '../_base_/launchers/none.py',
+]
+
+model = dict(
+    backbone=dict(arch='pico'),
+    head=dict(num_classes=200, in_channels=192),
+    train_cfg=None,
+)
+
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=1, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=True, begin=1, convert_to_iter_based=True),
+]
+custom_hooks = []
+train_cfg = dict(max_epochs=12, val_interval=1)
+default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=1))
+auto_scale_lr = dict(base_batch_size=32)

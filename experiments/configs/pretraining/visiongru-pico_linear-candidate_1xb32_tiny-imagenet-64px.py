@@ -1,0 +1,5 @@
+"""VisionGRU-pico with the linear candidate of the paper's text on Tiny-ImageNet."""
+
+_base_ = '../../../configs/classification/visiongru-pico_1xb32_tiny-imagenet-64px.py'
+
+model = dict(backbone=dict(candidate='linear'))
