@@ -1,4 +1,4 @@
-"""Experiments of docs/evidence.md with other start values: what they change, and what is measured."""
+"""Experiments of docs/results.md with other start values: what they change, and what is measured."""
 
 import pytest
 import torch
