@@ -1,4 +1,4 @@
-"""DeiT of the size of VisionGRU-pico on Tiny-ImageNet, its tokens averaged; patches of 8, at its own FLOPs."""
+"""DeiT-pico with patches of 8 on Tiny-ImageNet, its tokens averaged, at its own FLOPs."""
 
 _base_ = '../../../configs/classification/visiongru-pico_1xb32_tiny-imagenet-64px.py'
 
