@@ -5,9 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 
-from mmvisiongru.models.layers import SpatialMix
 from mmvisiongru.ops import bi_wkv
 from mmvisiongru.ops.wkv import FLOPS_PER_ELEMENT, runnable_backends
 from tests.harness.framework import (
@@ -17,13 +15,11 @@ from tests.harness.framework import (
     assert_registered,
     counted_flops,
 )
-from tests.harness.per_sample import assert_gradients_of_each_sample
 from tests.harness.wkv import (
     DEVICES,
     TOLERANCE,
     assert_within,
     by_sums,
-    by_weights,
     cases,
     error,
     expected,
@@ -33,7 +29,6 @@ from tests.harness.wkv import (
 )
 
 OPS = torch.ops.mmvisiongru
-DISTANCES = pytest.mark.parametrize('distance', ['paper', 'released'])
 
 
 def leaf(x):
@@ -81,64 +76,6 @@ def test_gradcheck(device, backend, dtype, distance):
     tensors = [x.to(device).requires_grad_() for x in inputs(2, 7, 2, dtype)[:4]]
     average = partial(bi_wkv, distance=distance, backend=backend)
     assert torch.autograd.gradcheck(average, tensors)
-    w, u, *keys_and_values = tensors
-    assert torch.autograd.gradcheck(
-        lambda k, v: average(w.detach(), u.detach(), k, v),
-        keys_and_values,
-        check_forward_ad=True,
-        check_backward_ad=False,
-    )
-
-
-def test_second_derivative_is_refused_not_wrong():
-    tensors = [x.requires_grad_() for x in inputs(1, 5, 2, torch.float64)[:4]]
-    (first,) = torch.autograd.grad(bi_wkv(*tensors).sum(), tensors[2], create_graph=True)
-    with pytest.raises(RuntimeError, match=r'^bi_wkv has no second derivative$'):
-        first.sum().backward()
-    w, u, k, v = (x.detach() for x in tensors)
-    with pytest.raises(RuntimeError, match=r'^bi_wkv has no second derivative$'):
-        hessian(lambda k: bi_wkv(w, u, k, v).sum())(k)
-
-
-# ---- torch.func
-
-
-@DISTANCES
-def test_jacobians(distance):
-    tensors = inputs(1, 5, 3, torch.float64)[:4]
-    average, ref = (partial(f, distance=distance) for f in (bi_wkv, by_weights))
-    expected_all = jacrev(ref, argnums=(0, 1, 2, 3))(*tensors)
-    torch.testing.assert_close(jacrev(average, argnums=(0, 1, 2, 3))(*tensors), expected_all)
-    torch.testing.assert_close(jacfwd(average, argnums=(2, 3))(*tensors), expected_all[2:])
-
-
-@pytest.mark.parametrize('backend', runnable_backends())
-@pytest.mark.parametrize('in_dims', [(None, None, 0, 0), (0, 1, None, 2), (None, 0, -1, None)], ids=str)
-def test_vmap(backend, in_dims):
-    tensors = [
-        x if dim is None else torch.stack([x, 2 * x, -x], dim)
-        for x, dim in zip(inputs(2, 5, 3, torch.float64)[:4], in_dims, strict=True)
-    ]
-    got, ref = (vmap(f, in_dims)(*tensors) for f in (partial(bi_wkv, backend=backend), by_weights))
-    torch.testing.assert_close(got, ref)
-
-
-def test_gradients_of_each_sample_of_the_mixer():
-    torch.manual_seed(0)
-    mixer = SpatialMix(6, 1, 3, key_norm=False, distance='paper', backend='auto').double()
-    x, cotangent = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
-    assert_gradients_of_each_sample(mixer, x, cotangent)
-
-
-@pytest.mark.parametrize('moved', [0, 1])
-def test_forward_mode_by_decay_and_bonus_is_refused_in_one_line(moved):
-    tensors = inputs(1, 4, 2)[:4]
-    with pytest.raises(RuntimeError, match=r'^bi_wkv has no forward-mode derivative by w and u; reverse'):
-        jvp(
-            lambda x: bi_wkv(*tensors[:moved], x, *tensors[moved + 1 :]),
-            (tensors[moved],),
-            (tensors[moved],),
-        )
 
 
 # ---- compilers

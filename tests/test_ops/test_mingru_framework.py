@@ -81,19 +81,6 @@ def test_gradcheck(device, backend, dtype, candidate):
     assert torch.autograd.gradcheck(scan, (projected.to(device).requires_grad_(),))
 
 
-def test_second_derivative_is_refused_not_wrong():
-    gate, hidden, cotangent = normal(1, 5, 2, dtype=torch.float64)
-    gate.requires_grad_()
-    (grad,) = torch.autograd.grad(mingru_scan(gate, hidden), gate, cotangent, create_graph=True)
-    with pytest.raises(RuntimeError, match=r'^the minGRU scan has no second derivative$'):
-        grad.sum().backward()
-    (projected,) = normal(1, 2, 3, 24, dtype=torch.float64, number=1)
-    projected.requires_grad_()
-    (grad,) = torch.autograd.grad(mingru_scan_2d(projected).sum(), projected, create_graph=True)
-    with pytest.raises(RuntimeError, match=r'^the minGRU scan has no second derivative$'):
-        grad.sum().backward()
-
-
 class Scans(nn.Module):
     """Both public functions, with something for a compiler to do around them."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of_all_modules
 
-from mmvisiongru.ops.transforms import is_transformed
+from mmvisiongru._compat import is_transformed
 
 HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 CAST_BY_AUTOCAST = {torch.float32, torch.bfloat16, torch.float16}

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ..autograd import with_gradient
 from ..backends import Backends, unit_stride
-from ..scan_paths import PATHS, check_paths
-from ..transforms import is_transformed
+from ..scan_paths import check_paths
 from .interface import Gates, Mode
-from .transforms import Scan, no_second_derivative
 
 BACKENDS = Backends(
     'scan',
@@ -138,25 +137,23 @@ def _scan_setup(ctx, inputs, output):
     ctx.save_for_backward(gate, hidden, output)
 
 
-def _scan_autograd(ctx, grad):
-    return (*_scan_backward_op(grad, *ctx.saved_tensors, *ctx.options), None, None, None)
+def _scan_gradient(backward, ctx, grad):
+    return (*backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None)
 
 
 def _scan_2d_setup(ctx, inputs, output):
-    projected, *ctx.options, state = inputs
-    if state is not None:
-        raise ValueError('a scan that starts from a state has no gradient; call it under torch.no_grad()')
+    projected, *ctx.options, _ = inputs
     ctx.save_for_backward(projected, output)
 
 
-def _scan_2d_autograd(ctx, grad):
-    return _scan_2d_backward_op(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
+def _scan_2d_gradient(backward, ctx, grad):
+    return backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
 
-_scan_op.register_autograd(_scan_autograd, setup_context=_scan_setup)
-_scan_2d_op.register_autograd(_scan_2d_autograd, setup_context=_scan_2d_setup)
-_scan_backward_op.register_autograd(no_second_derivative)
-_scan_2d_backward_op.register_autograd(no_second_derivative)
+_scan = with_gradient('mingru_scan', _scan_op, _scan_backward_op, _scan_setup, _scan_gradient, dim=0)
+_scan_2d = with_gradient(
+    'mingru_scan_2d', _scan_2d_op, _scan_2d_backward_op, _scan_2d_setup, _scan_2d_gradient, dim=0
+)
 
 
 @register_flop_formula([torch.ops.mmvisiongru.mingru_scan, torch.ops.mmvisiongru.mingru_scan_2d])
@@ -213,8 +210,7 @@ def mingru_scan(
     if (gate.dtype, gate.device) != (hidden.dtype, hidden.device):
         raise ValueError(f'gate is {gate.dtype} on {gate.device}, hidden {hidden.dtype} on {hidden.device}')
     _check(gate, candidate, backend)
-    scan = Scan.apply if is_transformed() else _scan_op
-    return scan(gate, hidden, reverse, candidate, backend)
+    return _scan(gate, hidden, reverse, candidate, backend)
 
 
 def mingru_scan_2d(
@@ -260,17 +256,6 @@ def mingru_scan_2d(
     expected = (projected.size(0), len(paths), projected.size(3) // (2 * len(paths)))
     if state is not None and tuple(state.shape) != expected:
         raise ValueError(f'state must be (B, P, D) = {expected}, got {tuple(state.shape)}')
-    if state is None and is_transformed():
-        return _scan_2d_by_sequences(projected, paths, candidate, backend)
-    return _scan_2d_op(projected, ','.join(paths), candidate, backend, state)
-
-
-def _scan_2d_by_sequences(projected: Tensor, paths: Sequence[str], candidate: str, backend: str) -> Tensor:
-    """:func:`mingru_scan_2d` path by path, for transforms that look into it."""
-    outs = []
-    for path, part in zip((PATHS[name] for name in paths), projected.chunk(len(paths), 3), strict=True):
-        size = path.by_rows(part).shape[1:3]
-        hidden, gate = (path.by_rows(x).flatten(1, 2) for x in part.chunk(2, 3))
-        h = mingru_scan(gate, hidden, reverse=path.reverse, candidate=candidate, backend=backend)
-        outs.append(path.by_rows(h.unflatten(1, size)))
-    return torch.cat(outs, 3)
+    if state is not None and torch.is_grad_enabled() and (projected.requires_grad or state.requires_grad):
+        raise ValueError('a scan that starts from a state has no gradient; call it under torch.no_grad()')
+    return _scan_2d(projected, ','.join(paths), candidate, backend, state)

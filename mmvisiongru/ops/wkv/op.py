@@ -4,10 +4,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ..autograd import with_gradient
 from ..backends import Backends, accumulation_dtype, unit_stride
-from ..transforms import is_transformed
 from .interface import Wkv
-from .transforms import BiWkv, no_second_derivative
 
 _EVERYWHERE = {'torch': 'torch_wkv', 'reference': 'reference'}
 # By distance.
@@ -83,12 +82,11 @@ def _setup(ctx, inputs, output):
     ctx.save_for_backward(*tensors)
 
 
-def _autograd(ctx, grad):
-    return (*_backward_op(grad, *ctx.saved_tensors, ctx.distance, ctx.backend), None, None)
+def _gradient(backward, ctx, grad):
+    return (*backward(grad, *ctx.saved_tensors, ctx.distance, ctx.backend), None, None)
 
 
-_op.register_autograd(_autograd, setup_context=_setup)
-_backward_op.register_autograd(no_second_derivative)
+_bi_wkv = with_gradient('bi_wkv', _op, _backward_op, _setup, _gradient, dim=-1)
 
 
 @register_flop_formula(torch.ops.mmvisiongru.bi_wkv)
@@ -152,5 +150,4 @@ def bi_wkv(
     if distance not in DISTANCES:
         raise ValueError(f'distance must be one of {DISTANCES}, got {distance!r}')
     BACKENDS[distance].check(backend)
-    average = BiWkv.apply if is_transformed() else _op
-    return average(w, u, k, v, distance, backend)
+    return _bi_wkv(w, u, k, v, distance, backend)

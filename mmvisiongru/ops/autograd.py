@@ -1,0 +1,66 @@
+"""Gradients of an operator: in graphs, in eager mode, and under the transforms of ``torch.func``."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+def with_gradient(name: str, operator, backward, setup: Callable, gradient: Callable, dim: int) -> Callable:
+    """Register the gradient of a custom operator and return the function to call it by.
+
+    ``torch.library`` registers gradients that compilers understand, but ``torch.func`` does not, and forward
+    mode drops tangents silently. Outside of a graph the operator is therefore called by a ``Function``.
+
+    Args:
+        name (str): Name of the operator in messages.
+        operator, backward: The custom operator, and the one that computes its gradients.
+        setup (Callable): ``setup(ctx, inputs, output)`` saves tensors for backward.
+        gradient (Callable): ``gradient(backward, ctx, grad)`` returns one gradient per input.
+        dim (int): 0 or -1, a dimension that all tensors have and that the operator treats element by element;
+            ``vmap`` folds its own dimension into it.
+    """
+
+    def refuse(ctx, *_):
+        raise RuntimeError(
+            f'{name} has first derivatives in reverse mode only, no second or forward-mode ones'
+        )
+
+    def fold(x, mapped: int | None, size: int):
+        if not torch.is_tensor(x):
+            return x
+        at = dim if dim == 0 else -2
+        x = x.unsqueeze(at).repeat_interleave(size, at) if mapped is None else x.movedim(mapped, at)
+        return x.flatten(at, at + 1)
+
+    def unfold(x: Tensor, size: int) -> Tensor:
+        return x.unflatten(dim, (size, x.size(dim) // size)).movedim(dim if dim == 0 else -2, 0)
+
+    class Differentiable(Function):
+        jvp = staticmethod(refuse)
+
+        @classmethod
+        def vmap(cls, info, in_dims, *args):
+            out = cls.apply(*(fold(*pair, info.batch_size) for pair in zip(args, in_dims, strict=True)))
+            unfolded = [unfold(x, info.batch_size) for x in ((out,) if torch.is_tensor(out) else out)]
+            return unfolded[0] if torch.is_tensor(out) else tuple(unfolded), 0
+
+    class Gradient(Differentiable):
+        forward = staticmethod(lambda *args: backward(*args))
+        setup_context = staticmethod(lambda ctx, inputs, output: None)
+        backward = staticmethod(refuse)
+
+    class Operator(Differentiable):
+        forward = staticmethod(lambda *args: operator(*args))
+        setup_context = staticmethod(setup)
+        backward = staticmethod(lambda ctx, grad: gradient(Gradient.apply, ctx, grad))
+
+    operator.register_autograd(lambda ctx, grad: gradient(backward, ctx, grad), setup_context=setup)
+    backward.register_autograd(refuse)
+
+    def call(*args) -> Tensor:
+        in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return operator(*args) if in_graph else Operator.apply(*args)
+
+    return call
