@@ -5,7 +5,6 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
-from mmengine.registry import VISUALIZERS as MMENGINE_VISUALIZERS
 from mmengine.registry import Registry, build_runner_from_cfg
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, locations=['mmvisiongru.models'])
@@ -23,7 +22,4 @@ RUNNERS = Registry(
     build_func=build_runner_from_cfg,
     parent=MMENGINE_RUNNERS,
     locations=['mmvisiongru.engine.runner'],
-)
-VISUALIZERS = Registry(
-    'visualizer', parent=MMENGINE_VISUALIZERS, locations=['mmvisiongru.engine.mmseg_visualizer']
 )

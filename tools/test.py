@@ -96,7 +96,7 @@ def merge_show(cfg: Config, args) -> None:
     else:
         hook.update(draw=True, **options)
         if args.show_dir:
-            cfg.setdefault('visualizer', dict(type='mmvisiongru.CaptionVisualizer')).save_dir = args.show_dir
+            cfg.setdefault('visualizer', dict(type='SegLocalVisualizer')).save_dir = args.show_dir
 
 
 def merge_tta(cfg: Config) -> None:

@@ -1,4 +1,4 @@
-"""The optimizer in few groups of parameters, layer-wise decay, and state that was saved in other groups."""
+"""The optimizer in few groups of parameters, and layer-wise decay of the learning rate."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from logging import LogRecord
 
 import torch
 from mmengine.logging import MMLogger, print_log
-from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, OptimWrapperDict
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, OptimWrapperDict, _ParamScheduler
 from mmengine.registry import OPTIMIZERS
 from torch import nn
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
@@ -125,61 +125,31 @@ def single_wrappers(wrapper: OptimWrapper | OptimWrapperDict) -> list[OptimWrapp
     return list(wrapper.optim_wrappers.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
 
 
-def regroup(checkpoint: dict, wrapper: OptimWrapper, model: nn.Module) -> None:
-    """Arrange the optimizer's state in a checkpoint in the groups of this run.
+def all_schedulers(schedulers) -> list:
+    """The schedulers of a run, of one optimizer or several; none before they are built."""
+    if isinstance(schedulers, dict):
+        schedulers = chain(*schedulers.values())
+    return [s for s in schedulers or () if isinstance(s, _ParamScheduler)]
 
-    A checkpoint of mmengine's constructor has a group for each parameter. What that constructor and this one
-    walk through in the same order is ``model.parameters()``.
 
-    Args:
-        checkpoint (dict): As a Runner saves it; its optimizer and schedulers are replaced.
-        wrapper (OptimWrapper): Of this run.
-        model (nn.Module): Of this run, without wrapper.
+def is_accumulating(wrapper: OptimWrapper | OptimWrapperDict) -> bool:
+    """Whether a gradient waits for further iterations to be added before an optimizer takes its step."""
+    return not all(single.should_update() for single in single_wrappers(wrapper))
+
+
+def accept_state(path: str, optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Prepare the state of an optimizer in a checkpoint; how a step is computed stays this machine's choice.
 
     Raises:
-        InputError: Parameters that share a group now had different settings.
+        InputError: The state has other groups of parameters.
     """
-    groups, saved = wrapper.optimizer.param_groups, checkpoint['optimizer']
-    old = saved['param_groups']
-    if len(old) != len(groups) and all(len(group['params']) == 1 for group in old):
-        places = _places(groups, model)
-        if sorted(chain(*places)) != list(range(len(old))):
-            return
-        saved = checkpoint['optimizer'] = _join_saved(saved, places)
-        first = [p[0] for p in places]
-        for scheduler in _all_schedulers(checkpoint.get('param_schedulers')):
-            for name in ('base_values', '_last_value'):
-                values = scheduler.get(name, ())
-                # mmengine adds one value, of settings that belong to no parameter.
-                if len(values) >= len(old):
-                    scheduler[name] = [values[i] for i in first] + values[len(old) :]
-    for group, new in zip(saved['param_groups'], groups, strict=False):
-        group.update({k: new[k] for k in IMPLEMENTATION if k in new})
-
-
-def _places(groups: list[dict], model: nn.Module) -> list[list[int]]:
-    """For each group, where its parameters are in the order of the model."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    order = {id(p): i for i, p in enumerate(trained)}
-    return [[order.get(id(p), -1) for p in group['params']] for group in groups]
-
-
-def _join_saved(saved: dict, places: list[list[int]]) -> dict:
-    old, state, joined = saved['param_groups'], {}, []
-    for indices in places:
-        settings = [{k: v for k, v in old[i].items() if k not in ('params', *SPENT)} for i in indices]
-        if any(s != settings[0] for s in settings):
-            raise InputError(
-                'the optimizer state in the checkpoint is of another paramwise_cfg: parameters that share a '
-                'group now had different settings; resume with the config of that run'
-            )
-        begin = sum(map(len, places[: len(joined)]))
-        joined.append(dict(settings[0], params=list(range(begin, begin + len(indices)))))
-        for new, i in zip(joined[-1]['params'], indices, strict=True):
-            if old[i]['params'][0] in saved['state']:
-                state[new] = saved['state'][old[i]['params'][0]]
-    return dict(saved, state=state, param_groups=joined)
-
-
-def _all_schedulers(saved) -> list[dict]:
-    return list(chain(*saved.values())) if isinstance(saved, dict) else saved or []
+    old, new = saved['param_groups'], optimizer.param_groups
+    sizes, wanted = ([len(group['params']) for group in groups] for groups in (old, new))
+    if sizes != wanted:
+        raise InputError(
+            f'the optimizer in {path} has {len(old)} groups of {sum(sizes)} parameters, that of the config '
+            f'{len(new)} of {sum(wanted)}; resume with the optim_wrapper of that run, or start anew from its '
+            f'weights: --cfg-options load_from={path}'
+        )
+    for group, own in zip(old, new, strict=True):
+        group.update({k: own[k] for k in IMPLEMENTATION if k in own})

@@ -5,6 +5,7 @@ import warnings
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from mmvisiongru.engine.optim import all_schedulers, single_wrappers
 from mmvisiongru.errors import InputError
 
 CHOICES = ('checkpoint', 'config')
@@ -12,14 +13,19 @@ CHOICES = ('checkpoint', 'config')
 
 def ends_of(runner: Runner) -> list[int]:
     """Where the schedulers of a run end, in their own steps."""
-    return [s.end for s in runner.param_schedulers] if isinstance(runner.param_schedulers, list) else []
+    return [s.end for s in all_schedulers(runner.param_schedulers)]
 
 
 def full_rates(runner: Runner) -> list[float]:
     """The lr of each group of the optimizer before any scheduler."""
     if not isinstance(runner.optim_wrapper, OptimWrapper):
         return []
-    return [g.get('initial_lr', g['lr']) for g in runner.optim_wrapper.optimizer.param_groups]
+    return [g.get('initial_lr', g['lr']) for g in _groups(runner)]
+
+
+def _groups(runner: Runner) -> list[dict]:
+    """The groups of all optimizers, and the one without parameters that mmengine logs as base_lr."""
+    return [group for wrapper in single_wrappers(runner.optim_wrapper) for group in wrapper.param_groups]
 
 
 def settle_schedule(runner: Runner, path: str, ends: list[int], rates: list[float]) -> None:
@@ -44,7 +50,7 @@ def settle_schedule(runner: Runner, path: str, ends: list[int], rates: list[floa
         return
     line = f'the schedule in {path} ends at {max(stored)}, that of the config at {max(ends)}'
     if choice is None:
-        rate = runner.optim_wrapper.optimizer.param_groups[0]['lr']
+        rate = _groups(runner)[0]['lr']
         raise InputError(
             f'{line}, and the lr is {rate:.3g} now; add --schedule config to go on as if the run had had the '
             'length of the config from the start, or --schedule checkpoint to keep that lr after the end'
@@ -54,7 +60,7 @@ def settle_schedule(runner: Runner, path: str, ends: list[int], rates: list[floa
 
 def _replay(runner: Runner, rates: list[float]) -> None:
     """Take the steps of the schedulers of the config up to where the run is."""
-    for group, rate in zip(runner.optim_wrapper.optimizer.param_groups, rates, strict=True):
+    for group, rate in zip(_groups(runner), rates, strict=True):
         group['lr'] = group['initial_lr'] = rate
     loop = runner.train_loop
     epoch_length = len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else None
@@ -63,6 +69,6 @@ def _replay(runner: Runner, rates: list[float]) -> None:
         warnings.simplefilter('ignore')
         runner.param_schedulers = runner.build_param_scheduler(runner.cfg.param_scheduler)
         for done in range(1, loop.iter + 1):
-            for scheduler in runner.param_schedulers:
+            for scheduler in all_schedulers(runner.param_schedulers):
                 if not scheduler.by_epoch or (epoch_length and done % epoch_length == 0):
                     scheduler.step()

@@ -19,7 +19,7 @@ from torch import nn
 from mmvisiongru.checkpoint import find_checkpoint, pretrained_paths, refuse_code_in, seal
 from mmvisiongru.engine.compiled import CompiledParts
 from mmvisiongru.engine.guarded_dataset import GuardedDataset
-from mmvisiongru.engine.optim import regroup
+from mmvisiongru.engine.optim import accept_state, single_wrappers
 from mmvisiongru.engine.random_state import build_numbered_sampler
 from mmvisiongru.engine.resume_schedule import ends_of, full_rates, settle_schedule
 from mmvisiongru.engine.terminal import calm, summary
@@ -64,13 +64,13 @@ class ReliableRunner(Runner):
     _compiled: CompiledParts | None = None
 
     def train(self):
-        """Train. Whatever way it ends, the hooks give back what they took of the process."""
-        with self._giving_back():
+        """Train. Whatever way it ends, the hooks restore the process."""
+        with self._restoring():
             return super().train()
 
     def val(self):
         """Validate, likewise."""
-        with self._giving_back():
+        with self._restoring():
             return super().val()
 
     def test(self):
@@ -78,7 +78,7 @@ class ReliableRunner(Runner):
 
         In mixed precision weights are converted once, and the scores of a segmentor's classes are in float32.
         """
-        with self._giving_back(), converted_once():
+        with self._restoring(), converted_once():
             if getattr(self.test_loop, 'fp16', False):
                 score_in_float32(self.model)
             return super().test()
@@ -115,11 +115,11 @@ class ReliableRunner(Runner):
         self.logger.info(f'compiled for training: {names}; the first iterations take longer')
 
     @contextmanager
-    def _giving_back(self):
+    def _restoring(self):
         try:
             yield
         finally:
-            self.call_hook('give_back')
+            self.call_hook('restore')
             if self._compiled:
                 self._compiled.undo()
 
@@ -184,7 +184,12 @@ class ReliableRunner(Runner):
     def resume(self, filename, *args, **kwargs) -> None:
         """Resume; ``resume_schedule`` says what to do if the checkpoint's schedule has another length."""
         ends, rates = ends_of(self), full_rates(self)
+        wrappers = single_wrappers(self.optim_wrapper) if isinstance(self.optim_wrapper, OptimWrapper) else []
+        accept = partial(accept_state, filename)
+        handles = [w.optimizer.register_load_state_dict_pre_hook(accept) for w in wrappers]
         super().resume(filename, *args, **kwargs)
+        for handle in handles:
+            handle.remove()
         if ends:
             settle_schedule(self, filename, ends, rates)
 
@@ -196,13 +201,9 @@ class ReliableRunner(Runner):
         super()._init_model_weights()
 
     def load_checkpoint(self, filename, *args, **kwargs):
-        """Load a checkpoint that is whole and holds data only; its optimizer gets the groups of this run."""
+        """Load a checkpoint that is whole and holds data only."""
         refuse_code_in(filename)
-        checkpoint = super().load_checkpoint(filename, *args, **kwargs)
-        if 'optimizer' in checkpoint and isinstance(self.optim_wrapper, OptimWrapper):
-            model = self.model.module if is_model_wrapper(self.model) else self.model
-            regroup(checkpoint, self.optim_wrapper, model)
-        return checkpoint
+        return super().load_checkpoint(filename, *args, **kwargs)
 
     def save_checkpoint(
         self, out_dir, filename, file_client_args=None, *args, meta=None, backend_args=None, **kwargs

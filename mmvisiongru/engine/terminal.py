@@ -10,6 +10,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
+from mmvisiongru.engine.optim import all_schedulers, single_wrappers
 from mmvisiongru.ops.backends import Backends
 
 # Beginnings of messages that the log file is enough for.
@@ -85,15 +86,15 @@ def _schedule(runner: Runner) -> str:
         if by_epoch
         else runner.max_iters
     )
-    optimizer = runner.optim_wrapper.optimizer
-    rate = max(g.get('initial_lr', g['lr']) for g in optimizer.param_groups)
-    schedulers = runner.param_schedulers if isinstance(runner.param_schedulers, list) else []
-    steps = [
-        f'{type(s).__name__} {s.begin} to {s.end}{" (epochs)" if s.by_epoch else ""}' for s in schedulers
+    parts = [f'schedule: {length} iterations']
+    for optimizer in (w.optimizer for w in single_wrappers(runner.optim_wrapper)):
+        rate = max(g.get('initial_lr', g['lr']) for g in optimizer.param_groups)
+        parts.append(f'{type(optimizer).__name__}, lr {rate:g}')
+    parts += [
+        f'{type(s).__name__} {s.begin} to {s.end}{" (epochs)" if s.by_epoch else ""}'
+        for s in all_schedulers(runner.param_schedulers)
     ]
-    return f'schedule: {length} iterations, {type(optimizer).__name__}, lr {rate:g}' + ''.join(
-        f', {step}' for step in steps
-    )
+    return ', '.join(parts)
 
 
 def _backends(runner: Runner, model: torch.nn.Module, weight: torch.Tensor | None) -> list[str]:

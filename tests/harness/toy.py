@@ -83,23 +83,17 @@ class ToyMetric(BaseMetric):
 
 
 class FaultHook(Hook):
-    """Does something bad before an iteration, counted from 1."""
+    """Does something bad, such as 'SIGKILL' to this process, before an iteration, counted from 1."""
 
     def __init__(self, at, what, rank=0, times=1):
         self.at, self.what, self.rank, self.times = at, what, rank, times
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if self.at <= runner.iter + 1 < self.at + self.times and runner.rank == self.rank:
-            getattr(self, self.what)(runner, data_batch)
-
-    def kill(self, runner, data_batch):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def term(self, runner, data_batch):
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def interrupt(self, runner, data_batch):
-        os.kill(os.getpid(), signal.SIGINT)
+            if self.what.startswith('SIG'):
+                os.kill(os.getpid(), signal.Signals[self.what])
+            else:
+                getattr(self, self.what)(runner, data_batch)
 
     def nan_input(self, runner, data_batch):
         data_batch['inputs'][0][:] = torch.nan

@@ -84,7 +84,7 @@ def test_fault_of_one_process(tmp_path, what, message):
     ('what', 'message'),
     [
         ('fail', 'a fault of this rank'),
-        ('kill', r'Signal 9 \(SIGKILL\)'),
+        ('SIGKILL', r'Signal 9 \(SIGKILL\)'),
         ('hang', r'in hang'),
         ('kill_worker', WORKER_DIED),
         ('hang_worker', '_try_get_data'),

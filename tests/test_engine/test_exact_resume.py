@@ -76,7 +76,7 @@ def test_validation_cut_off_is_made_up_for(tmp_path):
 
 
 def test_kill_9_and_resume(tmp_path):
-    code, _ = finish(start(1, tmp_path / 'killed', fault=dict(at=8, what='kill')))
+    code, _ = finish(start(1, tmp_path / 'killed', fault=dict(at=8, what='SIGKILL')))
     assert code == -signal.SIGKILL
     run(tmp_path / 'killed', resume=True)
     run(tmp_path / 'whole')
@@ -88,7 +88,7 @@ def test_kill_9_and_resume(tmp_path):
 def test_kill_9_and_resume_in_two_processes(tmp_path, by_epoch):
     assert finish(start(2, tmp_path / 'whole', by_epoch=by_epoch))[0] == 0
     for at, rank in ((8, 0), (11, 1)):
-        fault = dict(at=at, what='kill', rank=rank)
+        fault = dict(at=at, what='SIGKILL', rank=rank)
         code, log = finish(start(2, tmp_path / 'killed', by_epoch=by_epoch, resume=True, fault=fault))
         assert code == 128 + signal.SIGKILL, log
     assert finish(start(2, tmp_path / 'killed', by_epoch=by_epoch, resume=True))[0] == 0

@@ -125,7 +125,7 @@ def train(processes, folder: Path, text, data, *options, kill_at=None, rank=0, *
     folder.mkdir(exist_ok=True)
     faults = [dict(type='tests.harness.toy.MemoryHook')]
     if kill_at:
-        faults.append(dict(type='tests.harness.toy.FaultHook', at=kill_at, what='kill', rank=rank))
+        faults.append(dict(type='tests.harness.toy.FaultHook', at=kill_at, what='SIGKILL', rank=rank))
     settings = dict(dict(workers=0, iters=30, epochs=5, interval=4), **settings)
     config = folder / 'config.py'
     config.write_text(text.format(root=ROOT, data=data, faults=faults, **settings))

@@ -3,11 +3,10 @@
 default_scope = 'mmpretrain'
 
 runner_type = 'mmvisiongru.ReliableRunner'
-# Training samples that may be passed over in a process because a file is broken.
+# Training samples that a process may skip because a file is broken.
 max_bad_samples = 10
 
 default_hooks = dict(
-    runtime_info=dict(type='mmvisiongru.LateInfoHook'),
     timer=dict(type='IterTimerHook'),
     logger=dict(type='mmvisiongru.AtomicLoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),

@@ -3,11 +3,10 @@
 default_scope = 'mmseg'
 
 runner_type = 'mmvisiongru.ReliableRunner'
-# Training samples that may be passed over in a process because a file is broken.
+# Training samples that a process may skip because a file is broken.
 max_bad_samples = 10
 
 default_hooks = dict(
-    runtime_info=dict(type='mmvisiongru.LateInfoHook'),
     timer=dict(type='IterTimerHook'),
     logger=dict(type='mmvisiongru.AtomicLoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
@@ -28,7 +27,7 @@ default_hooks = dict(
 )
 
 vis_backends = [dict(type='LocalVisBackend')]
-visualizer = dict(type='mmvisiongru.CaptionVisualizer', vis_backends=vis_backends, name='visualizer')
+visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')
 log_processor = dict(by_epoch=False)
 
 # Merges the predictions of `tta_pipeline` under `tools/test.py --tta`.

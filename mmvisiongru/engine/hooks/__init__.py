@@ -3,7 +3,6 @@
 from .checkpoint import AtomicCheckpointHook
 from .exact_resume import ExactResumeHook
 from .guard import GuardHook
-from .late_info import LateInfoHook
 from .logger import AtomicLoggerHook
 from .pictures import PictureHook
 from .samples import BadSampleHook
@@ -15,7 +14,6 @@ __all__ = [
     'BadSampleHook',
     'ExactResumeHook',
     'GuardHook',
-    'LateInfoHook',
     'PictureHook',
     'StallHook',
 ]

@@ -40,4 +40,4 @@ class StallHook(Hook):
 
     before_train = before_train_iter = after_train_iter = _arm
     before_val_epoch = after_val_iter = after_val_epoch = _arm
-    after_train = after_run = give_back = _disarm
+    after_train = after_run = restore = _disarm
