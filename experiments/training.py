@@ -26,7 +26,7 @@ from mmengine.runner import Runner
 from mmvisiongru.analysis import measure
 from mmvisiongru.analysis.flops import count
 from mmvisiongru.analysis.logs import METRICS, read_run
-from mmvisiongru.config import load_config
+from mmvisiongru.config import get_config
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
 from mmvisiongru.zoo import build_model, image_size
@@ -129,7 +129,7 @@ def plan(
         raise InputError(f'configs need names of their own to be compared, got {", ".join(names)}')
     for seed in seeds:
         for config, name in zip(configs, names, strict=True):
-            cfg = load_config(
+            cfg = get_config(
                 config,
                 options,
                 ('model', 'train_dataloader', 'test_dataloader', 'optim_wrapper', 'train_cfg'),
@@ -332,7 +332,7 @@ def keep_costs(runs: Iterable[Run], out: Path) -> dict[str, dict]:
 
 def step_cost(config: str) -> dict:
     """Parameters and MACs of the model, and the peak memory of a step of its training in bytes."""
-    cfg, device = load_config(config), torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    cfg, device = get_config(config), torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     found = count(build_model(config), image_size(config))
     model = build_model(config)
     loader = dict(cfg.train_dataloader, num_workers=0, persistent_workers=False)

@@ -1,17 +1,19 @@
-"""The error that a user can mend, and how its one line is worded."""
+"""The error that a user can mend, and the wording of its one line."""
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used. The message is one line: what is wrong, where, what to do."""
+    """Input that cannot be used. The message is one line: what is wrong, where, what to do."""
 
 
 def did_you_mean(
     name: str, known: Iterable[str], cutoff: float = 0.6, show: Callable[[str], str] = repr
 ) -> str:
-    """The end of a message: the known name nearest to one that is not, as ``show`` writes it, or nothing.
+    """End a message with the known name that is nearest to an unknown one; empty if none is near.
+
+    ``show`` writes the known name.
 
     Examples:
         >>> from mmvisiongru.errors import did_you_mean
@@ -25,7 +27,7 @@ def did_you_mean(
 
 
 def in_one_line(error: BaseException, width: int = 300) -> str:
-    """An exception in one line, without the name of its type if its text is one of ours.
+    """Give an exception in one line, with the name of its type unless the text says enough by itself.
 
     Examples:
         >>> from mmvisiongru.errors import InputError, in_one_line

@@ -46,7 +46,7 @@ def _sync(path: str) -> None:
 
 def write_text(path: str, text: str) -> None:
     """Write a small file in one step."""
-    with new_file(path) as unfinished, open(unfinished, 'w') as file:
+    with new_file(path) as unfinished, open(unfinished, 'w', encoding='utf-8') as file:
         file.write(text)
 
 

@@ -13,7 +13,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from mmvisiongru.config import config_files, load_config
+from mmvisiongru.config import config_files, get_config
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.processes import replace_sync_bn
 
@@ -49,11 +49,11 @@ def model_config(name: str) -> Config:
         InputError: There is no model of that name.
     """
     if name.endswith('.py'):
-        return load_config(name, required=('model',))
+        return get_config(name, required=('model',))
     if name.startswith(('mmpretrain.', 'mmseg.', 'mmvisiongru.')):
         return _backbone_config(*name.partition(':')[::2])
     if path := config_files().get(name):
-        return load_config(str(path), required=('model',))
+        return get_config(str(path), required=('model',))
     if entry := mmpretrain_models().get(name):
         return Config.fromfile(entry.config)
     if path := _mmseg_configs().get(name):
@@ -141,7 +141,7 @@ def reported_results(name: str) -> tuple[dict[str, float], str]:
     found = {}
     for metafile in _mmseg_configs()[name].parent.glob('metafile.y*ml'):
         # Of two entries of a name the first is a shorter schedule, as the name of its weights shows.
-        for entry in yaml.safe_load(metafile.read_text())['Models']:
+        for entry in yaml.safe_load(metafile.read_text('utf-8'))['Models']:
             if entry['Name'] == name:
                 found = entry['Results']
     return dict((found[0] if isinstance(found, list) else found)['Metrics']), 'mmseg'

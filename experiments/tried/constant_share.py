@@ -14,7 +14,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmvisiongru.config import load_config
+from mmvisiongru.config import get_config
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.models.layers import MinGRU2D
 from mmvisiongru.zoo import build_model
@@ -43,7 +43,7 @@ def shares(backbone: nn.Module, images: Tensor) -> tuple[float, float]:
 
 def validation_images(config: str, number: int) -> Tensor:
     """The first images of the shuffled validation data, as the model gets them, (N, 3, H, W)."""
-    cfg = load_config(config, required=('model', 'val_dataloader'))
+    cfg = get_config(config, required=('model', 'val_dataloader'))
     loader = dict(cfg.val_dataloader, batch_size=number, num_workers=0, persistent_workers=False)
     loader['sampler'] = dict(type='DefaultSampler', shuffle=True)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):

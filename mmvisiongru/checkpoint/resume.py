@@ -50,7 +50,7 @@ def find_checkpoint(work_dir: str) -> tuple[str | None, list[str]]:
 
 def _last_checkpoint(work_dir: str) -> str:
     try:
-        with open(osp.join(work_dir, 'last_checkpoint')) as file:
+        with open(osp.join(work_dir, 'last_checkpoint'), encoding='utf-8') as file:
             return file.read().strip()
     except (OSError, UnicodeDecodeError):
         return ''

@@ -28,7 +28,7 @@ from mmvisiongru.checkpoint import (
     read_weights,
     refuse_pickled_code,
 )
-from mmvisiongru.config import load_config
+from mmvisiongru.config import get_config
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import check_folder
 from mmvisiongru.launch.classes import check_classes
@@ -53,10 +53,10 @@ def read_config(args: Namespace, required: Iterable[str] = (), merge: Merge | No
     """Read ``args.config`` with ``args.cfg_options``, let ``merge`` add the rest of the command line.
 
     Raises:
-        InputError: As :func:`mmvisiongru.config.load_config`.
+        InputError: As :func:`mmvisiongru.config.get_config`.
     """
     refuse_pickled_code()
-    cfg = load_config(args.config, args.cfg_options, required)
+    cfg = get_config(args.config, args.cfg_options, required)
     import_quietly(cfg.get('default_scope'))
     if merge:
         merge(cfg, args)

@@ -9,7 +9,7 @@ import mmseg
 import pytest
 from mmengine.config import Config
 
-from mmvisiongru.config import VARIABLES, check_keys, known_keys, load_config
+from mmvisiongru.config import KNOWN_KEYS, VARIABLES, check_keys, get_config
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.data import check_data
 from tests.harness import ROOT
@@ -23,7 +23,7 @@ def refused(keys) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize('key', sorted(known_keys() - {'model', 'resume', 'compile'}))
+@pytest.mark.parametrize('key', sorted(KNOWN_KEYS - {'model', 'resume', 'compile'}))
 def test_every_key_without_a_letter_is_named(key):
     position = len(key) // 2
     assert f'did you mean {key!r}?' in refused([key[:position] + key[position + 1 :]])
@@ -62,7 +62,7 @@ def test_own_configs_pass():
 
 def test_customary_variables_are_needed():
     for name in VARIABLES:
-        assert get_close_matches(name, known_keys(), cutoff=0.8)
+        assert get_close_matches(name, KNOWN_KEYS, cutoff=0.8)
 
 
 @pytest.mark.parametrize(
@@ -80,12 +80,12 @@ def test_customary_variables_are_needed():
 )
 def test_option_without_effect(option, message):
     with pytest.raises(InputError, match=r'.') as error:
-        load_config(UPERNET, {option: 1})
+        get_config(UPERNET, {option: 1})
     assert message in str(error.value)
 
 
 def test_option_with_effect():
-    cfg = load_config(UPERNET, {'optim_wrapper.optimizer.lr': 0.5, 'compile': True})
+    cfg = get_config(UPERNET, {'optim_wrapper.optimizer.lr': 0.5, 'compile': True})
     assert cfg.optim_wrapper.optimizer.lr == 0.5
     assert cfg.compile is True
 
@@ -103,7 +103,7 @@ def test_config_that_fails(tmp_path, text, message):
     path = tmp_path / 'bad.py'
     path.write_text(text)
     with pytest.raises(InputError) as error:
-        load_config(str(path), required=('model', 'train_cfg'))
+        get_config(str(path), required=('model', 'train_cfg'))
     assert message in str(error.value)
 
 

@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS
 
-from mmvisiongru.config import load_config
+from mmvisiongru.config import get_config
 from mmvisiongru.launch.trial import check_schedule, fit_to_trial, length_key
 from tests.harness import ROOT
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
@@ -43,7 +43,7 @@ def rates(cfg: Config, epoch_length: int = 7) -> list[float]:
 @pytest.mark.parametrize('length', [1, 3, 4, 20])
 @pytest.mark.parametrize('recipe', RECIPES, ids=lambda path: path.stem)
 def test_a_trial_reaches_the_full_rate_and_comes_down(recipe, length):
-    cfg = load_config(str(recipe))
+    cfg = get_config(str(recipe))
     fit_to_trial(cfg, length)
     assert cfg.train_cfg[length_key(cfg)] == length
     assert cfg.train_cfg.val_interval <= length

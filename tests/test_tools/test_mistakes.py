@@ -7,7 +7,6 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from mmvisiongru.config import load_config
 from tests.harness import ROOT
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
 from tools import train
@@ -186,32 +185,3 @@ def test_a_backbone_alone_with_a_prefix(work, capsys):
     init = dict(type='Pretrained', checkpoint='backbone.pth', prefix='backbone.')
     line = mistake(capsys, 'cls.py', leaf=f'model = dict(backbone=dict(init_cfg={init}))')
     assert line.endswith('; set model.backbone.init_cfg.prefix=None')
-
-
-def test_a_base_may_be_an_expression(work):
-    (work / 'leaf.py').write_text("_base_ = ['seg.py'] + []\ndata_root = 'x'\n")
-    assert load_config('leaf.py').model == Config.fromfile('seg.py').model
-
-
-def test_variables_of_a_config_as_a_run_wrote_it(work):
-    (work / 'seg.py').write_text("data_root = 'ade'\n" + (work / 'seg.py').read_text())
-    Config.fromfile('seg.py').dump('written.py')
-    train.main(['written.py'])
-    assert (work / 'work_dirs/written/last_checkpoint').is_file()
-
-
-def test_a_variable_that_nothing_reads(work, capsys):
-    (work / 'seg.py').write_text("data_root = 'ade'\n" + (work / 'seg.py').read_text())
-    assert mistake(capsys, 'seg.py', leaf="data_root = 'mine'") == (
-        'data_root in line 2 of leaf.py is a variable that nothing reads there; set '
-        'train_dataloader.dataset.data_root, val_dataloader.dataset.data_root, '
-        'test_dataloader.dataset.data_root instead'
-    )
-    # It may be read after all.
-    Path('leaf.py').write_text(
-        "_base_ = 'seg.py'\ndata_root = 'ade'\ntrain_dataloader = dict(dataset=dict(data_root=data_root))\n"
-    )
-    train.main(['leaf.py'])
-    # A config as mmengine writes it holds all variables.
-    Config.fromfile('leaf.py').dump('dumped.py')
-    train.main(['dumped.py'])

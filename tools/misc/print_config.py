@@ -6,6 +6,7 @@ If training would refuse the config, or data is missing, one line says so and th
 """
 
 import argparse
+import sys
 
 from rich.console import Console
 from rich.syntax import Syntax
@@ -26,6 +27,8 @@ def main(argv=None):
     args = parse_args(argv)
     with one_line_errors(args.debug):
         cfg = read_config(args)
+        # A terminal may know fewer characters than a config has.
+        sys.stdout.reconfigure(errors='backslashreplace')
         console = Console()
         if console.is_terminal:
             console.print(Syntax(cfg.pretty_text, 'python'))
