@@ -176,9 +176,9 @@ def mingru_scan(
     candidate: str = 'g',
     backend: str = 'auto',
 ) -> Tensor:
-    r"""Scan a sequence with minGRU (arXiv:2410.01201, appendix B.3.1).
+    r"""Scan a sequence with minGRU (arXiv:2410.01201, appendix B.3.1)::
 
-    h_t = (1 - z_t) h_{t-1} + z_t c_t,   z_t = sigmoid(gate_t),   c_t = g(hidden_t),   h_0 = 0.
+        h_t = (1 - z_t) h_{t-1} + z_t c_t,   z_t = sigmoid(gate_t),   c_t = g(hidden_t),   h_0 = 0.
 
     Args:
         gate, hidden (Tensor): Pre-activations, (B, L, D), same dtype and device; any strides.
@@ -226,7 +226,7 @@ def mingru_scan_2d(
     Args:
         projected (Tensor): (B, H, W, P * 2D); for each of the P paths D channels of hidden, then D of gate.
         paths (Sequence[str]): Reading order of each path: 'row' is the row-major raster order,
-            'column' the column-major one, '*_reverse' the same order from the end.
+            'column' the column-major one, ``'*_reverse'`` the same order from the end.
         candidate, backend: As in :func:`mingru_scan`.
         state (Tensor, optional): h before the first token of each path, (B, P, D), to go on from an earlier
             strip of the map; zero by default. Inference only: no gradient is defined.

@@ -103,25 +103,26 @@ def _backward_flops(grad_shape, *args, **kwargs) -> int:
 def bi_wkv(
     w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, distance: str = 'paper', backend: str = 'auto'
 ) -> Tensor:
-    r"""Average the values v with weights that fall with the distance of tokens (arXiv:2403.02308, eq. 5).
+    r"""Average the values v with weights that fall with the distance of tokens (arXiv:2403.02308, eq. 5)::
 
-    y_t = sum_i a_ti e^{k_i} v_i / sum_i a_ti e^{k_i},   a_ti = e^{-w (|t - i| - 1)},   a_tt = e^u.
+        y_t = sum_i a_ti e^{k_i} v_i / sum_i a_ti e^{k_i},   a_ti = e^{-w (|t - i| - 1)},   a_tt = e^u.
 
     Args:
         w, u (Tensor): Decay and bonus of a token, (C), float32 or float64 whatever k and v are. The model
             divides both by the number of tokens T. A negative w lets weights grow with distance.
         k, v (Tensor): Keys and values, (B, T, C), same dtype and device; any strides.
         distance (str): 'paper' is the equation above. 'released' is what the released CUDA kernel computes,
-            which cuts T into 32 pieces and mixes |t - i| - 1 with |t - i|; with exact gradients, which the
-            kernel has not. Backends 'torch' and 'reference' have it.
+            which cuts T into 32 pieces and mixes ``|t - i| - 1`` with ``|t - i|``; its gradients are exact,
+            those of the kernel are not. Backends 'torch' and 'reference' have it.
         backend (str): 'auto' takes the first of :func:`mmvisiongru.ops.wkv.runnable_backends`.
 
     Returns:
         Tensor: y, (B, T, C), in v.dtype; sums are kept in at least float32.
 
     Raises:
-        ValueError: Shapes, dtypes or devices do not go together, an option is unknown, or |w| T or |u| is
-            beyond what the backend holds (64 in float32, 640 in float64; the reference has no limit).
+        ValueError: Shapes, dtypes or devices do not go together, an option is unknown, or ``|w| T`` or
+            ``|u|`` is beyond what the backend holds (64 in float32, 640 in float64; no limit in the
+            reference).
         RuntimeError: The named backend cannot run here; the message says why.
 
     Examples:
