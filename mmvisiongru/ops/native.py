@@ -1,8 +1,8 @@
 """Compiled code of the CPU backends, built on first use.
 
-The sources in ``csrc`` need a C++ compiler and no headers but their own and the standard ones: one builds in
-about three seconds, once per source, compiler, processor and torch version, into the user's cache. Without a
-compiler a backend says why it cannot run.
+The sources in ``csrc`` need a C++ compiler and standard headers only. A library takes about three seconds to
+build, once per source, compiler, processor and torch version, and is stored in the user's cache folder.
+Without a compiler a backend cannot run and says why.
 """
 
 import ctypes
@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import cache
@@ -22,10 +23,10 @@ from torch import Tensor
 SOURCES = Path(__file__).parent / 'csrc'
 FLAGS = ['-O3', '-march=native', '-std=c++17', '-fopenmp', '-fno-math-errno', '-fno-trapping-math']
 FLAGS += ['-shared', '-fPIC']
-# A thread is worth waking for about this many elements.
+# Elements, the least work that pays for another thread.
 GRAIN = 1 << 15
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
-_DIGEST = 64  # hexadecimal digits of SHA-256 after the library, which a loader does not read
+DIGEST_LENGTH = 64  # characters of the SHA-256 appended to a library, which loaders ignore
 
 log = logging.getLogger('mmvisiongru')
 
@@ -48,7 +49,7 @@ class Map(ctypes.Structure):
 
 
 def threads(elements: int) -> int:
-    """Threads that are worth waking."""
+    """Number of threads to use for so many elements."""
     return min(torch.get_num_threads(), 1 + elements // GRAIN)
 
 
@@ -64,7 +65,7 @@ def unsupported(name: str, device: torch.device, dtype: torch.dtype) -> list[str
 
 @cache
 def library(name: str) -> tuple[ctypes.CDLL | None, str]:
-    """The library of ``csrc/<name>.cpp`` and '', or None and the reason why there is none (said once)."""
+    """The library of ``csrc/<name>.cpp`` and '', or None and the reason why there is none (logged once)."""
     try:
         return _load(name), ''
     # RuntimeError: there is no home folder.
@@ -75,9 +76,9 @@ def library(name: str) -> tuple[ctypes.CDLL | None, str]:
 
 
 def passes(name: str, prefix: str, **argtypes: list) -> dict:
-    """Functions ``<prefix>_<pass>`` of a library by their pass.
+    """Functions ``<prefix>_<pass>`` of a library, by pass.
 
-    ctypes refuses a call with arguments missing or of another type.
+    ctypes raises when an argument is missing or has another type than ``argtypes``.
     """
     functions = {}
     for key, types in argtypes.items():
@@ -86,37 +87,63 @@ def passes(name: str, prefix: str, **argtypes: list) -> dict:
     return functions
 
 
+def cache_folder() -> Path:
+    """The user's cache folder of this package, created if it is missing.
+
+    Raises:
+        PermissionError: Somebody else may write to it: code is loaded from there.
+    """
+    root = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
+    folder = root / 'mmvisiongru'
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if risk := _risk(folder):
+        raise PermissionError(
+            f'{folder} {risk}; remove it, or set XDG_CACHE_HOME to a folder that only you may write to'
+        )
+    return folder
+
+
+def _risk(path: Path) -> str:
+    """Why somebody else may have written a file or folder, or ''."""
+    status = os.lstat(path)
+    if stat.S_ISLNK(status.st_mode):
+        return 'is a symbolic link'
+    if hasattr(os, 'geteuid') and status.st_uid != os.geteuid():
+        return f'belongs to another user (uid {status.st_uid})'
+    if hasattr(os, 'geteuid') and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return 'may be written by others'
+    return ''
+
+
 def _load(name: str) -> ctypes.CDLL:
     compilers = filter(None, (os.environ.get('CXX'), 'g++', 'clang++', 'c++'))
     compiler = next(filter(None, map(shutil.which, compilers)), None)
     if compiler is None:
         raise OSError('no C++ compiler (g++, clang++ or $CXX) on PATH')
-    path = _cache_path(name, compiler)
-    # Other processes do the same at the same time: a file is replaced, never taken away.
-    if not path.exists():
+    path = cache_folder() / _file_name(name, compiler)
+    if not os.path.lexists(path):
         _build(name, compiler, path)
-    elif not _is_whole(path):
-        log.warning('%s is damaged and is built again', path)
+    elif reason := _risk(path) or _damage(path):
+        log.warning('%s %s and is built again', path, reason)
         _build(name, compiler, path)
     return ctypes.CDLL(str(path))
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a library ends with its own checksum; loading half of one may end the process."""
+def _damage(path: Path) -> str:
+    """'is damaged' unless a library ends with its own checksum: loading half of one may kill the process."""
     data = path.read_bytes()
-    return hashlib.sha256(data[:-_DIGEST]).hexdigest().encode() == data[-_DIGEST:]
+    intact = hashlib.sha256(data[:-DIGEST_LENGTH]).hexdigest().encode() == data[-DIGEST_LENGTH:]
+    return '' if intact else 'is damaged'
 
 
-def _cache_path(name: str, compiler: str) -> Path:
+def _file_name(name: str, compiler: str) -> str:
     texts = [file.read_text() for file in (SOURCES / f'{name}.cpp', *sorted(SOURCES.glob('*.h')))]
     parts = (*texts, *FLAGS, compiler, _processor(), torch.__version__)
-    key = hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
-    root = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-    return root / 'mmvisiongru' / f'{name}-{key}.so'
+    return f'{name}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so'
 
 
 def _processor() -> str:
-    """What '-march=native' depends on: a cache may be shared by machines of different kinds."""
+    """Processor model and flags, on which '-march=native' depends: machines may share a cache."""
     try:
         lines = Path('/proc/cpuinfo').read_text().split('\n\n')[0].split('\n')
         return ''.join(line for line in lines if line.startswith(('model', 'flags', 'Features', 'CPU')))
@@ -125,16 +152,12 @@ def _processor() -> str:
 
 
 def _build(name: str, compiler: str, path: Path) -> None:
-    """Compile beside ``path`` and move into place, so that processes which race never load half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(suffix='.so', dir=path.parent)
-    os.close(handle)
-    try:
-        command = [compiler, *FLAGS, str(SOURCES / f'{name}.cpp'), '-o', partial]
+    """Compile beside ``path`` and replace it: concurrent processes never see half a file, or none."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        partial = Path(folder) / path.name
+        command = [compiler, *FLAGS, str(SOURCES / f'{name}.cpp'), '-o', str(partial)]
         subprocess.run(command, check=True, capture_output=True, text=True)
-        digest = hashlib.sha256(Path(partial).read_bytes()).hexdigest()
-        with open(partial, 'a') as file:
-            file.write(digest)
+        data = partial.read_bytes()
+        partial.write_bytes(data + hashlib.sha256(data).hexdigest().encode())
+        partial.chmod(0o700)
         os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""The compiled libraries of the CPU backends: what they are built from, and what a damaged one leads to."""
+"""The compiled libraries of the CPU backends: what they are built from, and which files are never loaded."""
 
 import ctypes
 import logging
+import os
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,39 +18,53 @@ pytestmark = pytest.mark.skipif('cpu' not in runnable_backends(), reason='no C++
 
 @pytest.fixture
 def own_cache(monkeypatch, tmp_path):
-    """A cache that begins empty."""
+    """A cache that begins empty, and a compiler that writes the library of this machine at once."""
+    compiler = tmp_path / 'g++'
+    built = native.library('mingru_scan')[0]._name
+    compiler.write_text(f'#!/bin/sh\nfor target; do :; done\nexec cp "{built}" "$target"\n')
+    compiler.chmod(0o700)
+    monkeypatch.setenv('CXX', str(compiler))
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    return tmp_path / 'mmvisiongru'
-
-
-@pytest.fixture(scope='module')
-def built(tmp_path_factory):
-    """The compiled scan."""
-    root = tmp_path_factory.mktemp('cache')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('XDG_CACHE_HOME', str(root))
-        native._load('mingru_scan')
-    (path,) = (root / 'mmvisiongru').iterdir()
-    return path
+    native.library.cache_clear()
+    yield tmp_path / 'mmvisiongru'
+    native.library.cache_clear()
 
 
 @pytest.fixture
-def path(built, own_cache):
-    """A copy of it in the cache of this test."""
-    own_cache.mkdir()
-    return Path(shutil.copy(built, own_cache))
+def path(own_cache):
+    """A library in that cache."""
+    native.library('mingru_scan')
+    (path,) = own_cache.iterdir()
+    return path
+
+
+def messages(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == 'mmvisiongru']
+
+
+def assert_loads(path, caplog, problem=''):
+    """The library of ``path`` loads, once it was built again if there is a problem with what lies there."""
+    native.library.cache_clear()
+    before = path.lstat().st_ino
+    with caplog.at_level(logging.WARNING, logger='mmvisiongru'):
+        assert native.library('mingru_scan')[0].mingru_forward
+    assert len(messages(caplog)) == bool(problem)
+    assert all(str(path) in line and problem in line for line in messages(caplog))
+    assert (path.lstat().st_ino != before) == bool(problem)
+    caplog.clear()
 
 
 @pytest.mark.parametrize('library', ['mingru_scan', 'bi_wkv'])
-@pytest.mark.parametrize('of_its_own', [True, False])
-def test_a_changed_source_or_header_is_another_library(monkeypatch, tmp_path, library, of_its_own):
-    file = f'{library}.cpp' if of_its_own else 'map.h'
+@pytest.mark.parametrize('file', ['its own', 'map.h'])
+def test_a_changed_source_or_header_is_another_library(monkeypatch, tmp_path, own_cache, library, file):
     shutil.copytree(native.SOURCES, tmp_path / 'csrc')
     monkeypatch.setattr(native, 'SOURCES', tmp_path / 'csrc')
-    before = native._cache_path(library, 'g++')
-    with open(tmp_path / 'csrc' / file, 'a') as source:
+    assert native.library(library)[0]
+    with open(tmp_path / 'csrc' / (f'{library}.cpp' if file == 'its own' else file), 'a') as source:
         source.write('// changed\n')
-    assert native._cache_path(library, 'g++') != before
+    native.library.cache_clear()
+    assert native.library(library)[0]
+    assert len(list(own_cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize('damage', ['empty', 'cut', 'flipped'])
@@ -59,27 +73,57 @@ def test_a_damaged_library_is_built_again(path, caplog, damage):
     flipped = bytes([*whole[:4000], whole[4000] ^ 1, *whole[4001:]])
     path.unlink()
     path.write_bytes({'empty': b'', 'cut': whole[: len(whole) // 2], 'flipped': flipped}[damage])
-    with caplog.at_level(logging.WARNING, logger='mmvisiongru'):
-        assert native._load('mingru_scan').mingru_forward
-    assert [record.getMessage() for record in caplog.records] == [f'{path} is damaged and is built again']
-    assert native._is_whole(path)
-    caplog.clear()
-    native._load('mingru_scan')
-    assert not caplog.records
+    assert_loads(path, caplog, 'damaged')
+    assert_loads(path, caplog)
 
 
-def test_another_process_builds_a_damaged_library_at_the_same_time(path, monkeypatch):
-    whole, look = path.read_bytes(), native._is_whole
-    path.unlink()
-    path.write_bytes(whole[:1000])
+@pytest.mark.skipif(not hasattr(os, 'geteuid'), reason='users and modes of POSIX')
+class TestTrust:
+    """Nothing is loaded that somebody else may have written."""
 
-    def look_while_the_other_mends(path):
-        found = look(path)
-        path.unlink()
-        return found
+    def test_what_is_built_is_private(self, path):
+        assert [p.lstat().st_mode & 0o077 for p in (path, path.parent)] == [0, 0]
 
-    monkeypatch.setattr(native, '_is_whole', look_while_the_other_mends)
-    assert native._load('mingru_scan').mingru_forward
+    @pytest.mark.parametrize('mode', [0o720, 0o702])
+    def test_a_file_that_others_may_write_is_built_again(self, path, caplog, mode):
+        path.chmod(mode)
+        assert_loads(path, caplog, 'written by others')
+        assert_loads(path, caplog)
+
+    def test_a_link_in_place_of_the_file_is_built_again(self, path, caplog, tmp_path):
+        target = path.rename(tmp_path / 'elsewhere.so')
+        path.symlink_to(target)
+        assert_loads(path, caplog, 'link')
+        assert not path.is_symlink()
+
+    def test_a_file_of_another_user_is_built_again(self, path, caplog, monkeypatch):
+        lstat = os.lstat
+
+        def of_another(name, **where):
+            status = lstat(name, **where)
+            return os.stat_result((*status[:4], status.st_uid + 1, *status[5:])) if name == path else status
+
+        monkeypatch.setattr(native.os, 'lstat', of_another)
+        assert_loads(path, caplog, 'another user')
+
+    @pytest.mark.parametrize('what', ['written by others', 'link', 'another user'])
+    def test_nothing_is_loaded_from_such_a_folder(self, path, what, monkeypatch, caplog):
+        folder = path.parent
+        if what == 'written by others':
+            folder.chmod(0o770)
+        elif what == 'link':
+            folder.symlink_to(folder.rename(folder.with_name('elsewhere')))
+        else:
+            monkeypatch.setattr(native.os, 'geteuid', lambda: path.stat().st_uid + 1)
+        native.library.cache_clear()
+        loaded = []
+        monkeypatch.setattr(native.ctypes, 'CDLL', loaded.append)
+        with caplog.at_level(logging.INFO, logger='mmvisiongru'):
+            library, reason = native.library('mingru_scan')
+        assert (library, loaded) == (None, [])
+        assert all(text in reason for text in (str(folder), what, 'XDG_CACHE_HOME'))
+        assert '\n' not in reason
+        assert messages(caplog)[0].endswith(reason)
 
 
 def test_calls_with_wrong_arguments_fail():
@@ -99,22 +143,16 @@ def test_calls_with_wrong_arguments_fail():
 
 
 @pytest.mark.parametrize('operator', ['scan', 'bi_wkv'])
-def test_without_a_compiler_torch_is_taken_and_said_why(monkeypatch, own_cache, caplog, operator):
-    scan = dict(
+def test_without_a_compiler_torch_is_taken_and_said_why(own_cache, monkeypatch, caplog, operator):
+    call = dict(
         scan=lambda **x: mingru_scan(torch.ones(1, 2, 3), torch.ones(1, 2, 3), **x),
         bi_wkv=lambda **x: bi_wkv(torch.ones(3), torch.ones(3), *torch.ones(2, 1, 2, 3), **x),
     )[operator]
-    native.library.cache_clear()
     monkeypatch.setattr(native.shutil, 'which', lambda name: None)
     with caplog.at_level(logging.INFO, logger='mmvisiongru'):
-        assert scan().isfinite().all()
-        with pytest.raises(
-            RuntimeError, match=rf"^{operator} backend 'cpu' cannot run on cpu.*no C\+\+ compiler"
-        ):
-            scan(backend='cpu')
-        scan()
-    assert [r.getMessage() for r in caplog.records if 'compiled' in r.getMessage()] == [
-        f"compiled {'mingru_scan' if operator == 'scan' else operator} is not available, 'torch' is used: "
-        'no C++ compiler (g++, clang++ or $CXX) on PATH'
-    ]
-    native.library.cache_clear()
+        assert call().isfinite().all()
+        with pytest.raises(RuntimeError, match=rf"^{operator} backend 'cpu' cannot run on cpu.*\$CXX"):
+            call(backend='cpu')
+        call()
+    (line,) = messages(caplog)
+    assert all(text in line for text in ("'torch'", 'C++ compiler', '$CXX'))
