@@ -16,7 +16,7 @@ import pytest
 
 from tests.harness import ROOT
 
-GROUND = {'_compat', 'version', 'errors', 'files', 'registry', 'checkpoint'}
+GROUND = {'_compat', 'version', 'errors', 'files', 'outputs', 'drawing', 'registry', 'checkpoint'}
 # Each part of mmvisiongru with the other parts that it may import. 'mmvisiongru' is its __init__.py.
 MAY_IMPORT = {
     'mmvisiongru': {'version'},
@@ -24,6 +24,8 @@ MAY_IMPORT = {
     'version': set(),
     'errors': set(),
     'files': {'errors'},
+    'outputs': {'errors', 'files'},
+    'drawing': set(),
     'registry': set(),
     'checkpoint': {'_compat', 'errors', 'files'},
     'config': {'_compat', 'errors', 'files'},

@@ -7,6 +7,7 @@ The metrics go to the screen and to WORK_DIR/TIME/TIME.json.
 """
 
 import argparse
+import os.path as osp
 from copy import deepcopy
 
 import mmengine
@@ -21,9 +22,10 @@ from mmvisiongru.launch.options import (
     one_line_errors,
 )
 from mmvisiongru.launch.prepare import prepare_test
+from mmvisiongru.outputs import check_output, data_folders
 
-# Metrics of mmseg that write predictions.
-WRITING_METRICS = ('IoUMetric', 'CityscapesMetric', 'DepthMetric')
+# Metrics of mmseg that write predictions in a form of their own.
+WRITING_METRICS = ('CityscapesMetric', 'DepthMetric')
 
 
 def parse_args(argv=None):
@@ -84,19 +86,12 @@ def merge_args(cfg: Config, args) -> None:
 
 
 def merge_show(cfg: Config, args) -> None:
-    """Let the visualization hook of the task draw."""
-    hook = (cfg.get('default_hooks') or {}).get('visualization')
-    if not hook:
-        raise InputError(f'--show and --show-dir need default_hooks.visualization, not in {args.config}')
-    options = dict(show=args.show, wait_time=args.wait_time, interval=args.interval)
-    if is_classifier(cfg):
-        cfg.default_hooks.visualization = dict(
-            type='mmvisiongru.PictureHook', out_dir=args.show_dir, **options
-        )
-    else:
-        hook.update(draw=True, **options)
-        if args.show_dir:
-            cfg.setdefault('visualizer', dict(type='SegLocalVisualizer')).save_dir = args.show_dir
+    """Let a hook draw the predictions in place of mmseg's or mmpretrain's."""
+    if args.show_dir:
+        check_output(args.show_dir, data_folders(cfg))
+    hook = dict(type='mmvisiongru.PictureHook', out_dir=args.show_dir, interval=args.interval)
+    hook |= dict(show=args.show, wait_time=args.wait_time)
+    cfg.default_hooks = {**(cfg.get('default_hooks') or {}), 'visualization': hook}
 
 
 def merge_tta(cfg: Config) -> None:
@@ -119,20 +114,24 @@ def flip_pipeline(pipeline: list) -> list:
 
 
 def merge_out(cfg: Config, out: str) -> None:
-    """Let the evaluator write predictions in the form that is customary for the task."""
+    """Write predictions in the form that is customary for the task."""
     metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     if is_classifier(cfg):
         if not out.endswith(('.pkl', '.pickle')):
             raise InputError(f'--out of a classifier must end in .pkl, got {out}')
+        check_output(osp.dirname(out) or '.', data_folders(cfg))
         cfg.test_evaluator = [*metrics, dict(type='DumpResults', out_file_path=out)]
         return
-    writing = [m for m in metrics if m['type'] in WRITING_METRICS]
-    if not writing:
-        raise InputError(f'--out needs one of {", ".join(WRITING_METRICS)} as test_evaluator')
-    # mmseg makes the folder in the first process, where a faster one would miss it.
-    mmengine.mkdir_or_exist(out)
-    for metric in writing:
+    check_output(out, data_folders(cfg))
+    for metric in (m for m in metrics if m['type'] in WRITING_METRICS):
         metric['output_dir'] = out
+    # IoUMetric would write a/0.png and b/0.png to one file.
+    cfg.test_evaluator = [m for m in metrics if not m.get('format_only') or m['type'] in WRITING_METRICS]
+    if not any(m['type'] in WRITING_METRICS for m in metrics):
+        cfg.custom_hooks = [
+            *(cfg.get('custom_hooks') or []),
+            dict(type='mmvisiongru.LabelMapHook', out_dir=out),
+        ]
 
 
 def main(argv=None):

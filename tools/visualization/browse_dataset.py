@@ -6,66 +6,37 @@ Look at them before a long run: wrong colours, labels off by one and crops witho
 """
 
 import argparse
+import os.path as osp
 import random
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
-from mmengine.structures import PixelData
+from mmengine.registry import DATASETS, init_default_scope
 
-from mmvisiongru.files import check_folder
+from mmvisiongru.drawing import as_rgb, draw_sample
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import building, prepare_config
-
-# Small images are enlarged to this, so that labels can be read.
-SHORT_SIDE = 256
+from mmvisiongru.outputs import check_output, data_folders, output_paths, write_picture
 
 
-def samples(cfg: Config, split: str, number: int) -> Iterator[tuple[str, np.ndarray, object, dict]]:
-    """File name, RGB image, annotation and meta data of images spread over the split."""
+def draw(cfg: Config, split: str, number: int, out: str) -> int:
+    """Draw images spread over the split. Returns how many."""
+    init_default_scope(cfg.default_scope)
     with building(cfg):
         dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
     number = min(number, len(dataset))
-    for i in range(number):
-        item = dataset[i * len(dataset) // number]
-        image, annotation = item['inputs'], item['data_samples']
-        if isinstance(image, list):
-            # Test-time augmentation packs one view after the other.
-            image, annotation = image[0], annotation[0]
-        # Images are read with the channels in the order BGR; the preprocessor of the model turns them.
-        rgb = image.flip(0).permute(1, 2, 0).contiguous().numpy()
-        yield f'{i:03d}_{Path(annotation.img_path).stem}.png', rgb, annotation, dataset.metainfo
-
-
-def draw(cfg: Config, split: str, number: int, out: Path) -> int:
-    """Draw the samples with the visualizer of the task. Returns how many."""
-    init_default_scope(cfg.default_scope)
-    with building(cfg):
-        visualizer = VISUALIZERS.build(dict(cfg.visualizer, name='browse', vis_backends=None))
-    drawn = 0
-    for name, image, annotation, metainfo in samples(cfg, split, number):
-        visualizer.dataset_meta = metainfo
-        image, annotation = enlarge(image, annotation, max(1, SHORT_SIDE // min(image.shape[:2])))
-        out_file = str(out / name)
-        if cfg.default_scope == 'mmpretrain':
-            visualizer.visualize_cls(image, annotation, draw_pred=False, out_file=out_file)
-        else:
-            visualizer.add_datasample(name, image, annotation, draw_pred=False, out_file=out_file)
-        drawn += 1
-    return drawn
-
-
-def enlarge(image: np.ndarray, annotation, factor: int) -> tuple[np.ndarray, object]:
-    """Repeat the pixels of image and label map."""
-    image = image.repeat(factor, 0).repeat(factor, 1)
-    if 'gt_sem_seg' in annotation:
-        labels = annotation.gt_sem_seg.data
-        labels = labels.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-        annotation.gt_sem_seg = PixelData(data=labels)
-    return image, annotation
+    samples = [dataset[i * len(dataset) // number] for i in range(number)]
+    # Test-time augmentation packs one view after the other.
+    samples = [{k: v[0] if isinstance(v, list) else v for k, v in sample.items()} for sample in samples]
+    names = [f'{i:03d}_{osp.basename(s["data_samples"].img_path)}' for i, s in enumerate(samples)]
+    paths = output_paths(names, out, root='.')
+    for name, sample in zip(names, samples, strict=True):
+        classes, palette = (dataset.metainfo.get(key) for key in ('classes', 'palette'))
+        write_picture(
+            paths[name], draw_sample(as_rgb(sample['inputs']), sample['data_samples'], classes, palette)
+        )
+    return number
 
 
 def parse_args(argv=None):
@@ -82,14 +53,14 @@ def parse_args(argv=None):
 def main(argv=None):
     """Draw."""
     args = parse_args(argv)
-    loader, out = f'{args.split}_dataloader', Path(args.out)
+    loader = f'{args.split}_dataloader'
     with one_line_errors(args.debug):
-        cfg = prepare_config(args, (loader, 'visualizer', 'default_scope'), (loader,))
-        check_folder(args.out)
+        cfg = prepare_config(args, (loader, 'default_scope'), (loader,))
+        check_output(args.out, data_folders(cfg))
         random.seed(args.seed)
         np.random.seed(args.seed)
         torch.manual_seed(args.seed)
-        print(f'{draw(cfg, args.split, args.number, out)} pictures in {out}')
+        print(f'{draw(cfg, args.split, args.number, args.out)} pictures in {args.out}')
 
 
 if __name__ == '__main__':

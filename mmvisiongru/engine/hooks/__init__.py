@@ -4,7 +4,7 @@ from .checkpoint import AtomicCheckpointHook
 from .exact_resume import ExactResumeHook
 from .guard import GuardHook
 from .logger import AtomicLoggerHook
-from .pictures import PictureHook
+from .pictures import LabelMapHook, PictureHook
 from .samples import BadSampleHook
 from .stall import StallHook
 
@@ -14,6 +14,7 @@ __all__ = [
     'BadSampleHook',
     'ExactResumeHook',
     'GuardHook',
+    'LabelMapHook',
     'PictureHook',
     'StallHook',
 ]

@@ -1,0 +1,92 @@
+"""Where tools write: never among the data, never over the files of others, never outside the folder given."""
+
+import os
+import os.path as osp
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from mmengine.config import Config
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from mmvisiongru.errors import InputError
+from mmvisiongru.files import check_folder
+
+# Marks pictures in their metadata as ours: the next call of a tool may replace them.
+SOFTWARE = 'mmvisiongru'
+
+
+def data_folders(cfg: Config) -> set[str]:
+    """Folders that the data sets of a config search for samples. A list of samples needs no search."""
+
+    def walk(node) -> Iterator[str]:
+        if isinstance(node, dict):
+            root, prefix = node.get('data_root') or '', node.get('data_prefix') or node.get('split') or ''
+            if (root or prefix) and not node.get('ann_file'):
+                parts = prefix.values() if isinstance(prefix, dict) else [prefix]
+                yield from (osp.join(root, part or '') for part in parts)
+        if isinstance(node, (dict, list, tuple)):
+            for child in node.values() if isinstance(node, dict) else node:
+                yield from walk(child)
+
+    loaders = [cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')]
+    return set(filter(None, walk(loaders)))
+
+
+def check_output(folder: str, data: Iterable[str] = ()) -> None:
+    """Make a folder to write to.
+
+    Args:
+        folder (str): The folder.
+        data (Iterable[str]): Folders of samples, where it must not lie.
+
+    Raises:
+        InputError: It is one of ``data`` or inside one, or it cannot be written.
+    """
+    for samples in map(osp.realpath, data):
+        if osp.commonpath([osp.realpath(folder), samples]) == samples:
+            raise InputError(f'output folder {folder} is among the data in {samples}; choose another')
+    check_folder(folder)
+
+
+def output_paths(images: Iterable[str], folder: str, root: str | None = None) -> dict[str, str]:
+    """A PNG file for each image, as deep below ``folder`` as the image is below ``root``.
+
+    The name ends in .png instead of the image's suffix; if that made two equal, all keep their suffix too.
+
+    Args:
+        images (Iterable[str]): Paths of images.
+        folder (str): Where to write.
+        root (str, optional): A folder above all images. Default: the deepest one.
+
+    Raises:
+        InputError: A file has one of these names already and was not written by a tool of this package.
+    """
+    images = sorted(set(images))
+    root = root or osp.commonpath([osp.dirname(osp.abspath(path)) for path in images] or ['/'])
+    names = [osp.join(folder, osp.relpath(osp.abspath(path), osp.abspath(root))) for path in images]
+    stems = [osp.splitext(name)[0] for name in names]
+    names = names if len(set(stems)) < len(stems) else stems
+    paths = {image: f'{name}.png' for image, name in zip(images, names, strict=True)}
+    for path in filter(osp.exists, paths.values()):
+        if not _is_ours(path):
+            raise InputError(f'{path} exists and was not written by this tool; choose another folder')
+    return paths
+
+
+def _is_ours(path: str) -> bool:
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get('Software') == SOFTWARE
+    except OSError:
+        return False
+
+
+def write_picture(path: str, picture: np.ndarray) -> None:
+    """Write an array as PNG in one step, so that several processes may write the same picture."""
+    os.makedirs(osp.dirname(path) or '.', exist_ok=True)
+    mark = PngInfo()
+    mark.add_text('Software', SOFTWARE)
+    unfinished = f'{path}.{os.getpid()}'
+    Image.fromarray(picture).save(unfinished, 'PNG', pnginfo=mark, compress_level=1)
+    os.replace(unfinished, path)

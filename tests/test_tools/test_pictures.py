@@ -1,0 +1,229 @@
+"""Where tools write, and the pictures that they draw, through the scripts."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import font_manager
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import PixelData
+from mmpretrain.structures import DataSample
+from mmseg.structures import SegDataSample
+from PIL import Image
+
+from mmvisiongru.drawing import draw_sample, enlarge, font_for, paint
+from mmvisiongru.errors import InputError
+from mmvisiongru.outputs import output_paths, write_picture
+from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
+from tools import test as test_tool
+from tools.visualization import browse_dataset
+
+# `ADE20KDataset` names three of its own classes; its 0 is ignored.
+OWN_CLASSES = "test_dataloader['dataset'].update(reduce_zero_label=True)\n"
+TASKS = dict(segmentation=(SEGMENTATION, 'ade', OWN_CLASSES), classification=(CLASSIFICATION, 'inet', ''))
+
+
+@pytest.fixture(params=list(TASKS))
+def task(request, workplace):
+    """A config, its data, and a checkpoint of random weights."""
+    text, data, extra = TASKS[request.param]
+    cfg = Config.fromfile(write_config(workplace / 'tiny.py', text, data, f"launcher = 'none'\n{extra}"))
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        torch.manual_seed(0)
+        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict(), meta={}), 'model.pth')
+    return request.param
+
+
+segmentation = pytest.mark.parametrize('task', ['segmentation'], indirect=True)
+classification = pytest.mark.parametrize('task', ['classification'], indirect=True)
+
+
+def run(*args):
+    test_tool.main(['tiny.py', 'model.pth', '--work-dir', 'work', *args])
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob('*') if p.is_file())
+
+
+@segmentation
+def test_maps_and_pictures_of_equal_names_stay_apart(task, capfd):
+    """Two folders with a 0.jpg each; mmseg's metric would write one 0.png."""
+    for kind, suffix in (('images', 'jpg'), ('annotations', 'png')):
+        for folder in 'ab':
+            os.makedirs(f'ade/{kind}/validation/{folder}')
+            source = f'ade/{kind}/validation/{"01"[folder == "b"]}.{suffix}'
+            shutil.copy(source, f'ade/{kind}/validation/{folder}/0.{suffix}')
+    run('--out', 'maps', '--show-dir', 'shown')
+    names = ['0.png', '1.png', '2.png', 'a/0.png', 'b/0.png']
+    assert files('maps') == files('shown') == names
+    found = {name: np.asarray(Image.open(f'maps/{name}')) for name in names}
+    assert (found['a/0.png'] == found['0.png']).all()
+    assert (found['b/0.png'] == found['1.png']).all()
+    assert (found['0.png'] != found['1.png']).any()
+    # As in the files of the data set, 0 is the ignored class.
+    assert set(np.unique(found['0.png'])) <= {1, 2, 3}
+    err = capfd.readouterr()
+    assert '5 pictures in shown' in err.out + err.err
+    assert '5 label maps in maps' in err.out + err.err
+
+
+@segmentation
+@pytest.mark.parametrize('option', ['--out', '--show-dir'])
+@pytest.mark.parametrize('folder', ['ade/annotations/validation', 'ade/images/training/new', 'link/new'])
+def test_a_segmentor_writes_nothing_among_its_data(task, option, folder, capsys):
+    os.symlink('ade/images/validation', 'link')
+    before = {path: (Path('ade') / path).read_bytes() for path in files('ade')}
+    with pytest.raises(SystemExit, match='2'):
+        run(option, folder)
+    assert f'error: output folder {folder} is among the data' in capsys.readouterr().err
+    assert {path: (Path('ade') / path).read_bytes() for path in files('ade')} == before
+
+
+@classification
+@pytest.mark.parametrize(
+    ('main', 'args'),
+    [
+        (test_tool.main, ['tiny.py', 'model.pth', '--show-dir', 'inet/val/shown']),
+        (browse_dataset.main, ['tiny.py', '--out', 'inet/train']),
+    ],
+)
+def test_a_picture_never_becomes_a_sample(task, main, args, capsys):
+    before = files('inet')
+    with pytest.raises(SystemExit, match='2'):
+        main(args)
+    assert 'is among the data' in capsys.readouterr().err
+    assert files('inet') == before
+
+
+@classification
+def test_no_picture_leaves_the_folder(task):
+    """Paths of a list may lead upwards."""
+    Path('list.txt').write_text('../../other/0.png 0\n0.png 1\n')
+    os.makedirs('other')
+    for path in ('other/0.png', 'inet/val/0.png'):
+        shutil.copy('inet/val/a/0.png', path)
+    with open('tiny.py', 'a') as file:
+        file.write("""test_dataloader = dict(val_dataloader, dataset=dict(
+            type='CustomDataset', data_root='inet/val', ann_file='../../list.txt', pipeline=pipeline,
+            metainfo=dict(classes=('a', 'b')),
+        ))""")
+    before = files('.')
+    run('--show-dir', 'shown')
+    new = [path for path in files('.') if path not in before and not path.startswith('work/')]
+    assert new == ['shown/inet/val/0.png', 'shown/other/0.png']
+
+
+def test_files_of_others_are_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = ['in/0.jpg', 'in/a/0.png', 'in/a/0.jpg']
+    paths = output_paths(images, 'out')
+    assert paths == {
+        'in/0.jpg': 'out/0.jpg.png',
+        'in/a/0.png': 'out/a/0.png.png',
+        'in/a/0.jpg': 'out/a/0.jpg.png',
+    }
+    for path in paths.values():
+        write_picture(path, np.zeros((2, 2), np.uint8))
+    # Its own pictures are replaced by the next call.
+    assert output_paths(images, 'out') == paths
+    Image.new('L', (2, 2)).save('out/a/0.png.png')
+    with pytest.raises(InputError, match=r'out/a/0\.png\.png exists'):
+        output_paths(images, 'out')
+
+
+def segmented(truth, prediction):
+    return SegDataSample(
+        gt_sem_seg=PixelData(data=torch.from_numpy(truth)[None]),
+        pred_sem_seg=PixelData(data=torch.from_numpy(prediction)[None]),
+    )
+
+
+PALETTE = [[250, 250, 250], [20, 90, 160]]
+
+
+def test_a_segmentors_picture_hides_nothing():
+    """Image, truth and prediction are complete; only names of classes stand in the last two."""
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (300, 400, 3)).astype(np.uint8)
+    truth = np.zeros((300, 400), np.int64)
+    truth[:, 200:] = 1
+    truth[:30] = 255
+    sample = segmented(truth, 1 - truth.clip(0, 1))
+    picture = draw_sample(image, sample, ('a', 'b'), PALETTE, opacity=1)
+    top = picture.shape[0] - 300
+    gap = (picture.shape[1] - 1200) // 2
+    panels = [picture[top:, i * (400 + gap) : i * (400 + gap) + 400] for i in range(3)]
+    assert (panels[0] == image).all()
+    colours = np.array([*PALETTE, [0, 0, 0]], np.uint8)
+    for panel, labels in zip(panels[1:], (truth.clip(max=2), 1 - truth.clip(0, 1)), strict=True):
+        same = (panel == colours[labels]).all(2)
+        assert 0.97 < same.mean() < 1
+    # White on a light colour would not be seen.
+    assert (panels[1][:, :200] < 60).all(2).any()
+    # Captions are above the images.
+    assert all((picture[:top, i * (400 + gap) : (i + 1) * 400] < 60).any() for i in range(3))
+
+
+def letters(labels, names):
+    """Bright pixels of the names that are drawn on a map of dark classes."""
+    dark = [[9 * i, 100, 120] for i in range(len(names))]
+    return (paint(np.zeros((*labels.shape, 3), np.uint8), labels, names, dark, 1) > 180).all(2)
+
+
+def test_names_neither_run_off_the_edge_nor_cover_each_other():
+    names, empty = ('corner', 'middle'), np.full((300, 300), 255)
+    corner, upper, lower = (empty.copy() for _ in range(3))
+    corner[290:, 290:] = 0
+    upper[120:140, 130:170] = 0
+    lower[140:150, 130:170] = 1
+    seen = [letters(labels, names).sum() for labels in (corner, upper, lower, np.minimum(upper, lower))]
+    assert seen[0] == pytest.approx(seen[1], rel=0.1)
+    assert seen[3] == pytest.approx(seen[1] + seen[2], rel=0.05)
+    # Smaller letters where the image is not wide enough.
+    long = letters(upper, (12 * 'many words ', ''))
+    assert long.any()
+    assert not long[:, [0, -1]].any()
+
+
+def test_small_images_are_enlarged_and_thin_ones_bearable():
+    assert enlarge(np.zeros((32, 40, 3), np.uint8)).shape == (256, 320, 3)
+    assert enlarge(np.zeros((300, 500), np.uint8)).shape == (300, 500)
+    assert enlarge(np.zeros((1, 3000, 3), np.uint8)).shape == (1, 3000, 3)
+    sample = segmented(np.zeros((1, 3000), np.int64), np.ones((1, 3000), np.int64))
+    assert draw_sample(np.zeros((1, 3000, 3), np.uint8), sample, ('a', 'b'), PALETTE).shape[0] > 1
+
+
+def test_a_classifiers_text_stands_above_the_image_and_makes_room():
+    image = np.full((64, 64, 3), 7, np.uint8)
+    sample = DataSample().set_gt_label(0).set_pred_label(1).set_pred_score(torch.tensor([0.1, 0.9]))
+    short, long = (draw_sample(image, sample, ('a', name)) for name in ('b', 40 * 'long '))
+    for picture in (short, long):
+        assert (picture[-256:, :256] == 7).all()
+        assert (picture[-256:, 256:] != 7).all()
+    assert long.shape[1] > short.shape[1] >= 256
+    # The last letters are there.
+    assert (long[:-256, -30:] < 60).any()
+
+
+def test_a_font_that_has_the_letters_is_found(tmp_path, monkeypatch):
+    default = font_for('aäßé', 12)
+    assert 'DejaVu' in default.path
+    stix = Path(font_manager.findfont('STIXGeneral'))
+    letters = (
+        font_manager.get_font(stix).get_charmap().keys()
+        - font_manager.get_font(default.path).get_charmap().keys()
+    )
+    letter = chr(min(letters))
+    messages = []
+    monkeypatch.setattr('mmvisiongru.drawing.print_log', lambda text, **_: messages.append(text))
+    monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: [str(tmp_path / 'none.ttf'), str(stix)])
+    assert font_for(letter, 12).path == str(stix)
+    assert messages == []
+    assert font_for('日本', 12).path == default.path
+    (message,) = messages
+    assert all(letter in message for letter in '日本')
