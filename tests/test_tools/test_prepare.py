@@ -75,7 +75,7 @@ def test_every_script_makes_the_same_checks(scenes, capsys, script, option, mess
     [
         (confusion_matrix, "model in tiny.py: no model is registered as 'EncoderDecoder'; set default_scope"),
         (image_demo, 'config file tiny.py has no default_scope; '),
-        (browse_dataset, 'config file tiny.py has no visualizer, default_scope; '),
+        (browse_dataset, 'config file tiny.py has no default_scope; '),
     ],
 )
 def test_config_without_a_scope(scenes, capsys, script, message):

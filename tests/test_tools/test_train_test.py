@@ -411,10 +411,6 @@ def test_training_input_that_cannot_be_used(classifier, tool, args, message):
         (['tiny.py', 'fits.pth', '--out', 'folder'], '--out of a classifier must end in .pkl, got folder'),
         (['tiny.py', 'fits.pth', '--out-item', 'metrics'], '--out-item metrics needs --out PATH'),
         (
-            ['tiny.py', 'fits.pth', '--show-dir', 'x', '--cfg-options', 'default_hooks.visualization=None'],
-            '--show and --show-dir need default_hooks.visualization, not in tiny.py',
-        ),
-        (
             ['nodata.py', 'fits.pth'],
             'data folder {folder}/nowhere (test_dataloader.dataset.data_root) does not '
             'exist; make it with make_scenes()',
