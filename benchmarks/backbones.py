@@ -19,8 +19,8 @@ import torch
 import yaml
 from mmengine.logging import MMLogger
 
-from mmvisiongru.analysis import measure
-from mmvisiongru.analysis.flops import count
+from mmvisiongru import measure
+from mmvisiongru.flops import count
 from mmvisiongru.models.layers.precision import converted_once
 from mmvisiongru.zoo import (
     PRECISIONS,

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from mmvisiongru.analysis import measure
+from mmvisiongru import measure
 from mmvisiongru.zoo import COMPARED, build_model, inference
 
 COLUMNS = ('model', 'side', 'megapixels', 'outcome', 'seconds', 'seconds_per_megapixel', 'peak_memory_mb')

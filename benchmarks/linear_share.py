@@ -14,7 +14,7 @@ import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from mmvisiongru.analysis import measure
+from mmvisiongru import measure
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.models.layers.linear import linear
 from mmvisiongru.zoo import build_model, inference

@@ -3,7 +3,7 @@
     python benchmarks/resolution.py --out docs/figures/resolution_cpu
     python benchmarks/resolution.py --out docs/figures/resolution_gpu --device cuda
 
-Writes OUT.csv and OUT.png. Parameters and FLOPs are counted (mmvisiongru/analysis/flops.py), memory and time
+Writes OUT.csv and OUT.png. Parameters and FLOPs are counted (mmvisiongru/flops.py), memory and time
 of inference measured: models take turns at each size, and medians are kept. A model leaves the picture at the
 size for which the memory is not enough. About 15 minutes on two CPU cores, most of them at 1536 and 2048.
 """
@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from mmengine.logging import MMLogger
 
-from mmvisiongru.analysis import measure
-from mmvisiongru.analysis.flops import count
+from mmvisiongru import measure
+from mmvisiongru.flops import count
 from mmvisiongru.zoo import COMPARED, build_model, inference
 
 STYLES = {

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
-from mmvisiongru.analysis import measure
+from mmvisiongru import measure
 from mmvisiongru.ops import mingru_scan, runnable_backends
 from mmvisiongru.ops.mingru import BACKENDS
 

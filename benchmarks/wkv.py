@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
-from mmvisiongru.analysis import measure
+from mmvisiongru import measure
 from mmvisiongru.ops import bi_wkv
 from mmvisiongru.ops.wkv import runnable_backends
 

@@ -29,11 +29,11 @@ from torch import Tensor, nn
 # A script has only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.training_report import interval, paired
-from mmvisiongru.analysis.logs import METRICS, read_run
 from mmvisiongru.files import write_text
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.launch.prepare import prepare_training
 from mmvisiongru.models.layers import MinGRU2D
+from tools.analysis_tools.analyze_logs import METRICS, read_run
 
 SCANS = ('linear', 'log')
 

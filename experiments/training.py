@@ -1,12 +1,15 @@
-"""Training runs of several configs with several seeds: planned, kept going, and their results kept.
+"""Training runs of several configs with several seeds: planned, run as processes, and recorded.
 
-A run is a config with a seed. What it reached is a small JSON file; where that is, nothing is run again. Its
-work dir carries its checkpoints, from which an interrupted run goes on.
+A run is a config with a seed. A run with a row in the table of results is not repeated. An interrupted run
+resumes from the checkpoints in its work dir.
 """
 
 import hashlib
 import json
+import math
 import os
+import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -23,18 +26,19 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
-from mmvisiongru.analysis import measure
-from mmvisiongru.analysis.flops import count
-from mmvisiongru.analysis.logs import METRICS, read_run
+from experiments.results import Results
+from mmvisiongru import measure
 from mmvisiongru.config import get_config
-from mmvisiongru.errors import InputError
-from mmvisiongru.files import write_text
+from mmvisiongru.errors import InputError, in_one_line
+from mmvisiongru.flops import count
 from mmvisiongru.zoo import build_model, image_size
+from tools.analysis_tools.analyze_logs import METRICS, read_run
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / 'tools'
-# What decides where a run ends up. Other keys say how it is logged, kept and protected.
+# The keys that decide about the result of a run. Others say how it is logged, saved and protected.
 DECISIVE = ('model', 'data_preprocessor', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'custom_hooks')
+REQUIRED = ('model', 'train_dataloader', 'test_dataloader', 'optim_wrapper', 'train_cfg')
 # Seconds between two looks at the processes.
 POLL = 1.0
 
@@ -46,26 +50,23 @@ class Run:
     Args:
         name (str): Name of the config file.
         seed (int): Seed of the run.
-        config (Path): The whole config with options and seed, as the processes read it.
-        result (Path): What it reached; written at the end.
-        fingerprint (str): Of all that decides about the result, but for the seed.
-        length (tuple[str, int]): What a log counts, 'epoch' or 'iter', and how far it will come.
-        validation_is_test (bool): Whether the last validation is what a test would say.
-        error (str): Why it failed, empty if it did not.
+        config (Path): The complete config with options and seed, as the processes read it. It is in the
+            work dir, which also holds checkpoints, logs and the output of the processes.
+        length (tuple[str, int]): The counter of its log, 'epoch' or 'iter', and its last value.
+        validation_is_test (bool): Whether the last validation gives the result of a test.
+        error (str): Why it failed; empty if it did not.
     """
 
     name: str
     seed: int
     config: Path
-    result: Path
-    fingerprint: str
     length: tuple[str, int]
     validation_is_test: bool
     error: str = ''
 
     @property
     def work_dir(self) -> Path:
-        """Checkpoints, logs and what the processes print."""
+        """Folder of the config, the checkpoints, the logs and the output."""
         return self.config.parent
 
     @property
@@ -73,33 +74,18 @@ class Run:
         """Name and seed."""
         return f'{self.name}, seed {self.seed}'
 
-    def record(self) -> dict:
-        """What the run reached, as it was kept; empty if it has not been finished.
-
-        Raises:
-            InputError: It was reached with other settings.
-        """
-        return kept(self.result, self.fingerprint)
-
-
-def kept(path: Path, fingerprint: str) -> dict:
-    """A result of these settings, or nothing."""
-    if not path.exists():
-        return {}
-    found = json.loads(path.read_text())
-    if found['fingerprint'] != fingerprint:
-        raise InputError(
-            f'{path} is of other settings than asked for now; take another --out or move it away'
-        )
-    return found
+    @property
+    def key(self) -> tuple[str, int]:
+        """Its key in :attr:`Results.runs`."""
+        return self.name, self.seed
 
 
 def fingerprint(cfg: Config, gpus: int = 1) -> str:
-    """Of all that decides about the result of a run, but for the seed."""
+    """Hash of all settings that decide about the result of a run, except the seed."""
     parts = {key: cfg.get(key) for key in DECISIVE}
-    # Who groups the parameters does not matter; what each group gets is in `paramwise_cfg`.
+    # The constructor only groups the parameters; the settings of each group are in `paramwise_cfg`.
     parts['optim_wrapper'] = {k: v for k, v in cfg.optim_wrapper.items() if k != 'constructor'}
-    # Named only where they do something, as results of earlier versions stay valid.
+    # Left out when unset, so that older results keep their fingerprint.
     parts |= {key: cfg[key] for key in ('load_from', 'load_coverage') if cfg.get(key)}
     if (cfg.get('auto_scale_lr') or {}).get('enable'):
         parts['auto_scale_lr'] = cfg.auto_scale_lr
@@ -113,42 +99,38 @@ def fingerprint(cfg: Config, gpus: int = 1) -> str:
 def plan(
     configs: Sequence[str],
     seeds: Sequence[int],
-    out: Path,
+    results: Results,
     work_dir: Path,
     options: dict | None = None,
     gpus: int = 1,
 ) -> list[Run]:
-    """All runs, seed by seed, so that what there is at any time compares all configs.
+    """List all runs seed by seed, so that the results at any time compare all configs.
 
     Raises:
-        InputError: A config cannot be used, two have the same name, or a result is of other settings.
+        InputError: A config cannot be used, two have the same name, or there are results of other settings.
     """
-    runs = []
     names = [Path(config).stem for config in configs]
     if len(set(names)) < len(names):
-        raise InputError(f'configs need names of their own to be compared, got {", ".join(names)}')
+        raise InputError(f'configs to compare must have different names, got {", ".join(names)}')
+    text = ' '.join(f'{key}={value}'.replace(', ', ',') for key, value in (options or {}).items())
+    runs = []
     for seed in seeds:
         for config, name in zip(configs, names, strict=True):
-            cfg = get_config(
-                config,
-                options,
-                ('model', 'train_dataloader', 'test_dataloader', 'optim_wrapper', 'train_cfg'),
-            )
+            cfg = get_config(config, options, REQUIRED)
             cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
             key = fingerprint(cfg, gpus)
-            folder = work_dir / f'{name}_{seed}_{key}'
-            files = folder / f'{name}.py', out / 'runs' / f'{name}_{seed}.json'
-            run = Run(name, seed, *files, key, length(cfg), validation_is_test(cfg))
-            # Says at once if what is kept is of other settings.
-            run.record()
-            folder.mkdir(parents=True, exist_ok=True)
-            cfg.dump(run.config)
-            runs.append(run)
+            results.expect(name, key, text)
+            file = work_dir / f'{name}_{seed}_{key}' / f'{name}.py'
+            file.parent.mkdir(parents=True, exist_ok=True)
+            cfg.dump(file)
+            runs.append(Run(name, seed, file, length(cfg), validation_is_test(cfg)))
+    # The first config of the command is the one that the others are compared with.
+    results.configs = {name: results.configs[name] for name in (*names, *results.configs)}
     return runs
 
 
 def train_command(run: Run, launcher: str, gpus: int) -> list[str]:
-    """Train, or go on from the latest checkpoint."""
+    """The command that trains, or resumes from the latest checkpoint."""
     start = [sys.executable, str(TOOLS / 'train.py'), str(run.config)]
     if launcher == 'pytorch':
         start = ['bash', str(TOOLS / 'dist_train.sh'), str(run.config), str(gpus)]
@@ -156,20 +138,20 @@ def train_command(run: Run, launcher: str, gpus: int) -> list[str]:
 
 
 def test_command(run: Run) -> list[str]:
-    """Test the last checkpoint."""
+    """The command that tests the last checkpoint."""
     checkpoint = (run.work_dir / 'last_checkpoint').read_text().strip()
     folder = run.work_dir / 'test'
     return [sys.executable, str(TOOLS / 'test.py'), str(run.config), checkpoint, '--work-dir', str(folder)]
 
 
 def length(cfg: Config) -> tuple[str, int]:
-    """What the log of a run counts, and how far it will come."""
+    """The counter of the log of a run, and its last value."""
     epochs = cfg.train_cfg.get('max_epochs')
     return ('epoch', epochs) if epochs else ('iter', cfg.train_cfg.max_iters)
 
 
 def validation_is_test(cfg: Config) -> bool:
-    """Whether the validation after the last iteration is what a test would say."""
+    """Whether the validation after the last iteration gives the result of a test."""
     return cfg.get('val_cfg') is not None and all(
         cfg.get(f'val_{part}') == cfg.get(f'test_{part}') for part in ('dataloader', 'evaluator')
     )
@@ -177,29 +159,31 @@ def validation_is_test(cfg: Config) -> bool:
 
 def run_all(
     runs: Iterable[Run],
+    results: Results,
     jobs: int = 1,
     launcher: str = 'none',
     gpus: int = 1,
-    watch: Callable[[list['Process'], list[Run]], None] = lambda processes, done: None,
+    watch: Callable[[list['Process'], list[Run]], None] = lambda processes, ended: None,
 ) -> None:
-    """Run what has no result yet, ``jobs`` at a time; a run that fails is marked and the others go on.
+    """Run what has no result yet, ``jobs`` at a time; a run that fails is marked and the others continue.
 
-    However this ends, no process of it is left.
+    No process survives, however this ends.
 
     Args:
-        runs (Iterable[Run]): What to run, in this order.
-        jobs (int): Runs at a time.
-        launcher (str): 'none', or 'pytorch' for several GPUs or processes a run.
-        gpus (int): Processes a run.
-        watch (Callable): Called every second with the processes and the runs that ended since.
+        runs (Iterable[Run]): In the order in which they start.
+        results (Results): Where each result is stored as soon as it is known.
+        jobs (int): Number of runs at a time.
+        launcher (str): 'none', or 'pytorch' for several processes per run.
+        gpus (int): Processes per run.
+        watch (Callable): Called after each look with the running processes and the runs that just ended.
     """
-    waiting = [run for run in runs if not run.record()]
+    waiting = [run for run in runs if run.key not in results.runs]
     slots: list[Process | None] = [None] * jobs
     try:
         while waiting or any(slots):
             for slot, process in enumerate(slots):
                 if process is None and waiting:
-                    slots[slot] = Process(waiting.pop(0), launcher, gpus, slot)
+                    slots[slot] = Process(waiting.pop(0), results, launcher, gpus, slot)
             time.sleep(POLL)
             ended = [process for process in slots if process and process.advance()]
             slots = [None if process in ended else process for process in slots]
@@ -210,10 +194,10 @@ def run_all(
 
 
 class Process:
-    """Training and then testing of one run, as processes."""
+    """The training of one run and then its test, each a process."""
 
-    def __init__(self, run: Run, launcher: str, gpus: int, slot: int):
-        self.run, self.testing = run, False
+    def __init__(self, run: Run, results: Results, launcher: str, gpus: int, slot: int):
+        self.run, self.results, self.testing = run, results, False
         # Configs may name modules of `experiments` in `custom_imports`.
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
         self.env = dict(os.environ, PYTHONUNBUFFERED='1', PYTHONPATH=path)
@@ -225,36 +209,32 @@ class Process:
     def _start(self, command: list[str]) -> None:
         self.began = time.time()
         with open(self.run.work_dir / 'output.txt', 'a') as output:
-            # What earlier starts said is no news.
+            # The output of earlier starts is in the same file.
             self.offset = output.tell()
             self.child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=self.env)
 
     def advance(self) -> bool:
-        """Do what is next, if something is; tells whether the run has ended."""
+        """Start the test after the training and record the result after the test; True at the end."""
         if self.child.poll() is None:
             return False
         self._count_seconds()
+        output = self.run.work_dir / 'output.txt'
         try:
             if self.child.returncode:
-                raise InputError(self._last_words())
+                text = output.read_bytes()[self.offset :].decode(errors='replace')
+                raise InputError(failure(text, self.child.returncode))
             if not self.testing and not self.run.validation_is_test:
                 self.testing = True
                 self._start(test_command(self.run))
                 return False
-            keep_result(self.run, self.testing)
+            self.results.runs[self.run.key] = record(self.run, self.testing)
+            self.results.save()
         except (OSError, LookupError, ValueError) as error:
-            self.run.error = str(error)
+            self.run.error = f'{in_one_line(error)} (see {output})'
         return True
 
-    def _last_words(self) -> str:
-        """The line in which the process says why it ended."""
-        text = (self.run.work_dir / 'output.txt').read_bytes()[self.offset :].decode(errors='replace')
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith('error:')]
-        return (errors or lines or [f'ended with {self.child.returncode}'])[-1]
-
     def stop(self) -> None:
-        """End the process; the run goes on from its latest checkpoint another time."""
+        """End the process; the run resumes from its latest checkpoint another time."""
         self.child.terminate()
         try:
             self.child.wait(20)
@@ -268,14 +248,25 @@ class Process:
         path.write_text(str(seconds_of(self.run) + time.time() - self.began))
 
 
+def failure(output: str, code: int) -> str:
+    """The line of a failed process's output that says why it failed; launchers print more after it."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for pattern in (r'(\[rank\d+\]: *)?error: ', r'(\[rank\d+\]: *)?[\w.]*(Error|Exception)\b'):
+        if reasons := [line for line in lines if re.match(pattern, line)]:
+            return reasons[-1]
+    if code < 0:
+        return f'killed by {signal.Signals(-code).name}'
+    return lines[-1] if lines else f'ended with exit code {code}'
+
+
 def seconds_of(run: Run) -> float:
-    """Seconds that the processes of a run took, all starts together."""
+    """Seconds that the processes of a run took in all its starts."""
     path = run.work_dir / 'seconds'
     return float(path.read_text()) if path.exists() else 0.0
 
 
 def fraction(run: Run) -> float:
-    """How much of its training a run has logged, 0 to 1."""
+    """Share of its training that a run has logged, 0 to 1."""
     try:
         train, _ = read_run(str(run.work_dir))
     except InputError:
@@ -284,8 +275,8 @@ def fraction(run: Run) -> float:
     return max(train[key].values(), default=0) / last
 
 
-def keep_result(run: Run, tested: bool) -> None:
-    """Write what a run reached, with its curves, for good."""
+def record(run: Run, tested: bool) -> dict:
+    """The row of a finished run for :attr:`Results.runs`, read from its logs."""
     train, validation = read_run(str(run.work_dir))
     metrics = {key: values[max(values)] for key, values in validation.items()}
     if tested:
@@ -293,45 +284,40 @@ def keep_result(run: Run, tested: bool) -> None:
     metrics = {key: value for key, value in metrics.items() if key not in ('step', 'time', 'data_time')}
     metric = next((key for key in METRICS if key in metrics), next(iter(metrics)))
     loss = sorted(train['loss'].items())
-    record = dict(
+    machine = measure.describe_machine(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
+    return dict(
         config=run.name,
         seed=run.seed,
-        fingerprint=run.fingerprint,
         metric=metric,
         value=metrics[metric],
         metrics=metrics,
         iterations=max(train['iter']),
         seconds=round(seconds_of(run), 1),
-        seconds_per_iteration=statistics.median(train['time'].values()),
-        curves=dict(
-            # Enough points for a figure.
-            loss=loss[:: max(1, len(loss) // 200)],
-            metric=sorted(validation.get(metric, {}).items()),
-        ),
-        machine=measure.describe_machine(torch.device('cuda' if torch.cuda.is_available() else 'cpu')),
+        seconds_per_iteration=round(statistics.median(train['time'].values()), 4),
+        machine=', '.join(f'{key} {value}' for key, value in machine.items()),
+        # Enough points for a figure.
+        loss_curve=loss[:: max(1, len(loss) // 200)],
+        metric_curve=sorted(validation.get(metric, {}).items()),
     )
-    run.result.parent.mkdir(parents=True, exist_ok=True)
-    write_text(str(run.result), json.dumps(record, indent=1) + '\n')
 
 
-def keep_costs(runs: Iterable[Run], out: Path) -> dict[str, dict]:
-    """Parameters, FLOPs and memory of each config that has a result, measured once in a fresh process."""
-    costs = {}
+def measure_costs(runs: Iterable[Run], results: Results) -> None:
+    """Add parameters, MACs and memory of each trained config, measured once in a fresh process."""
     for run in runs:
-        if costs.setdefault(run.name, {}) or not run.record():
-            continue
-        path = out / 'runs' / f'{run.name}_cost.json'
-        costs[run.name] = kept(path, run.fingerprint)
-        if not costs[run.name]:
+        config = results.configs[run.name]
+        if run.key in results.runs and not config.get('parameters'):
             with ProcessPoolExecutor(1, get_context('spawn')) as pool:
-                found = pool.submit(step_cost, str(run.config)).result()
-            costs[run.name] = dict(fingerprint=run.fingerprint, **found)
-            write_text(str(path), json.dumps(costs[run.name], indent=1) + '\n')
-    return costs
+                task = pool.submit(step_cost, str(run.config))
+            # The results matter more than their costs.
+            if error := task.exception():
+                print(f'costs of {run.name} are unknown: {in_one_line(error)}', file=sys.stderr)
+                continue
+            config.update(task.result())
+            results.save()
 
 
 def step_cost(config: str) -> dict:
-    """Parameters and MACs of the model, and the peak memory of a step of its training in bytes."""
+    """Parameters and MACs of the model, and the peak memory of a training step in bytes."""
     cfg, device = get_config(config), torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     found = count(build_model(config), image_size(config))
     model = build_model(config)
@@ -340,4 +326,8 @@ def step_cost(config: str) -> dict:
         optimizer = build_optim_wrapper(model.to(device).train(), cfg.optim_wrapper)
         batch = next(iter(Runner.build_dataloader(loader, seed=0)))
     memory = measure.peak_memory(lambda: model.train_step(batch, optimizer), device)
-    return dict(parameters=found['parameters'], macs=found['macs'], step_memory=memory)
+    return dict(
+        parameters=found['parameters'],
+        macs=found['macs'],
+        step_memory='' if math.isnan(memory) else round(memory),
+    )

@@ -1,144 +1,120 @@
-"""Table and figure of training runs: what a config reaches over seeds, and how far it is from the first."""
+"""Table and figure of the results of training: metric over seeds, and its difference to the first config."""
 
-import csv
-import io
 import math
+import re
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 
-from experiments.training import Run
-from mmvisiongru.files import check_folder, write_text
+from experiments.results import Results
+from mmvisiongru.files import write_text
 
-COLUMNS = ('config', 'seed', 'metric', 'value', 'iterations', 'seconds', 'seconds_per_iteration', 'error')
+# Metrics of mmseg and mmpretrain in percent: no mean lies outside of 0 to 100.
+PERCENT = re.compile(r'(accuracy|single-label|multi-label)/|[am](IoU|Acc|Dice|Fscore|Precision|Recall)$')
+Bounds = tuple[float, float]
+UNBOUNDED = (-math.inf, math.inf)
 
 
-def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Mean and the ends of its interval by Student's t; the ends are NaN for fewer than two values."""
+def bounds(metric: str) -> Bounds:
+    """Smallest and largest possible value of a metric."""
+    return (0, 100) if PERCENT.match(metric) else UNBOUNDED
+
+
+def difference_bounds(metric: str) -> Bounds:
+    """Smallest and largest possible difference of two values of a metric."""
+    low, high = bounds(metric)
+    return low - high, high - low
+
+
+def interval(values: Sequence[float], possible: Bounds = UNBOUNDED) -> tuple[float, float, float]:
+    """Mean and the ends of its 95 % interval by Student's t, cut to the possible values.
+
+    The ends are NaN for fewer than two values.
+    """
     from scipy.stats import t
 
     number, mean = len(values), statistics.fmean(values)
     if number < 2:
         return mean, math.nan, math.nan
-    half = t.ppf((1 + level) / 2, number - 1) * statistics.stdev(values) / math.sqrt(number)
-    return mean, mean - half, mean + half
+    half = t.ppf(0.975, number - 1) * statistics.stdev(values) / math.sqrt(number)
+    return mean, max(mean - half, possible[0]), min(mean + half, possible[1])
 
 
 def paired(values: dict[int, float], reference: dict[int, float]) -> list[float]:
-    """Differences to the reference, seed by seed, where there are both."""
+    """Differences to the reference with the same seed, where both have one."""
     return [value - reference[seed] for seed, value in sorted(values.items()) if seed in reference]
 
 
-def write_report(runs: list[Run], costs: dict[str, dict], options: dict, out: Path) -> None:
-    """Write OUT/results.csv, OUT/README.md and OUT/results.png of what is finished.
+def write_report(results: Results, outstanding: Sequence[str] = ()) -> None:
+    """Write README.md and results.png into the folder of the results.
 
     Args:
-        runs (list[Run]): All runs, finished, failed or still to come.
-        costs (dict[str, dict]): Parameters, MACs and memory of each config, as
-            :func:`experiments.training.keep_costs` gives them.
-        options (dict): Settings over those of the configs.
-        out (Path): Folder.
+        results (Results): Without a result only the page is written.
+        outstanding (Sequence[str]): Lines for the page: what failed or was not run, and why.
     """
-    check_folder(str(out))
-    records = {}
-    for run in runs:
-        configs = records.setdefault(run.name, {})
-        if record := run.record():
-            configs[run.seed] = record
-    write_text(str(out / 'results.csv'), results_csv(runs, records))
-    write_text(str(out / 'README.md'), markdown(runs, records, costs, options))
-    if any(records.values()):
-        draw(records, out / 'results.png')
+    results.folder.mkdir(parents=True, exist_ok=True)
+    write_text(str(results.folder / 'README.md'), markdown(results, outstanding))
+    if results.runs:
+        draw(results)
 
 
-def results_csv(runs: list[Run], records: dict[str, dict[int, dict]]) -> str:
-    """A line a run, also of those that failed or are not there yet."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, extrasaction='ignore', lineterminator='\n')
-    table.writeheader()
-    for run in runs:
-        row = records[run.name].get(run.seed, dict(config=run.name, seed=run.seed, error=run.error))
-        table.writerow(row)
-    return text.getvalue()
+def values_of(results: Results, config: str) -> dict[int, float]:
+    """Metric of each seed of a config."""
+    return {seed: row['value'] for seed, row in results.seeds_of(config).items()}
 
 
-def values_of(records: dict[int, dict]) -> dict[int, float]:
-    """Metric of each seed."""
-    return {seed: record['value'] for seed, record in records.items()}
+def metric_of(results: Results) -> str:
+    """Name of the metric that is compared."""
+    return next((row['metric'] for row in results.runs.values()), 'metric')
 
 
-def markdown(
-    runs: list[Run], records: dict[str, dict[int, dict]], costs: dict[str, dict], options: dict
-) -> str:
+def markdown(results: Results, outstanding: Sequence[str]) -> str:
     """The page with the table."""
-    first = next(iter(records))
-    metric = next((record['metric'] for found in records.values() for record in found.values()), 'metric')
+    names, metric = results.trained(), metric_of(results)
     lines = [
-        f'# {metric} of {len(records)} configs',
+        f'# {metric} of {len(names)} configs',
         '',
-        'Written by `experiments/compare_training.py`, which says how; every run is a line of',
-        '[results.csv](results.csv), the curves are in the [figure](results.png).',
+        'Written by `experiments/compare_training.py`. [results.csv](results.csv) has every run with its',
+        'curves, [configs.csv](configs.csv) every config, [results.png](results.png) the figure.',
         '',
-        f'{metric}: after the last iteration, mean over seeds with its 95 % interval (Student t).',
-        f'Difference: to {first}',
-        'with the same seed, mean with its 95 % interval. FLOPs: multiply-accumulates of an image of the',
-        'size that the model trains with. Training: seconds of a run, start and test included. Memory:',
-        'what a step of training needs beside model and data.',
+        f'- {metric}: after the last iteration; mean over seeds with its 95 % interval (Student t).',
+        f'- Difference: to {names[0] if names else "the first"} with the same seed; mean and interval alike.',
+        '- FLOPs: multiply-accumulates for one image of the size that the model trains with.',
+        '- Training: seconds of a run with start and test, median over seeds.',
+        '- Memory: peak of a training step on top of model and data.',
         '',
         f'| config | params (M) | FLOPs (M) | seeds | {metric} | difference | training (s) | s / iteration '
         '| step memory (MB) |',
         '|---|---|---|---|---|---|---|---|---|',
+        *(row(results, name, names[0]) for name in names),
     ]
-    lines += [row(name, records, costs[name]) for name in records]
-    if options:
-        changes = ', '.join(f'`{key}={value}`' for key, value in options.items())
-        lines += ['', f'All configs with {changes}.']
-    lines += ['', *outstanding(runs), *machines(records)]
+    if options := sorted({results.configs[name]['options'] for name in names} - {''}):
+        lines += ['', f'All configs with {", ".join(f"`{option}`" for option in options[0].split(" "))}.']
+    lines += ['', *outstanding]
+    lines += [f'Run on: {text}.' for text in dict.fromkeys(row['machine'] for row in results.runs.values())]
     return '\n'.join(lines) + '\n'
 
 
-def row(name: str, records: dict[str, dict[int, dict]], cost: dict) -> str:
+def row(results: Results, name: str, first: str) -> str:
     """Row of a config."""
-    found, reference = records[name], next(iter(records.values()))
-    cells = [name, '', '', str(len(found)), '', '', '', '', '']
-    if cost:
-        cells[1:3] = f'{cost["parameters"] / 1e6:.2f}', f'{cost["macs"] / 1e6:.1f}'
-        cells[8] = f'{cost["step_memory"] / 2**20:.0f}'
-    if found:
-        cells[4] = with_interval(list(values_of(found).values()))
-        for i, key, digits in ((6, 'seconds', 0), (7, 'seconds_per_iteration', 3)):
-            cells[i] = f'{statistics.median(record[key] for record in found.values()):.{digits}f}'
-    differences = paired(values_of(found), values_of(reference))
-    if differences and found is not reference:
-        cells[5] = with_interval(differences, '+')
+    config, runs, metric = results.configs[name], results.seeds_of(name).values(), metric_of(results)
+    values, reference = values_of(results, name), values_of(results, first)
+    cells = [name, '', '', str(len(runs)), with_interval([*values.values()], bounds(metric)), '', '', '', '']
+    if config.get('parameters'):
+        cells[1:3] = f'{int(config["parameters"]) / 1e6:.2f}', f'{int(config["macs"]) / 1e6:.1f}'
+    if config.get('step_memory'):
+        cells[8] = f'{int(config["step_memory"]) / 2**20:.0f}'
+    for i, key, digits in ((6, 'seconds', 0), (7, 'seconds_per_iteration', 3)):
+        cells[i] = f'{statistics.median(run[key] for run in runs):.{digits}f}'
+    if name != first and (differences := paired(values, reference)):
+        cells[5] = with_interval(differences, difference_bounds(metric), '+')
     return f'| {" | ".join(cells)} |'
 
 
-def with_interval(values: Sequence[float], sign: str = '') -> str:
+def with_interval(values: Sequence[float], possible: Bounds = UNBOUNDED, sign: str = '') -> str:
     """Mean with the ends of its interval, e.g. '43.20 [42.11, 44.29]'."""
-    mean, low, high = interval(values)
+    mean, low, high = interval(values, possible)
     ends = '' if math.isnan(low) else f' [{low:{sign}.2f}, {high:{sign}.2f}]'
     return f'{mean:{sign}.2f}{ends}'
-
-
-def outstanding(runs: list[Run]) -> list[str]:
-    """What is missing in the table, and why."""
-    failed = [f'- {run.title}: failed: {run.error}' for run in runs if run.error]
-    lines = ['Failed:', '', *failed, ''] if failed else []
-    missing = {}
-    for run in runs:
-        if not run.error and not run.record():
-            missing.setdefault(run.name, []).append(str(run.seed))
-    if missing:
-        lines += ['Not finished:', '', *(f'- {name}: seed {", ".join(s)}' for name, s in missing.items()), '']
-    return lines
-
-
-def machines(records: dict[str, dict[int, dict]]) -> list[str]:
-    """What the runs ran on, a line a kind."""
-    found = [record['machine'] for seeds in records.values() for record in seeds.values()]
-    texts = dict.fromkeys(', '.join(f'{key} {value}' for key, value in machine.items()) for machine in found)
-    return [f'Run on: {text}.' for text in texts]
 
 
 def labels(names: Sequence[str]) -> list[str]:
@@ -149,28 +125,28 @@ def labels(names: Sequence[str]) -> list[str]:
     return ['_'.join(w) for w in words]
 
 
-def draw(records: dict[str, dict[int, dict]], path: Path) -> None:
-    """Dots, means and intervals; differences to the first config; loss and metric over iterations."""
+def draw(results: Results) -> None:
+    """Draw values, means and intervals, differences to the first config, and loss and metric curves."""
     import matplotlib
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 4, figsize=(19, 1.5 + 0.6 * max(len(records), 4)), layout='constrained')
-    first = values_of(next(iter(records.values())))
-    names = labels(list(records))
-    for i, (name, found) in enumerate(zip(names, records.values(), strict=True)):
-        values, color = values_of(found), f'C{i % 10}'
-        for axis, shown in ((axes[0], list(values.values())), (axes[1], paired(values, first) if i else [])):
-            _draw_interval(axis, i, shown, color)
-        # A metric may have been taken once only.
-        for axis, key, marker in ((axes[2], 'loss', ''), (axes[3], 'metric', '.')):
-            for record in filter(lambda record: record['curves'][key], found.values()):
-                look = dict(color=color, alpha=0.5, linewidth=0.8, marker=marker)
-                axis.plot(*zip(*record['curves'][key], strict=True), **look)
-        # One entry a config in the legend.
+    configs, metric = results.trained(), metric_of(results)
+    size = (19, 1.5 + 0.6 * max(len(configs), 4))
+    figure, axes = plt.subplots(1, 4, figsize=size, layout='constrained')
+    first, names = values_of(results, configs[0]), labels(configs)
+    for i, (config, name) in enumerate(zip(configs, names, strict=True)):
+        values, color = values_of(results, config), f'C{i % 10}'
+        _draw_interval(axes[0], i, list(values.values()), bounds(metric), color)
+        _draw_interval(axes[1], i, paired(values, first) if i else [], difference_bounds(metric), color)
+        for axis, key, marker in ((axes[2], 'loss_curve', ''), (axes[3], 'metric_curve', '.')):
+            for run in results.seeds_of(config).values():
+                if run[key]:
+                    look = dict(color=color, alpha=0.5, linewidth=0.8, marker=marker)
+                    axis.plot(*zip(*run[key], strict=True), **look)
+        # One entry per config in the legend.
         axes[2].plot([], [], color=color, label=name)
-    metric = next(record['metric'] for found in records.values() for record in found.values())
     axes[0].set(yticks=range(len(names)), yticklabels=names, xlabel=metric)
     axes[1].set(yticks=range(len(names)), yticklabels=[], xlabel=f'difference to {names[0]}, same seed')
     axes[1].axvline(0, color='gray', linewidth=0.8)
@@ -181,14 +157,14 @@ def draw(records: dict[str, dict[int, dict]], path: Path) -> None:
         axis.set_ylim(len(names) - 0.5, -0.5)
     for axis in axes:
         axis.grid(True, alpha=0.3)
-    figure.savefig(path, dpi=110)
+    figure.savefig(results.folder / 'results.png', dpi=110)
     plt.close(figure)
 
 
-def _draw_interval(axis, position: int, values: Sequence[float], color: str) -> None:
+def _draw_interval(axis, position: int, values: Sequence[float], possible: Bounds, color: str) -> None:
     if not values:
         return
-    mean, low, high = interval(values)
+    mean, low, high = interval(values, possible)
     axis.plot(values, [position - 0.15] * len(values), 'o', color=color, alpha=0.6, markersize=5)
     axis.plot([low, high], [position + 0.15] * 2, color=color, linewidth=2)
     axis.plot(mean, position + 0.15, 'D', color=color, markersize=6)

@@ -7,6 +7,8 @@ constant of the channel, of what the mixers add (mean over blocks) and of the me
 """
 
 import argparse
+import sys
+from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -14,6 +16,8 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+# Configs import `experiments.tried`.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.config import get_config
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.models.layers import MinGRU2D

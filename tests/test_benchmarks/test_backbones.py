@@ -8,7 +8,7 @@ import torch
 from mmpretrain.apis import list_models
 
 from benchmarks import backbones as compare_backbones
-from mmvisiongru.analysis.flops import count
+from mmvisiongru.flops import count
 from mmvisiongru.zoo import build_model, model_config
 
 PICO, ATTO = 'mmvisiongru.VisionGRU:pico', 'mmpretrain.ConvNeXt:atto'

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from benchmarks import resolution as plot_resolution
-from mmvisiongru.analysis.flops import count
+from mmvisiongru.flops import count
 from mmvisiongru.zoo import COMPARED, build_model
 
 NAMES = ('VisionGRU-tiny', 'Swin-T')

@@ -10,7 +10,7 @@ from mmengine.structures import PixelData
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 
-from mmvisiongru.analysis.flops import count
+from mmvisiongru.flops import count
 from mmvisiongru.zoo import build_model as build_by_name
 from mmvisiongru.zoo import image_size
 from tests.harness.config_builders import CONFIGS, EXPERIMENTS, LEAVES, build_model, difference, load, scope

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mmvisiongru.analysis import measure
+from mmvisiongru import measure
 from tests.harness.children import environment
 from tests.harness.small_runs import (
     CLASSIFICATION,

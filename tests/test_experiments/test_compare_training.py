@@ -1,6 +1,5 @@
 """experiments/compare_training.py: real runs of seconds, stopped, failing and done before."""
 
-import csv
 import json
 import math
 import multiprocessing
@@ -9,6 +8,7 @@ import runpy
 import subprocess
 import sys
 import types
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -16,9 +16,12 @@ from mmengine.config import Config
 from PIL import Image
 
 from experiments import compare_training, training, training_report
+from experiments.results import Results
 from mmvisiongru.errors import InputError
+from tests.harness import ROOT
 from tests.harness.small_runs import CLASSIFICATION, make_folders, write_config
 
+EVIDENCE = ROOT / 'experiments/evidence'
 # Imported once for all processes of a test, which saves most of their time.
 PRELOAD = ['mmvisiongru', 'mmpretrain.models', 'mmengine.runner', 'cv2']
 WIDE = """
@@ -91,44 +94,48 @@ def last_validation(folder, name, seed):
     return [line['accuracy/top1'] for line in lines if 'accuracy/top1' in line][-1]
 
 
-def test_two_configs_with_two_seeds_of_which_one_fails_at_first(folder):
+def test_two_configs_with_two_seeds_of_which_one_fails_at_first(folder, capsys):
     call = ['narrow.py', 'wide.py', '--seeds', '0', '1', '--jobs', '2', '--out', 'out']
     assert compare_training.main(call) == 1
     page = (folder / 'out/README.md').read_text()
-    assert page.count('failed: error:') == 2
-    assert 'wide, seed 1: failed: error:' in page
-    kept = {path: path.read_bytes() for path in folder.glob('out/runs/narrow_*.json')}
-    assert len(kept) == 3
+    for text in (page, capsys.readouterr().err):
+        assert 'wide, seed 1: failed: error:' in text
+        assert 'output.txt' in text
+    kept = Results(folder / 'out').runs
+    assert {*kept} == {('narrow', 0), ('narrow', 1)}
     logs = sorted(folder.glob('work_dirs/out/narrow_*/2*'))
 
     make_folders(folder / 'missing')
     assert compare_training.main(call) == 0
-    assert {path: path.read_bytes() for path in kept} == kept
+    found = Results(folder / 'out')
+    assert {key: found.runs[key] for key in kept} == kept
     assert sorted(folder.glob('work_dirs/out/narrow_*/2*')) == logs
-    rows = list(csv.DictReader((folder / 'out/results.csv').open()))
-    assert [(row['config'], row['seed']) for row in rows] == [
-        ('narrow', '0'),
-        ('wide', '0'),
-        ('narrow', '1'),
-        ('wide', '1'),
-    ]
-    for row in rows:
-        assert float(row['value']) == last_validation(folder, row['config'], row['seed'])
-    values = {name: [float(r['value']) for r in rows if r['config'] == name] for name in ('narrow', 'wide')}
+    assert {*found.runs} == {(name, seed) for name in ('narrow', 'wide') for seed in (0, 1)}
+    for (name, seed), row in found.runs.items():
+        assert row['value'] == pytest.approx(last_validation(folder, name, seed), rel=1e-5)
+    values = {name: [row['value'] for row in found.seeds_of(name).values()] for name in ('narrow', 'wide')}
     page = (folder / 'out/README.md').read_text()
     assert f'| 2 | {np.mean(values["narrow"]):.2f} [' in page
     assert f'| {np.mean(np.subtract(values["wide"], values["narrow"])):+.2f} [' in page
     assert 'failed' not in page
-    # Of the model that the name says: the wider one has more of all.
-    costs = [json.loads((folder / f'out/runs/{name}_cost.json').read_text()) for name in values]
-    assert all(costs[0][key] < costs[1][key] for key in ('parameters', 'macs'))
+    # The wider one has more of both.
+    costs = found.configs
+    assert all(int(costs['narrow'][key]) < int(costs['wide'][key]) for key in ('parameters', 'macs'))
     with Image.open(folder / 'out/results.png') as picture:
         assert len(picture.convert('RGB').getcolors(1 << 20)) > 10
+
+    # The page follows from the two tables alone.
+    for name in ('README.md', 'results.png'):
+        (folder / 'out' / name).unlink()
+    assert compare_training.main(['--report', '--out', 'out']) == 0
+    assert (folder / 'out/README.md').read_text() == page
+    assert (folder / 'out/results.png').stat().st_size > 1000
 
 
 def test_stopped_run_resumes_and_leaves_no_process(folder):
     write_config(folder / 'long.py', (folder / 'narrow.py').read_text(), folder, EPOCHS.format(epochs=12))
-    arguments = (['long.py'], [3], folder / 'out', folder / 'work', {})
+    results = Results(folder / 'out')
+    arguments = (['long.py'], [3], results, folder / 'work', {})
     (run,) = training.plan(*arguments)
     seen = []
 
@@ -138,22 +145,21 @@ def test_stopped_run_resumes_and_leaves_no_process(folder):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        training.run_all([run], watch=stop)
+        training.run_all([run], results, watch=stop)
     assert not seen[0].child.process.is_alive()
-    assert not run.record()
+    assert not results.runs
     stopped_at, seconds = training.fraction(run), training.seconds_of(run)
     assert 0 < stopped_at < 1
 
     (run,) = training.plan(*arguments)
-    training.run_all([run])
+    training.run_all([run], results)
     _, second = sorted(run.work_dir.glob('2*/vis_data/scalars.json'))
-    assert 'resumed epoch' in (run.work_dir / 'output.txt').read_text()
     epochs = [json.loads(line).get('epoch') for line in second.read_text().splitlines()]
     assert min(filter(None, epochs)) > 1
-    record = run.record()
-    assert record['iterations'] == 12 * 4
-    assert record['seconds'] > seconds
-    assert len(record['curves']['metric']) == 12
+    row = Results(folder / 'out').runs['long', 3]
+    assert row['iterations'] == 12 * 4
+    assert row['seconds'] > seconds
+    assert len(row['metric_curve']) == 12
 
 
 def test_config_that_tests_elsewhere_is_tested(folder):
@@ -163,9 +169,9 @@ def test_config_that_tests_elsewhere_is_tested(folder):
     assert not training.validation_is_test(cfg)
     cfg.dump('elsewhere.py')
     assert compare_training.main(['elsewhere.py', '--seeds', '0', '--out', 'out']) == 0
-    record = json.loads((folder / 'out/runs/elsewhere_0.json').read_text())
     (metrics,) = folder.glob('work_dirs/out/elsewhere_0_*/test/*/*.json')
-    assert record['value'] == json.loads(metrics.read_text())['accuracy/top1']
+    expected = json.loads(metrics.read_text())['accuracy/top1']
+    assert Results(folder / 'out').runs['elsewhere', 0]['value'] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -182,21 +188,41 @@ def test_config_that_tests_elsewhere_is_tested(folder):
     ],
 )
 def test_result_of_other_settings_is_refused(folder, option, decides):
-    arguments = (['narrow.py'], [0], folder / 'out', folder / 'work')
-    (run,) = training.plan(*arguments)
-    run.result.parent.mkdir(parents=True)
-    run.result.write_text(json.dumps(dict(fingerprint=run.fingerprint, value=1.0)))
-    if decides:
-        with pytest.raises(InputError, match=r'narrow_0\.json is of other settings'):
-            training.plan(*arguments, {option: 7})
-    else:
-        assert training.plan(*arguments, {option: 7})[0].record()['value'] == 1.0
+    arguments = (['narrow.py'], [0], Results(folder / 'out'), folder / 'work')
+    training.plan(*arguments)
+    with pytest.raises(InputError, match='other settings') if decides else nullcontext():
+        training.plan(*arguments, {option: 7})
 
 
-def test_configs_of_one_name_are_refused(folder, capsys):
+@pytest.mark.parametrize(
+    ('call', 'named'),
+    [
+        (['narrow.py', './narrow.py'], 'narrow'),
+        ([], '--report'),
+        (['--report'], 'results.csv'),
+        (['nowhere.py'], 'nowhere.py'),
+    ],
+)
+def test_bad_input_is_one_line(folder, capsys, call, named):
     with pytest.raises(SystemExit):
-        compare_training.main(['narrow.py', './narrow.py', '--out', 'out'])
-    assert 'names of their own' in capsys.readouterr().err
+        compare_training.main([*call, '--out', 'out'])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
+
+
+@pytest.mark.parametrize(
+    ('output', 'code', 'reason'),
+    [
+        ('12/01 - INFO\nerror: data folder x is missing\n', 2, 'error: data folder x is missing'),
+        # What torchrun prints below the error of a rank.
+        ('[rank0]: ValueError: bad lr\nE1201 failed\n  error_file: <N/A>\n===\n', 1, 'ValueError: bad lr'),
+        ('Traceback (most recent call last):\n  File "a"\ntorch.OutOfMemoryError: 3 GB\n', 1, 'Memory'),
+        ('Epoch 1\n', -9, 'SIGKILL'),
+        ('', 3, 'exit code 3'),
+    ],
+)  # fmt: skip
+def test_reason_of_a_failure_is_found(output, code, reason):
+    assert reason in training.failure(output, code)
 
 
 def test_interval_is_that_of_a_table():
@@ -208,5 +234,33 @@ def test_interval_is_that_of_a_table():
     assert math.isnan(training_report.interval([1.0])[1])
 
 
+@pytest.mark.parametrize(
+    ('metric', 'ends', 'difference'),
+    [
+        ('accuracy/top1', '[0.00, 100.00]', '[-100.00, +100.00]'),
+        ('mIoU', '[0.00, 100.00]', '[-100.00, +100.00]'),
+        # Student's t for two values: 12.706 times half of their difference.
+        ('loss', '[-58.56, 195.56]', '[-147.06, +107.06]'),
+    ],
+)
+def test_interval_ends_where_values_are_possible(tmp_path, metric, ends, difference):
+    results = Results(tmp_path)
+    common = dict(metric=metric, metrics={}, iterations=1, seconds=1.0, seconds_per_iteration=1.0, machine='',
+                  loss_curve=[(1, 2.0)], metric_curve=[])  # fmt: skip
+    for name, values in (('a', (58.5, 78.5)), ('b', (48.5, 68.5)), ('c', (48.5, 48.5))):
+        results.expect(name, 'x', '')
+        for seed, value in enumerate(values):
+            results.runs[name, seed] = dict(common, config=name, seed=seed, value=value)
+    rows = {line.split(' | ')[0]: line for line in training_report.markdown(results, []).splitlines()}
+    assert ends in rows['| a']
+    assert difference in rows['| c']
+
+
 def test_differences_are_of_the_same_seed():
     assert training_report.paired({0: 5.0, 2: 1.0, 3: 9.0}, {2: 4.0, 0: 3.0}) == [2.0, -3.0]
+
+
+@pytest.mark.parametrize('folder', sorted(EVIDENCE.glob('*/results.csv')), ids=lambda path: path.parent.name)
+def test_page_of_the_evidence_is_that_of_its_tables(folder):
+    results = Results(folder.parent)
+    assert training_report.markdown(results, []) == (folder.parent / 'README.md').read_text()

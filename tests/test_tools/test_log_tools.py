@@ -11,7 +11,6 @@ from mmengine.runner import Runner
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mmvisiongru.analysis import logs
 from mmvisiongru.launch.processes import prepare_launch
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, make_folders, make_scenes, write_config
 from tools.analysis_tools import analyze_logs, confusion_matrix
@@ -126,7 +125,7 @@ def test_validation_that_a_resumed_run_starts_with_keeps_its_place(tmp_path):
     for file, text in zip(files, texts, strict=True):
         file.parent.mkdir(parents=True)
         file.write_text(text)
-    _, validation = logs.read_run(str(tmp_path))
+    _, validation = analyze_logs.read_run(str(tmp_path))
     assert validation['top1'] == {4: 10.0, 8: 20.0, 12: 30.0}
 
 

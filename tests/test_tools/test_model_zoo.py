@@ -6,7 +6,7 @@ import pytest
 import yaml
 from modelindex.load_model_index import load
 
-from mmvisiongru.analysis.flops import count
+from mmvisiongru.flops import count
 from mmvisiongru.zoo import build_model
 from tools.misc import update_model_zoo as zoo
 

@@ -11,13 +11,12 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import BaseLoop
 
-from mmvisiongru.analysis import logs
 from mmvisiongru.launch import prepare
 from mmvisiongru.zoo import build_model
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
 from tools import test as test_tool
 from tools import train
-from tools.analysis_tools import confusion_matrix
+from tools.analysis_tools import analyze_logs, confusion_matrix
 from tools.misc import print_config, verify_dataset
 from tools.visualization import browse_dataset, image_demo
 
@@ -207,7 +206,7 @@ def test_logs_are_read_once(tmp_path, monkeypatch):
     reads = []
     read_text = Path.read_text
     monkeypatch.setattr(Path, 'read_text', lambda self: (reads.append(self), read_text(self))[1])
-    logs.read_run(str(path))
+    analyze_logs.read_run(str(path))
     assert reads == [path]
 
 

@@ -26,7 +26,7 @@ from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
 
-from mmvisiongru.analysis import measure
+from mmvisiongru import measure
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.models.layers.precision import converted_once

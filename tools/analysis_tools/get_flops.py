@@ -5,7 +5,7 @@
     python tools/analysis_tools/get_flops.py deit-small_4xb256_in1k --shape 1248
     python tools/analysis_tools/get_flops.py mmpretrain.ConvNeXt:tiny --shape 512 1024
 
-FLOPs are multiply-accumulates, as in the paper; mmvisiongru/analysis/flops.py says what is counted. Nothing
+FLOPs are multiply-accumulates, as in the paper; mmvisiongru/flops.py says what is counted. Nothing
 is computed, so any size takes seconds. Where the cost is linear, the MACs per pixel stay the same.
 """
 
@@ -17,8 +17,8 @@ from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
 
-from mmvisiongru.analysis.flops import count
 from mmvisiongru.errors import InputError
+from mmvisiongru.flops import count
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.zoo import build_model, image_size
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mmvisiongru.analysis import measure
+from mmvisiongru import measure
 from mmvisiongru.deployment import check_stack
 from mmvisiongru.deployment.runtimes import has_openvino, onnx_runtime, openvino
 from mmvisiongru.launch.options import one_line_errors

@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 from mmengine.logging import MMLogger
 
-from mmvisiongru.analysis.flops import count
+from mmvisiongru.flops import count
 from mmvisiongru.zoo import build_model, image_size
 
 ROOT = Path(__file__).resolve().parents[2]

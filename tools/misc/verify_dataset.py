@@ -15,12 +15,12 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch.utils.data import DataLoader, Dataset
 
-from mmvisiongru.analysis.measure import progress_bar
 from mmvisiongru.engine.guarded_dataset import GuardedDataset
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import building, prepare_config
+from mmvisiongru.measure import progress_bar
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 

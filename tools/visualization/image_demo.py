@@ -23,13 +23,13 @@ from mmengine.registry import init_default_scope
 
 from mmvisiongru.analysis.images import find_images, read_image
 from mmvisiongru.analysis.labels import label_by_strips
-from mmvisiongru.analysis.measure import progress_bar
 from mmvisiongru.checkpoint import check_weights, read_weights
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import check_folder, write_text
 from mmvisiongru.launch.classes import dataset_meta
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import building, prepare_config
+from mmvisiongru.measure import progress_bar
 from mmvisiongru.models.layers.precision import score_in_float32
 
 # Classes that a line names, of a segmentor and of a classifier.

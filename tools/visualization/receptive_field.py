@@ -14,11 +14,11 @@ from pathlib import Path
 
 from mmvisiongru.analysis.images import read_inputs
 from mmvisiongru.analysis.insight import backbone_of, receptive_fields, side_that_holds
-from mmvisiongru.analysis.measure import progress_bar
 from mmvisiongru.checkpoint import load_weights
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import check_folder
 from mmvisiongru.launch.options import one_line_errors
+from mmvisiongru.measure import progress_bar
 from mmvisiongru.zoo import build_model
 
 SHARES = (0.5, 0.9, 0.99)

@@ -1,0 +1,105 @@
+"""Counts agree with formulas worked out by hand, for linear and quadratic models, on every device."""
+
+import pytest
+import torch
+
+from mmvisiongru.errors import InputError
+from mmvisiongru.flops import count
+from mmvisiongru.models import VisionGRU
+from mmvisiongru.zoo import build_model
+
+CLASSIFIER = 'configs/classification/visiongru-tiny_8xb128_in1k.py'
+UPERNET = 'configs/segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py'
+DEIT = 'mmpretrain.VisionTransformer:deit-small'
+
+
+def on_meta(**options):
+    with torch.device('meta'):
+        return VisionGRU(**options)
+
+
+def half(size):
+    return tuple((n + 1) // 2 for n in size)
+
+
+def visiongru_macs(arch, size, paths=2, expand=2):
+    """Stem, downsamplings, and a block's 3x3 depthwise convolution, projections, scan and MLP."""
+    dims, depths = VisionGRU.arch_settings[arch].values()
+    size = half(size)
+    macs = size[0] * size[1] * 9 * 3 * dims[0] // 2
+    for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+        size = half(size)
+        tokens, inner = size[0] * size[1], paths * expand * dim
+        macs += tokens * 9 * (dims[i - 1] if i else dim // 2) * dim
+        macs += depth * tokens * (9 * dim + 3 * dim * inner + 2 * inner + 8 * dim * dim)
+    return macs
+
+
+@pytest.mark.parametrize('arch', ['tiny', 'base', 'pico'])
+@pytest.mark.parametrize('size', [(224, 224), (1248, 1248), (95, 27), (1, 1)])
+def test_visiongru_equals_hand_formula(arch, size):
+    assert count(on_meta(arch=arch), size)['macs'] == visiongru_macs(arch, size)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [dict(scan_paths=('row',)), dict(scan_paths=('row', 'column', 'row_reverse')), dict(expand_ratio=1)],
+)
+def test_options_equal_hand_formula(options):
+    expected = visiongru_macs(
+        'pico', (64, 96), len(options.get('scan_paths', 'ab')), options.get('expand_ratio', 2)
+    )
+    assert count(on_meta(arch='pico', **options), (64, 96))['macs'] == expected
+
+
+def test_figures_of_the_paper():
+    model = build_model(CLASSIFIER).to('meta')
+    small, large = (count(model, (side, side)) for side in (224, 1248))
+    assert small['parameters'] == 30_216_952
+    assert round(small['macs'] / 1e9, 1) == 4.9
+    assert large['macs'] / 1e9 == pytest.approx(151.9, rel=0.01)
+    upernet = count(build_model(UPERNET).to('meta'), (512, 512))
+    assert round(upernet['parameters'] / 1e6, 2) == 60.48
+
+
+def test_cost_is_linear_in_pixels():
+    model = on_meta(arch='tiny')
+    assert count(model, (1024, 1024))['macs'] == 16 * count(model, (256, 256))['macs']
+
+
+def test_attention_is_counted():
+    """12 layers of 12 C^2 n + 2 n^2 C, of which counters of modules see the first term only."""
+    channels, side = 384, 1248 // 16
+    tokens = side**2 + 1
+    patches = side**2 * 3 * 16 * 16 * channels
+    found = count(build_model(DEIT).to('meta'), (1248, 1248))
+    assert found['macs_attention'] == 12 * 2 * tokens**2 * channels
+    assert found['macs'] == 12 * (12 * channels**2 * tokens + 2 * tokens**2 * channels) + patches
+
+
+def test_parts_add_up_and_the_scan_is_one():
+    found = count(on_meta(arch='pico'), (64, 64))
+    assert found['macs'] == sum(value for key, value in found.items() if key.startswith('macs_'))
+    dims, depths = VisionGRU.arch_settings['pico'].values()
+    elements = sum(
+        4 * dim * depth * (16 >> i) ** 2 for i, (dim, depth) in enumerate(zip(dims, depths, strict=True))
+    )
+    assert found['macs_scan'] == 2 * elements
+
+
+def test_real_devices_count_what_meta_counts():
+    """Large maps go through in strips on a CPU, but not while the counter watches every module by a hook."""
+    arch = dict(embed_dims=[8, 16, 24, 32], depths=[1, 1, 1, 1])
+    found, expected = (count(model, (400, 404)) for model in (VisionGRU(arch=arch), on_meta(arch=arch)))
+    assert found == expected
+
+
+@pytest.mark.parametrize('name', ['no_such_model', 'mmpretrain.NoSuchBackbone', 'swin-tiny'])
+def test_unknown_name_is_an_error(name):
+    with pytest.raises(InputError, match=name.split('.')[-1]):
+        build_model(name)
+
+
+def test_batch_norms_need_no_process_group():
+    model = build_model('upernet_r50_4xb4-160k_ade20k-512x512')
+    assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
