@@ -2,6 +2,7 @@
 
 import os
 import os.path as osp
+import re
 from logging import ERROR
 
 import torch
@@ -84,7 +85,9 @@ class GuardedDataset(Dataset):
         """
         info = self.dataset.get_data_info(index) if hasattr(self.dataset, 'get_data_info') else {}
         if not self.good[index] and not reads_elsewhere(self.dataset):
-            check_files(info)
+            inner = getattr(self.dataset, 'dataset', self.dataset)
+            steps = repr(getattr(inner, 'pipeline', ''))
+            check_files(info, not re.search("ignore_orientation|'unchanged'|turbojpeg", steps))
         try:
             sample = self.dataset[index]
         except FileNotFoundError as error:
@@ -129,10 +132,11 @@ def reads_elsewhere(node) -> bool:
     )
 
 
-def check_files(info: dict) -> None:
+def check_files(info: dict, upright: bool = True) -> None:
     """Look at the heads and tails of a sample's files, which decoders accept when they should not.
 
-    What is no local file may yet be found by the data set: it is not judged here.
+    What is no local file may yet be found by the data set: it is not judged here. ``upright``: the loader
+    turns images as their EXIF orientation says.
 
     Raises:
         ValueError: A file is empty or cut short; a map is in colour, holds more than 8 bits can, or is not of
@@ -142,7 +146,7 @@ def check_files(info: dict) -> None:
     for path in filter(None, (image, label)):
         _check_end(path)
     if label and label.lower().endswith(PICTURES):
-        _check_map(label, image)
+        _check_map(label, image, upright)
 
 
 def _local(path) -> str | None:
@@ -169,7 +173,7 @@ def _check_end(path: str) -> None:
         raise ValueError(f'{path} is cut short')
 
 
-def _check_map(path: str, image: str | None) -> None:
+def _check_map(path: str, image: str | None, upright: bool) -> None:
     with Image.open(path) as label:
         if label.mode in WIDE_MODES:
             highest = label.getextrema()[1]
@@ -180,12 +184,12 @@ def _check_map(path: str, image: str | None) -> None:
         size = label.size
     if image and image.lower().endswith(PICTURES):
         with Image.open(image) as picture:
-            fits = size == picture.size
-            # Decoders turn a picture as its camera says.
-            if not fits and picture.getexif().get(0x0112, 1) > 4:
-                fits = size == picture.size[::-1]
-            if not fits:
-                raise ValueError(f'{path} has {size} pixels, its image {picture.size} (width, height)')
+            turned = upright and picture.getexif().get(0x0112, 1) > 4
+            read = picture.size[::-1] if turned else picture.size
+            # Not every decoder turns other formats.
+            if size != read and (picture.format == 'JPEG' or size != picture.size):
+                note = ', turned by its EXIF orientation' if turned else ''
+                raise ValueError(f'{path} has {size} pixels, its image {read} (width, height){note}')
 
 
 def check_labels(sample, dataset, info: dict, evaluation: bool = False) -> None:

@@ -69,6 +69,10 @@ def _classes(dataset: dict, key: str, scope: str | None) -> Sequence[str] | None
     if folder is None or not osp.isdir(folder) or not _labels_by_folder(dataset, kind):
         return stated
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    if names and names[0].startswith('.'):
+        raise InputError(
+            f'{folder} has a hidden folder {names[0]}, which would be class 0; delete it ({key})'
+        )
     if stated and names and len(stated) != len(names):
         raise InputError(
             f'{key} ({kind.__name__}) has {len(stated)} classes, but {folder} has {len(names)} folders; put '

@@ -1,28 +1,38 @@
-"""Load every sample of a config's data sets and report broken files before a run meets them.
+"""Load every sample of a config's data sets and report what is broken before a run meets it.
 
     python tools/misc/verify_dataset.py CONFIG
     python tools/misc/verify_dataset.py CONFIG --dataloaders train_dataloader --workers 8 --out report.json
 
-Images and maps are read and compared with each other and with the classes; nothing is augmented. The exit
-code is 1 if there is a fault.
+Images and maps are read and compared with each other and with the classes; nothing is augmented. Notes name
+what may be meant but often is not: classes that never occur, pictures that are not taken, turned images. The
+exit code is 1 if a sample cannot be used or there is none.
 """
 
 import argparse
 import json
+import os.path as osp
 import sys
+from collections.abc import Iterator
 
+import mmengine
+import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mmvisiongru.engine.guarded_dataset import GuardedDataset
+from mmvisiongru.engine.guarded_dataset import PICTURES, GuardedDataset
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import building, prepare_config
 from mmvisiongru.measure import progress_bar
+from mmvisiongru.outputs import check_output, data_folders
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+# Names that a note lists.
+SHOWN = 5
 
 
 def parse_args(argv=None):
@@ -35,8 +45,8 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-class Faults(Dataset):
-    """For each sample of a data set, what is wrong with it, or an empty text."""
+class Findings(Dataset):
+    """For each sample: what is wrong with it, how often each class occurs, its path if it is turned."""
 
     def __init__(self, dataset: GuardedDataset):
         self.dataset = dataset
@@ -44,13 +54,24 @@ class Faults(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> tuple[str, Tensor | None, str]:
         try:
-            self.dataset.load(index)
+            sample = self.dataset.load(index)['data_samples']
+            turned = sample.img_path if 'gt_sem_seg' in sample and is_turned(sample.img_path) else ''
         # A broken file fails in any way, in any transform.
         except Exception as error:
-            return self.dataset.describe(index, error)
-        return ''
+            return self.dataset.describe(index, error), None, ''
+        labels = sample.gt_sem_seg.data if 'gt_sem_seg' in sample else sample.get('gt_label', torch.empty(0))
+        classes = len(self.dataset.metainfo.get('classes') or ())
+        labels = labels[(labels >= 0) & (labels < classes)].long()
+        return '', labels.bincount(minlength=classes), turned
+
+
+def is_turned(path: str) -> bool:
+    """Whether decoders mirror or turn an image as its EXIF orientation says without changing its size."""
+    with Image.open(path) as picture:
+        orientation = picture.getexif().get(0x0112, 1)
+        return 1 < orientation < 5 or (orientation > 4 and picture.width == picture.height)
 
 
 def only_loading(dataset: dict) -> dict:
@@ -59,6 +80,9 @@ def only_loading(dataset: dict) -> dict:
     if 'pipeline' in dataset:
         kinds = ('Load', 'Pack')
         dataset['pipeline'] = [t for t in dataset['pipeline'] if t['type'].split('.')[-1].startswith(kinds)]
+    if str(dataset.get('type')).endswith('SegDataset'):
+        # mmengine cannot serialise an empty list, which a wrong suffix leads to.
+        dataset['serialize_data'] = False
     if 'dataset' in dataset:
         dataset['dataset'] = only_loading(dataset['dataset'])
     if 'datasets' in dataset:
@@ -72,13 +96,63 @@ def build(dataset: dict) -> GuardedDataset:
     return GuardedDataset(only_loading(dataset), seed=0, max_bad_samples=0)
 
 
-def verify(dataset: GuardedDataset, workers: int = 0) -> list[str]:
-    """One line for each sample that cannot be used."""
-    faults = Faults(dataset)
-    loader = DataLoader(faults, batch_size=8, num_workers=workers, collate_fn=list)
+def verify(dataset: GuardedDataset, workers: int = 0) -> tuple[list[str], list[str]]:
+    """One line for each sample that cannot be used, and the notes."""
+    loader = DataLoader(Findings(dataset), batch_size=8, num_workers=workers, collate_fn=list)
     with progress_bar() as bar:
-        batches = bar.track(loader, description='batches of 8')
-        return [fault for batch in batches for fault in batch if fault]
+        found = [each for batch in bar.track(loader, description='batches of 8') for each in batch]
+    faults = [fault for fault, _, _ in found if fault]
+    counts = [count for fault, count, _ in found if not fault]
+    return faults, [
+        *absent_classes(dataset, counts),
+        *untaken(dataset),
+        *turned([path for *_, path in found if path]),
+    ]
+
+
+def some(names: list[str]) -> str:
+    """The first of many names."""
+    return ', '.join(names[:SHOWN]) + (f' and {len(names) - SHOWN} more' if len(names) > SHOWN else '')
+
+
+def absent_classes(dataset: GuardedDataset, counts: list[Tensor]) -> Iterator[str]:
+    """Masks of 0 and 255 for two classes leave the second without a pixel, and every metric at 100."""
+    classes = dataset.metainfo.get('classes') or ()
+    total = torch.stack(counts).sum(0) if counts else []
+    if absent := [f'{name} ({i})' for i, name in enumerate(classes) if len(total) and not total[i]]:
+        yield f'{len(absent)} of {len(classes)} classes never occur: {some(absent)}'
+
+
+def untaken(dataset: GuardedDataset) -> Iterator[str]:
+    """Suffixes are compared letter by letter by mmseg, so that .PNG is not taken for .png."""
+    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+    taken = {
+        osp.realpath(info[key]) for info in infos for key in ('img_path', 'seg_map_path') if info.get(key)
+    }
+    for part in parts(dataset.dataset):
+        prefix = getattr(part, 'data_prefix', None) or {}
+        folder = prefix.get('img_path') if isinstance(prefix, dict) else prefix
+        if not folder or not osp.isdir(folder) or getattr(part, 'ann_file', ''):
+            continue
+        names = sorted(mmengine.scandir(folder, PICTURES, recursive=True, case_sensitive=False))
+        if left := [name for name in names if osp.realpath(osp.join(folder, name)) not in taken]:
+            wanted = getattr(part, 'img_suffix', None) or ', '.join(getattr(part, 'extensions', ()))
+            yield f'{len(left)} pictures in {folder} are not taken ({wanted} is): {some(left)}'
+
+
+def parts(dataset) -> Iterator:
+    """The data sets inside RepeatDataset, ConcatDataset and the like."""
+    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    yield from [dataset] if inner == [None] else (leaf for part in inner for leaf in parts(part))
+
+
+def turned(paths: list[str]) -> Iterator[str]:
+    """Labels that were drawn on the stored pixels would not fit, and nothing shows it."""
+    if paths:
+        yield (
+            f'{len(paths)} images are turned or mirrored by their EXIF orientation when they are read; their '
+            f'labels must be too: {some(paths)}'
+        )
 
 
 def distinct(cfg: Config, names) -> list[str]:
@@ -96,16 +170,19 @@ def main(argv=None) -> int:
     with one_line_errors(args.debug):
         cfg = prepare_config(args, dataloaders=args.dataloaders)
         init_default_scope(cfg.get('default_scope') or 'mmengine')
+        if args.out:
+            check_output(osp.dirname(args.out) or '.', data_folders(cfg))
         report = {}
         for name in distinct(cfg, args.dataloaders):
             with building(cfg):
                 dataset = build(cfg[name].dataset)
-            faults = verify(dataset, args.workers)
-            report[name] = dict(samples=len(dataset), faults=faults)
-            print('\n'.join([f'{name}: {len(faults)} of {len(dataset)} samples cannot be used', *faults]))
+            faults, notes = verify(dataset, args.workers)
+            report[name] = dict(samples=len(dataset), faults=faults, notes=notes)
+            print(f'{name}: {len(faults)} of {len(dataset)} samples cannot be used', *faults, sep='\n')
+            print(*(f'note: {note}\n' for note in notes), sep='', end='')
         if args.out:
             write_text(args.out, json.dumps(report, indent=1) + '\n')
-    return int(any(part['faults'] for part in report.values()))
+    return int(any(part['faults'] or not part['samples'] for part in report.values()))
 
 
 if __name__ == '__main__':
