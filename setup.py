@@ -81,7 +81,7 @@ setup(
         'Development Status :: 4 - Beta',
         'Intended Audience :: Developers',
         'Intended Audience :: Science/Research',
-        'Operating System :: OS Independent',
+        'Operating System :: POSIX',
         'Programming Language :: C++',
         'Programming Language :: Python :: 3',
         *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)),

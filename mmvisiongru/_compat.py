@@ -5,6 +5,8 @@ No other module of mmvisiongru may read a ``_private`` attribute of a foreign pa
 here works without its private counterpart, more slowly or with less detail.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch.autograd import forward_ad
 
@@ -15,3 +17,11 @@ def is_transformed() -> bool:
         return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     except AttributeError:
         return False
+
+
+def checkpoint_loaders(checkpoint_loader: type) -> dict[str, Callable]:
+    """Get the functions in mmengine's CheckpointLoader by the beginning of an address (mmengine 0.10.12).
+
+    It registers them in public and looks them up in private. Without the name, callers assume mmengine's own.
+    """
+    return getattr(checkpoint_loader, '_schemes', {})

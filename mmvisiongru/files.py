@@ -1,13 +1,17 @@
-"""Files that are either whole or not there."""
+"""Files that are either complete or absent, and folders that only one process writes."""
 
+import errno
+import fcntl
 import os
 import os.path as osp
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from mmvisiongru.errors import InputError
 
-# Ends the names of files being written.
+# Ends the names of files being written, after the process that writes them.
 UNFINISHED = '.unfinished'
 
 
@@ -20,7 +24,7 @@ def new_file(path: str) -> Iterator[str]:
             nothing else is left.
     """
     folder, name = osp.split(path)
-    unfinished = osp.join(folder, f'.{name}{UNFINISHED}')
+    unfinished = osp.join(folder, f'.{name}.{os.getpid()}{UNFINISHED}')
     try:
         yield unfinished
         _sync(unfinished)
@@ -50,17 +54,44 @@ def write_text(path: str, text: str) -> None:
         file.write(text)
 
 
-def remove_unfinished(folder: str, kind: str) -> None:
-    """Remove what a killed process was writing.
+def lock_folder(folder: str) -> int | None:
+    """Keep other processes from locking a folder until this process closes the returned descriptor or ends.
 
-    Args:
-        folder (str): Where it wrote.
-        kind (str): How the names of its files end: those of others may be under way at this moment.
+    Checkpoints that a killed process was writing are deleted. None where the file system has no locks.
+
+    Raises:
+        InputError: Another process holds the lock; the message names it.
     """
-    for name in os.listdir(folder) if osp.isdir(folder) else []:
-        if name.startswith('.') and name.endswith(f'{kind}{UNFINISHED}'):
+    lock = os.open(osp.join(folder, '.lock'), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        # A POSIX lock: one of flock() would be inherited by dataloader workers, which outlive a killed run.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.read(lock, 1000).decode(errors='replace') or 'another process'
+        os.close(lock)
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return None
+        raise InputError(f'{folder} is in use by {owner}; wait until it ends, or set --work-dir') from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f'process {os.getpid()} on {socket.gethostname()}'.encode(), 0)
+    for name in os.listdir(folder):
+        found = re.fullmatch(rf'\..*\.pth\.(\d+){UNFINISHED}', name)
+        if found and not _is_running(int(found[1])):
             with suppress(OSError):
                 os.remove(osp.join(folder, name))
+    return lock
+
+
+def _is_running(process: int) -> bool:
+    """Whether another process of this machine has this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    # In containers, numbers repeat.
+    return process != os.getpid()
 
 
 def is_local(path: str, backend_args: dict | None = None) -> bool:

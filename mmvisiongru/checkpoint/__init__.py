@@ -1,25 +1,29 @@
-"""Checkpoints: read without running what is in them, whole, and fitting the model."""
+"""Read checkpoints safely, check that they are complete, and match them with models."""
 
-from .load import load_checkpoint_file, refuse_code_in, refuse_pickled_code
-from .match import check_weights, load_weights, read_weights, state_dict_of, unfit_keys
-from .pretrained import check_all_pretrained, check_pretrained, pretrained_paths
+from .load import (
+    Checkpoint,
+    data_only,
+    load_checkpoint_file,
+    read_checkpoint,
+    refuse_pickled_code,
+    state_dict_of,
+)
+from .match import check_weights, load_weights, unfit_keys
+from .plain import to_plain
+from .pretrained import pretrained
 from .resume import find_checkpoint
-from .seal import check_whole, read_seal, seal
 
 __all__ = [
-    'check_all_pretrained',
-    'check_pretrained',
+    'Checkpoint',
     'check_weights',
-    'check_whole',
+    'data_only',
     'find_checkpoint',
     'load_checkpoint_file',
     'load_weights',
-    'pretrained_paths',
-    'read_seal',
-    'read_weights',
-    'refuse_code_in',
+    'pretrained',
+    'read_checkpoint',
     'refuse_pickled_code',
-    'seal',
     'state_dict_of',
+    'to_plain',
     'unfit_keys',
 ]

@@ -1,58 +1,95 @@
-"""Reading checkpoints without running what is in them."""
+"""Read checkpoints completely, once, and as data only."""
 
 import os
 import pickle
 import re
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_from_http, load_from_local
+from torch import Tensor
 
+from mmvisiongru._compat import checkpoint_loaders
 from mmvisiongru.errors import InputError
 
-from .seal import check_whole
+from .plain import restore_log_buffers
+
+# mmengine's loaders for files and http(s), by the beginning of an address.
+MMENGINE = {'': load_from_local, 'http://': load_from_http, 'https://': load_from_http}
 
 
-def _statistic(owner, name: str):
-    """Look up a statistic of HistoryBuffer, which pickle stores as a call of ``getattr``.
+class Checkpoint(NamedTuple):
+    """A checkpoint in memory: where it was read, its weights, and everything that the file holds."""
 
-    The real ``getattr`` must not be on the list: from it and ``HistoryBuffer.__setstate__`` a file can put
-    together a call of any function.
+    path: str
+    state_dict: dict[str, Tensor]
+    content: dict
+
+    @property
+    def meta(self) -> dict:
+        """Iteration, epoch, classes and the like; empty if the file holds weights only."""
+        meta = self.content.get('meta')
+        return meta if isinstance(meta, dict) else {}
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it holds the state of a training run."""
+        return {'meta', 'message_hub'} <= set(self.content)
+
+
+def read_checkpoint(path: str, resume: bool = False) -> Checkpoint:
+    """Read a checkpoint, to be passed on from here.
+
+    Args:
+        path (str): A file or an address that mmengine can load.
+        resume (bool): Require the state of a training run as well.
+
+    Raises:
+        InputError: The file is missing, damaged, would run code, or does not hold what is needed.
     """
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
-        raise pickle.UnpicklingError(f'GLOBAL getattr({owner!r}, {name!r})')
-    return getattr(owner, name)
+    with data_only():
+        content = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
+    weights = state_dict_of(content)
+    if not weights:
+        raise InputError(f'checkpoint {path} holds no weights')
+    if wrong := [key for key in content.get('state_dict', content) if not isinstance(key, str)]:
+        raise InputError(f'checkpoint {path} has a weight named {wrong[0]!r}; names must be strings')
+    checkpoint = Checkpoint(path, weights, content)
+    if resume and not checkpoint.resumable:
+        raise InputError(
+            f'checkpoint {path} holds weights but no training state to resume; '
+            f'to start from its weights: --cfg-options load_from={path}'
+        )
+    return checkpoint
 
 
-_statistic.__module__, _statistic.__name__, _statistic.__qualname__ = 'builtins', 'getattr', 'getattr'
+def state_dict_of(content, prefix: str | None = None) -> dict[str, Tensor]:
+    """Get the weights in a loaded checkpoint: those under ``prefix``, without it, if one is given.
 
+    Without a prefix, the ``module.`` of a wrapped model is removed, as in mmengine. The result is empty if
+    there are no weights.
 
-def _under(module: str, function):
-    """The function under the name of ``module``, where another version of its library has it."""
-
-    def call(*args):
-        return function(*args)
-
-    call.__module__, call.__name__, call.__qualname__ = module, function.__name__, function.__name__
-    return call
-
-
-# numpy 1 and 2 write arrays and scalars as calls of the same two functions in different modules.
-_NUMPY = [
-    _under(module, function)
-    for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
-    for function in (np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0])
-]
-
-
-def _safe_globals() -> list:
-    """What a checkpoint of mmengine holds besides tensors: its log buffers and their numpy arrays."""
-    dtypes = {type(np.dtype(t)) for t in (np.float32, np.float64, np.int32, np.int64, np.uint32, np.bool_)}
-    wanted = [HistoryBuffer, _statistic, np.ndarray, np.dtype, *_NUMPY, *dtypes]
-    # Leaving the context takes off the list all that it names, what the user had put there as well.
-    return [x for x in wanted if x not in torch.serialization.get_safe_globals()]
+    Examples:
+        >>> import torch
+        >>> from mmvisiongru.checkpoint import state_dict_of
+        >>> checkpoint = {'state_dict': {'backbone.x': torch.zeros(1), 'head.x': torch.ones(1)}}
+        >>> state_dict_of(checkpoint, prefix='backbone.')
+        {'x': tensor([0.])}
+    """
+    state = content.get('state_dict', content) if isinstance(content, dict) else {}
+    state = state if isinstance(state, dict) else {}
+    prefix = prefix.rstrip('.') + '.' if prefix else ''
+    return {
+        key.removeprefix(prefix or 'module.'): value
+        for key, value in state.items()
+        if torch.is_tensor(value) and isinstance(key, str) and key.startswith(prefix)
+    }
 
 
 def load_checkpoint_file(path: str, map_location='cpu') -> dict:
@@ -64,55 +101,114 @@ def load_checkpoint_file(path: str, map_location='cpu') -> dict:
         InputError: There is no such file, it is no checkpoint, is damaged, or holds more than weights and
             plain data.
     """
-    path = os.path.expanduser(path)
-    if '://' in path and not path.startswith(('http://', 'https://')):
-        raise InputError(f'checkpoint {path}: only files and http(s) addresses are read; download it first')
+    path, options = os.path.expanduser(path), dict(map_location=map_location, weights_only=True)
     try:
         with torch.serialization.safe_globals(_safe_globals()):
-            if '://' in path:
-                return torch.hub.load_state_dict_from_url(path, map_location=map_location, weights_only=True)
-            check_whole(path)
-            return torch.load(path, map_location=map_location, weights_only=True)
+            if re.match('https?://', path):
+                content = torch.hub.load_state_dict_from_url(path, **options)
+            else:
+                _check_integrity(path)
+                content = torch.load(path, **options)
+        return restore_log_buffers(content)
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f'checkpoint {path} does not exist') from None
     # A damaged file fails in many ways: besides unpickling and zip errors, as KeyError, EOFError, OSError.
     except Exception as error:
-        code = re.search(r'GLOBAL (.*?)(?: was not an| whose module|$)', str(error), re.MULTILINE)
-        if isinstance(error, pickle.UnpicklingError) and code:
-            reason = (
-                f'asks for {code[1]}, which is no data and could run code; it was not loaded; to trust it, '
-                'call torch.serialization.add_safe_globals first, for a config in a module of custom_imports'
-            )
-        else:
-            lines = [line.strip() for line in str(error).split('WeightsUnpickler error:')[-1].splitlines()]
-            detail = ': '.join([type(error).__name__, *filter(None, lines)][:2])
-            reason = f'is not a readable checkpoint ({detail})'
-        raise InputError(f'checkpoint {path} {reason}') from error
+        raise InputError(f'checkpoint {path} {_reason(error)}') from error
 
 
-def refuse_code_in(path: str) -> None:
-    """Raise InputError if mmengine, which is about to load this checkpoint, would run code that is in it.
+def _check_integrity(path: str) -> None:
+    """Compare each record of the file with its CRC-32, which torch writes and does not check."""
+    with open(path, 'rb') as file:
+        # Files older than torch's ZIP format have no checksums.
+        if not file.read(2).startswith(b'PK'):
+            return
+    with zipfile.ZipFile(path) as archive:
+        if broken := archive.testzip():
+            raise InputError(f'checkpoint {path} is damaged: checksum mismatch in {broken}')
 
-    Nothing outside this call changes, unlike with :func:`refuse_pickled_code`. What comes from a storage
-    service or a model zoo is not looked at.
+
+def _reason(error: Exception) -> str:
+    code = re.search(r'GLOBAL (.*?)(?: was not an| whose module|$)', str(error), re.MULTILINE)
+    if isinstance(error, pickle.UnpicklingError) and code:
+        return (
+            f'asks for {code[1]}, which is no data and could run code; it was not loaded; to trust it, '
+            'call torch.serialization.add_safe_globals first, for a config in a module of custom_imports'
+        )
+    lines = [line.strip() for line in str(error).split('WeightsUnpickler error:')[-1].splitlines()]
+    return f'is not a readable checkpoint ({": ".join([type(error).__name__, *filter(None, lines)][:2])})'
+
+
+def _safe_globals() -> list:
+    """List what a checkpoint of mmengine holds besides tensors: log buffers and numpy arrays."""
+    wanted = [HistoryBuffer, _alias('builtins', 'getattr', _statistic), np.ndarray, np.dtype]
+    # numpy 1 and 2 write arrays and scalars as calls of the same two functions in different modules.
+    for function in (np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]):
+        for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
+            wanted.append(_alias(module, function.__name__, function))
+    wanted += {type(np.dtype(t)) for t in (np.float32, np.float64, np.int32, np.int64, np.uint32, np.bool_)}
+    # safe_globals() removes every entry on exit, also one that the user had registered.
+    return [x for x in wanted if x not in torch.serialization.get_safe_globals()]
+
+
+def _statistic(owner, name: str):
+    """Look up a statistic of HistoryBuffer, which pickle stores as a call of ``getattr``.
+
+    The real ``getattr`` must not be allowed: from it and ``HistoryBuffer.__setstate__`` a file can put
+    together a call of any function.
     """
-    if CheckpointLoader._get_checkpoint_loader(path) in (load_from_local, load_from_http):
-        load_checkpoint_file(path)
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+        raise pickle.UnpicklingError(f'GLOBAL getattr({owner!r}, {name!r})')
+    return getattr(owner, name)
+
+
+def _alias(module: str, name: str, function: Callable) -> Callable:
+    """Give a function the name under which files ask for it; torch 2.5 takes no pair of both."""
+
+    def call(*args):
+        return function(*args)
+
+    call.__module__, call.__name__, call.__qualname__ = module, name, name
+    return call
+
+
+@contextmanager
+def data_only(*known: Checkpoint) -> Iterator[None]:
+    """Within the context, mmengine reads files and http(s) addresses as data only, and ``known`` not again.
+
+    mmengine retries a file that ``weights_only=True`` refuses without it, and allows ``getattr``, from which
+    a file can call any function. Other addresses, such as ``s3://``, are read as mmengine reads them.
+    """
+    registered = checkpoint_loaders(CheckpointLoader)
+    before = {prefix: registered.get(prefix, loader) for prefix, loader in MMENGINE.items()}
+    _register(before, {checkpoint.path: checkpoint.content for checkpoint in known})
+    try:
+        yield
+    finally:
+        for prefix, loader in before.items():
+            CheckpointLoader.register_scheme(prefix, loader, force=True)
 
 
 def refuse_pickled_code() -> None:
     """Let no checkpoint in this process run code, by whatever way it is loaded. For programs, not libraries.
 
-    mmengine retries a file that ``weights_only=True`` refuses without it, and allows ``getattr``, from which
-    a file can call any function. Files and http go through our loader from here on; the variable covers
-    the schemes that are left.
+    The environment variable covers the addresses that mmengine and torch open by themselves.
     """
-
-    # mmengine logs the end of this name as the backend that loads.
-    def load_from_mmvisiongru(path, map_location=None):
-        return load_checkpoint_file(path, map_location or 'cpu')
-
-    CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_mmvisiongru, force=True)
+    _register(MMENGINE, {})
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+
+
+def _register(before: dict[str, Callable], known: dict[str, dict]) -> None:
+    for prefix, loader in before.items():
+        # mmengine logs the end of this name as the backend that loads.
+        def load_from_mmvisiongru(path, map_location=None, loader=loader):
+            if path in known:
+                return known[path]
+            # A loader that somebody else registered is trusted.
+            if loader not in MMENGINE.values():
+                return loader(path, map_location)
+            return load_checkpoint_file(path, map_location or 'cpu')
+
+        CheckpointLoader.register_scheme(prefix, load_from_mmvisiongru, force=True)

@@ -1,51 +1,41 @@
-"""The checkpoint that an interrupted run goes on from."""
+"""Find the checkpoint from which an interrupted run continues."""
 
 import os
 import os.path as osp
+import re
 
 from mmvisiongru.errors import InputError
 
-from .load import load_checkpoint_file
-from .seal import check_whole, read_seal
+from .load import Checkpoint, read_checkpoint
 
 
-def find_checkpoint(work_dir: str) -> tuple[str | None, list[str]]:
-    """The whole checkpoint of the most iterations from which a run can be resumed.
+def find_checkpoint(work_dir: str) -> tuple[Checkpoint | None, list[str]]:
+    """Read the latest complete checkpoint from which a run can be resumed.
 
-    ``last_checkpoint`` is only a hint of where to look: it may be missing, empty, older than the newest file,
-    or name the folder before it was moved. Where checkpoints go to a storage service, it is all there is.
+    That is the one that ``last_checkpoint`` names, unless a later one was written after ``last_checkpoint``,
+    as in a run that was killed in between. Otherwise the time of the files decides: one with more iterations
+    that is older belongs to another run, or to a continuation that was given up. A storage service cannot be
+    searched; there, ``last_checkpoint`` decides.
 
     Returns:
-        tuple[str | None, list[str]]: Its path, and what to log: damaged files that were passed over.
+        tuple[Checkpoint | None, list[str]]: The checkpoint and what to log about the choice.
     """
     last = _last_checkpoint(work_dir)
-    folders = [work_dir]
-    if last and not osp.exists(osp.join(work_dir, osp.basename(last))):
-        folders.append(osp.dirname(last))
-    paths = [osp.join(f, name) for f in folders if osp.isdir(f) for name in sorted(os.listdir(f))]
-    notes, found = [], []
-    for path in paths:
-        name = osp.basename(path)
-        # What is best need not be where the run was.
-        if not name.endswith('.pth') or name.startswith(('.', 'best_')) or not osp.isfile(path):
-            continue
+    paths = _latest_first(work_dir, last)
+    notes = []
+    for i, path in enumerate(paths):
         try:
-            found.append((_iteration(path), osp.getmtime(path), path))
+            checkpoint = read_checkpoint(path)
         except InputError as error:
-            notes.append(f'passed over: {error}')
-    for iteration, _, path in sorted(found, reverse=True):
-        if iteration < 0:
+            notes.append(f'skipped: {error}')
             continue
-        try:
-            check_whole(path)
-        except InputError as error:
-            notes.append(f'passed over: {error}')
-            continue
-        if not last or osp.basename(last) != osp.basename(path):
-            notes.append(f'last_checkpoint of {work_dir} names {last or "nothing"}; going on from {path}')
-        return path, notes
-    # A storage service cannot be searched: what is written last is all there is to know.
-    return last if '://' in last else None, notes
+        if checkpoint.resumable:
+            if osp.basename(last) != osp.basename(path):
+                notes.append(f'last_checkpoint of {work_dir} names {last or "nothing"}; resuming from {path}')
+            older = [other for other in paths[i + 1 :] if _is_later(other, path)]
+            notes += [f'{o} has more iterations but is older; resuming from {path}' for o in older]
+            return checkpoint, notes
+    return (read_checkpoint(last) if '://' in last else None), notes
 
 
 def _last_checkpoint(work_dir: str) -> str:
@@ -56,10 +46,26 @@ def _last_checkpoint(work_dir: str) -> str:
         return ''
 
 
-def _iteration(path: str) -> int:
-    """Iterations that a checkpoint is from, -1 if it holds no state of a run."""
-    if sealed := read_seal(path):
-        return sealed[0]
-    checkpoint = load_checkpoint_file(path)
-    resumable = isinstance(checkpoint, dict) and {'meta', 'message_hub', 'optimizer'} <= set(checkpoint)
-    return checkpoint['meta'].get('iter', -1) if resumable else -1
+def _latest_first(work_dir: str, last: str) -> list[str]:
+    folders = [work_dir]
+    # Otherwise last_checkpoint may name the folder before it was moved.
+    if last and not osp.exists(osp.join(work_dir, osp.basename(last))):
+        folders.append(osp.dirname(last))
+    paths = [osp.join(f, name) for f in folders if osp.isdir(f) for name in os.listdir(f)]
+    # The best checkpoint may be from any iteration.
+    paths = [p for p in paths if re.match(r'(?!\.|best_).*\.pth$', osp.basename(p)) and osp.isfile(p)]
+    named = [path for path in paths if osp.basename(path) == osp.basename(last)]
+    written = osp.getmtime(osp.join(work_dir, 'last_checkpoint')) if named else 0.0
+
+    def order(path: str) -> tuple:
+        time = osp.getmtime(path)
+        killed = any(time > written and _is_later(path, other) for other in named)
+        return killed, path in named, time, path
+
+    return sorted(paths, key=order, reverse=True)
+
+
+def _is_later(path: str, other: str) -> bool:
+    """Compare the numbers in names such as ``iter_20.pth``."""
+    a, b = (re.match(r'(.*?)(\d+)\.pth$', osp.basename(p)) for p in (path, other))
+    return bool(a and b) and a[1] == b[1] and int(a[2]) > int(b[2])

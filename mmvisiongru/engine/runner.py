@@ -16,7 +16,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 
-from mmvisiongru.checkpoint import find_checkpoint, pretrained_paths, refuse_code_in, seal
+from mmvisiongru.checkpoint import Checkpoint, data_only, find_checkpoint, pretrained
 from mmvisiongru.engine.compiled import CompiledParts
 from mmvisiongru.engine.guarded_dataset import GuardedDataset
 from mmvisiongru.engine.optim import accept_state, single_wrappers
@@ -60,6 +60,8 @@ class ReliableRunner(Runner):
     see :class:`CompiledParts`, and not ``train_step`` as a whole.
     """
 
+    # A checkpoint that has been read already; load_checkpoint() takes it and does not read the file again.
+    loaded: Checkpoint | None = None
     # Nothing, unless the config says ``compile`` and training has begun.
     _compiled: CompiledParts | None = None
 
@@ -172,10 +174,11 @@ class ReliableRunner(Runner):
     def load_or_resume(self) -> None:
         """Load or resume; resuming without a path goes on from the newest whole checkpoint."""
         if self._resume and self._load_from is None and not self._has_loaded:
-            self._load_from, notes = find_checkpoint(self.work_dir)
+            self.loaded, notes = find_checkpoint(self.work_dir)
             for note in notes:
                 self.logger.warning(note)
-            self._resume = self._load_from is not None
+            self._resume = self.loaded is not None
+            self._load_from = self.loaded.path if self.loaded else None
         # The last step before a loop runs, of training, validation and test.
         for line in summary(self):
             self.logger.info(line)
@@ -194,25 +197,21 @@ class ReliableRunner(Runner):
             settle_schedule(self, filename, ends, rates)
 
     def _init_model_weights(self) -> None:
-        """Let no ``init_cfg`` of the model load a file that would run code."""
-        for module in self.model.modules():
-            for path, _ in pretrained_paths(module):
-                refuse_code_in(path)
-        super()._init_model_weights()
+        """Initialise the model; a checkpoint of an ``init_cfg`` must fit and holds data only."""
+        with pretrained(self.model):
+            super()._init_model_weights()
 
     def load_checkpoint(self, filename, *args, **kwargs):
-        """Load a checkpoint that is whole and holds data only."""
-        refuse_code_in(filename)
-        return super().load_checkpoint(filename, *args, **kwargs)
+        """Load a checkpoint that is complete and holds data only."""
+        known = [self.loaded] if self.loaded and self.loaded.path == filename else []
+        self.loaded = None
+        with data_only(*known):
+            return super().load_checkpoint(filename, *args, **kwargs)
 
     def save_checkpoint(
         self, out_dir, filename, file_client_args=None, *args, meta=None, backend_args=None, **kwargs
     ):
-        """Save a checkpoint that is there whole, with its checksum, or not at all.
-
-        On other storage than local files, as mmengine does.
-        """
-        meta = {} if meta is None else meta
+        """Save a checkpoint in one step; on other storage than local files, as mmengine does."""
         settings = dict(kwargs, meta=meta, backend_args=backend_args)
         if not is_local(out_dir, backend_args or file_client_args):
             return super().save_checkpoint(out_dir, filename, file_client_args, *args, **settings)
@@ -220,7 +219,6 @@ class ReliableRunner(Runner):
             with new_file(osp.join(out_dir, filename)) as unfinished:
                 name = osp.basename(unfinished)
                 super().save_checkpoint(out_dir, name, file_client_args, *args, **settings)
-                seal(unfinished, meta['iter'])
 
 
 def _init_worker(init, worker_id: int) -> None:

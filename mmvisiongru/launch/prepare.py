@@ -22,10 +22,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmvisiongru.checkpoint import (
-    check_all_pretrained,
+    Checkpoint,
     check_weights,
     find_checkpoint,
-    read_weights,
+    read_checkpoint,
     refuse_pickled_code,
 )
 from mmvisiongru.config import get_config
@@ -98,18 +98,18 @@ def prepare_training(args: Namespace, merge: Merge) -> Runner:
     """
     cfg = prepare_config(args, TRAINING, TRAINING_DATA, merge)
     check_folder(cfg.work_dir)
-    notes = find_resume(cfg, args.resume)
-    weights = read_weights(cfg.load_from, resume=cfg.resume) if cfg.get('load_from') else None
+    checkpoint, notes = find_resume(cfg, args.resume)
+    if checkpoint is None and cfg.get('load_from'):
+        checkpoint = read_checkpoint(cfg.load_from)
     notes += prepare_launch(cfg)
     with building(cfg):
         runner = build_runner(cfg)
         notes += _build_training(runner)
     check_shapes(cfg, runner.model, runner.world_size)
-    check_all_pretrained(runner.model)
-    if weights:
+    if checkpoint:
         coverage = None if cfg.resume else cfg.get('load_coverage', 1.0)
-        source = cfg.load_from if cfg.resume else f'{cfg.load_from} (load_from)'
-        unfit = check_weights(runner.model, weights, source, coverage)
+        unfit = check_weights(runner.model, checkpoint, coverage)
+        runner.loaded = checkpoint
         notes += [f'of {cfg.load_from}, not loaded: {line}' for line in unfit]
     for note in [*notes, *unmatched_custom_keys(cfg, runner.model)]:
         runner.logger.warning(note)
@@ -129,34 +129,36 @@ def prepare_test(args: Namespace, merge: Merge) -> Runner:
     cfg = prepare_config(args, TESTING, ('test_dataloader',), merge)
     check_folder(cfg.work_dir)
     cfg.load_from, cfg.resume = args.checkpoint, False
-    weights = read_weights(args.checkpoint)
+    checkpoint = read_checkpoint(args.checkpoint)
     notes = prepare_launch(cfg)
     with building(cfg):
         runner = build_runner(cfg)
         # Only to be built: it stays with the Runner.
         _ = runner.test_loop
     check_shapes(cfg, runner.model)
-    check_weights(runner.model, weights, args.checkpoint)
+    check_weights(runner.model, checkpoint)
+    runner.loaded = checkpoint
     for note in notes:
         runner.logger.warning(note)
     return runner
 
 
-def find_resume(cfg: Config, resume: str | None) -> list[str]:
-    """Settle which checkpoint to resume, if any. Returns what to log."""
+def find_resume(cfg: Config, resume: str | None) -> tuple[Checkpoint | None, list[str]]:
+    """Decide which checkpoint to resume, if any. Returns it and what to log."""
     path, notes = resume or (cfg.get('resume') and (cfg.get('load_from') or 'auto')), []
+    cfg.resume = False
     if not path:
-        cfg.resume = False
-        return []
-    if path == 'auto':
-        path, notes = find_checkpoint(cfg.work_dir)
-        if notes and not path:
-            raise InputError(f'no whole checkpoint in {cfg.work_dir}; move away what was {notes[0]}')
-    cfg.resume = path is not None
-    if path is None:
-        return [f'nothing to resume in {cfg.work_dir}; training starts afresh']
-    cfg.load_from = path
-    return notes
+        return None, []
+    if path != 'auto':
+        checkpoint = read_checkpoint(path, resume=True)
+    else:
+        checkpoint, notes = find_checkpoint(cfg.work_dir)
+        if notes and not checkpoint:
+            raise InputError(f'no complete checkpoint in {cfg.work_dir}; move away what was {notes[0]}')
+        if not checkpoint:
+            return None, [f'nothing to resume in {cfg.work_dir}; training starts afresh']
+    cfg.resume, cfg.load_from = True, checkpoint.path
+    return checkpoint, notes
 
 
 @contextmanager

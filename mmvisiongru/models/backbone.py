@@ -8,7 +8,7 @@ from mmcv.cnn.bricks import build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmvisiongru.checkpoint import check_pretrained
+from mmvisiongru.checkpoint import pretrained
 
 
 def interpolate_pos_embed(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
@@ -86,8 +86,8 @@ class Backbone(BaseModule):
 
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says, after checking that a pretrained checkpoint fits."""
-        check_pretrained(self)
-        super().init_weights()
+        with pretrained(self):
+            super().init_weights()
 
     def train(self, mode: bool = True) -> 'Backbone':
         """Set the mode; frozen parts stay in evaluation mode. Returns self."""

@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from mmvisiongru.checkpoint import find_checkpoint, load_checkpoint_file
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import UNFINISHED
 from tests.harness.children import in_child
-from tests.harness.toy import ToyMetric, toy_config, toy_runner
+from tests.harness.toy import ToyMetric, start, toy_config, toy_runner
 
 
 def die_at_file_operation(number: int) -> None:
@@ -61,7 +62,7 @@ def test_killed_anywhere_in_a_save(tmp_path, keep, bytes_tried):
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(work, copy)
         died = in_child(lambda: save(fault, number))
-        path, _ = find_checkpoint(str(copy))
+        path = find_checkpoint(str(copy))[0].path
         # The new one, or the one before if the new one is not there.
         assert path == str(copy / ('iter_12.pth' if (copy / 'iter_12.pth').exists() else 'iter_9.pth'))
         assert load_checkpoint_file(path)['meta']['iter'] == int(Path(path).stem[5:])
@@ -104,7 +105,7 @@ def test_outdated_files_go_after_a_kill(tmp_path):
         hook._save_checkpoint(runner)
 
     assert in_child(save) == signal.SIGKILL
-    (tmp_path / f'.iter_13.pth{UNFINISHED}').write_bytes(b'half')
+    (tmp_path / f'.iter_13.pth.{os.getpid()}{UNFINISHED}').write_bytes(b'half')
     assert sorted(p.name for p in tmp_path.glob('iter_*.pth')) == ['iter_12.pth', 'iter_9.pth']
     toy_runner(tmp_path, iters=15, keep=1, resume=True, resume_schedule='config').train()
     assert [p.name for p in tmp_path.glob('iter_*.pth')] == ['iter_15.pth']
@@ -129,7 +130,7 @@ def test_full_disk_ends_the_run_and_keeps_the_last_checkpoint(tmp_path):
 
     def save_on_full_disk(runner):
         if runner.iter + 1 == 6:
-            (tmp_path / f'.iter_6.pth{UNFINISHED}').symlink_to('/dev/full')
+            (tmp_path / f'.iter_6.pth.{os.getpid()}{UNFINISHED}').symlink_to('/dev/full')
         save(runner)
 
     hook._save_checkpoint = save_on_full_disk
@@ -137,10 +138,10 @@ def test_full_disk_ends_the_run_and_keeps_the_last_checkpoint(tmp_path):
         runner.train()
     assert sorted(p.name for p in tmp_path.glob('*.pth*')) == ['iter_3.pth']
     assert not list(tmp_path.glob(f'.*{UNFINISHED}'))
-    assert find_checkpoint(str(tmp_path))[0] == str(tmp_path / 'iter_3.pth')
+    assert find_checkpoint(str(tmp_path))[0].path == str(tmp_path / 'iter_3.pth')
 
 
-def test_damaged_checkpoint_is_passed_over_and_logged(tmp_path):
+def test_damaged_checkpoint_is_skipped_and_logged(tmp_path):
     toy_runner(tmp_path / 'a', iters=9).train()
     newest = tmp_path / 'a/iter_9.pth'
     newest.write_bytes(newest.read_bytes()[:-100])
@@ -149,7 +150,7 @@ def test_damaged_checkpoint_is_passed_over_and_logged(tmp_path):
     runner = toy_runner(tmp_path / 'b', iters=9, resume=True, log_level='INFO')
     runner.train()
     text = ''.join(p.read_text() for p in (tmp_path / 'b').rglob('*.log'))
-    assert 'passed over: checkpoint' in text
+    assert 'skipped: checkpoint' in text
     assert 'resumed epoch: 0, iter: 6' in text
     assert load_checkpoint_file(str(tmp_path / 'b/iter_9.pth'))['meta']['iter'] == 9
 
@@ -161,11 +162,17 @@ def test_misspelt_argument_fails_before_training(tmp_path):
         RUNNERS.build(cfg)
 
 
-def test_a_start_removes_unfinished_checkpoints_and_nothing_that_others_write(tmp_path):
-    """tools/quickstart.sh writes its own record beside the checkpoints while the run starts."""
-    cut_off, under_way = (tmp_path / f'.{name}{UNFINISHED}' for name in ('iter_9.pth', 'training.json'))
-    for file in (cut_off, under_way):
-        file.write_text('x')
+def test_second_run_in_a_folder_is_refused(tmp_path):
+    first = start(1, tmp_path, iters=10**6)
+    while not (tmp_path / 'last_checkpoint').exists():
+        assert first.poll() is None
+        time.sleep(0.1)
+    try:
+        with pytest.raises(InputError, match=rf'{tmp_path} is in use by process {first.pid} on '):
+            toy_runner(tmp_path).train()
+    finally:
+        first.kill()
+    first.communicate()
+    # Nothing is left of the lock.
+    toy_runner(tmp_path / 'other', iters=1).train()
     toy_runner(tmp_path, iters=1).train()
-    assert not cut_off.exists()
-    assert under_way.read_text() == 'x'

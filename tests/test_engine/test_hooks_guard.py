@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 
-from mmvisiongru.checkpoint import find_checkpoint, load_checkpoint_file
+from mmvisiongru.checkpoint import find_checkpoint
 from mmvisiongru.engine.hooks import guard
 from mmvisiongru.errors import InputError
 from tests.harness.toy import LAST, ToyModel, differing, finish, run, start, toy_runner
@@ -35,9 +35,9 @@ def test_signal_stops_with_a_checkpoint(tmp_path, by_epoch, what, at):
         runner.train()
     assert stopped.value.code == 128 + signal.Signals[what]
     assert signal.getsignal(signal.SIGTERM) is before
-    path, notes = find_checkpoint(str(tmp_path / 'stopped'))
-    assert (path, notes) == (str(tmp_path / f'stopped/iter_{at}.pth'), [])
-    assert load_checkpoint_file(path)['meta']['iter'] == at
+    checkpoint, notes = find_checkpoint(str(tmp_path / 'stopped'))
+    assert (checkpoint.path, notes) == (str(tmp_path / f'stopped/iter_{at}.pth'), [])
+    assert checkpoint.meta['iter'] == at
 
     run(tmp_path / 'stopped', by_epoch=by_epoch, resume=True)
     run(tmp_path / 'whole', by_epoch=by_epoch)
@@ -62,7 +62,7 @@ def test_only_a_late_second_signal_ends_at_once(tmp_path, monkeypatch, after, la
     runner.register_hook(SignalTwice())
     with pytest.raises(SystemExit, match='130'):
         runner.train()
-    assert find_checkpoint(str(tmp_path))[0] == str(tmp_path / last)
+    assert find_checkpoint(str(tmp_path))[0].path == str(tmp_path / last)
 
 
 def test_stop_waits_for_an_accumulated_gradient(tmp_path):
@@ -70,7 +70,7 @@ def test_stop_waits_for_an_accumulated_gradient(tmp_path):
     runner = toy_runner(tmp_path, fault=dict(at=9, what='SIGTERM'), **more)
     with pytest.raises(SystemExit):
         runner.train()
-    assert find_checkpoint(str(tmp_path))[0].endswith('iter_12.pth')
+    assert find_checkpoint(str(tmp_path))[0].path.endswith('iter_12.pth')
 
 
 FUSED = {'optim_wrapper.optimizer.fused': True}
@@ -281,8 +281,8 @@ def test_signal_to_one_of_two_processes_stops_both(tmp_path, by_epoch, what):
     code, log = finish(start(2, tmp_path / 'stopped', by_epoch=by_epoch, fault=fault))
     assert code == 128 + signal.Signals[what], log
     assert f'stopped by {what} after iteration 5: saved' in log
-    path, _ = find_checkpoint(str(tmp_path / 'stopped'))
-    assert path == str(tmp_path / 'stopped/iter_5.pth')
+    checkpoint, _ = find_checkpoint(str(tmp_path / 'stopped'))
+    assert checkpoint.path == str(tmp_path / 'stopped/iter_5.pth')
     assert finish(start(2, tmp_path / 'stopped', by_epoch=by_epoch, resume=True))[0] == 0
     assert finish(start(2, tmp_path / 'whole', by_epoch=by_epoch))[0] == 0
     (last,) = {p.name for p in (tmp_path / 'whole').glob('[ei]*_*.pth')} & set(LAST.values())
@@ -299,7 +299,7 @@ def test_signal_to_the_launcher_stops_both(tmp_path, number, exit_code):
     os.kill(process.pid, number)
     code, log = finish(process)
     assert code == exit_code, log
-    path, _ = find_checkpoint(str(tmp_path))
+    path = find_checkpoint(str(tmp_path))[0].path
     assert f'stopped by {number.name} after iteration ' in log
     assert f'saved {path}' in log
 

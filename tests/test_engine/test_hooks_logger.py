@@ -1,6 +1,7 @@
 """The metrics of a test, when several processes share a disk."""
 
 import json
+import os
 
 import pytest
 from mmengine.hooks import LoggerHook
@@ -36,7 +37,7 @@ def test_metrics_are_there_whole_or_not_at_all(tmp_path):
     runner, file = after_test(tmp_path)
     before = file.read_bytes()
     (hook,) = [h for h in runner.hooks if isinstance(h, AtomicLoggerHook)]
-    (file.parent / f'.{file.name}{UNFINISHED}').symlink_to('/dev/full')
+    (file.parent / f'.{file.name}.{os.getpid()}{UNFINISHED}').symlink_to('/dev/full')
     with pytest.raises(InputError, match='No space left on device'):
         hook.after_test_epoch(runner, dict(acc=0.5))
     assert file.read_bytes() == before

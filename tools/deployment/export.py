@@ -14,9 +14,8 @@ from contextlib import ExitStack
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import load_checkpoint
 
-from mmvisiongru.checkpoint import check_weights, load_checkpoint_file, read_weights
+from mmvisiongru.checkpoint import Checkpoint, check_weights, load_weights, read_checkpoint
 from mmvisiongru.deployment import check_stack
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import check_folder, new_file
@@ -53,7 +52,7 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def build(cfg: Config, checkpoint: str, weights: dict):
+def build(cfg: Config, checkpoint: Checkpoint):
     """The model with its weights and data preprocessor."""
     init_default_scope(cfg.default_scope)
     settings = dict(cfg.model)
@@ -61,12 +60,11 @@ def build(cfg: Config, checkpoint: str, weights: dict):
     settings.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
     with building(cfg):
         model = MODELS.build(settings)
-    check_weights(model, weights, checkpoint)
-    load_checkpoint(model, checkpoint, map_location='cpu', logger='silent')
+    load_weights(model, checkpoint)
     return model
 
 
-def write(args, cfg: Config, weights: dict) -> dict[str, str]:
+def write(args, cfg: Config, checkpoint: Checkpoint) -> dict[str, str]:
     """Export, verify and quantise. Returns the files by the name of what runs them."""
     from mmvisiongru.deployment.describe import describe
     from mmvisiongru.deployment.export import export, quantize, save
@@ -76,9 +74,8 @@ def write(args, cfg: Config, weights: dict) -> dict[str, str]:
 
     segmentor = cfg.default_scope != 'mmpretrain'
     outputs = args.output or (['labels'] if segmentor else ['scores'])
-    model = Deployed(build(cfg, args.checkpoint, weights), segmentor, outputs)
-    meta = load_checkpoint_file(args.checkpoint).get('meta') or {}
-    entries, unknown = describe(cfg, meta, model.classes, args.shape)
+    model = Deployed(build(cfg, checkpoint), segmentor, outputs)
+    entries, unknown = describe(cfg, checkpoint.meta, model.classes, args.shape)
     for step in unknown:
         print(f'note: {step} of the test pipeline is not in the file; feed images as it leaves them')
 
@@ -105,7 +102,7 @@ def write(args, cfg: Config, weights: dict) -> dict[str, str]:
     return {'ONNX Runtime': args.out} | ({'ONNX Runtime, int8': quantised} if args.int8 else {})
 
 
-def evaluate_files(args, cfg: Config, weights: dict, files: dict[str, str]) -> None:
+def evaluate_files(args, cfg: Config, checkpoint: Checkpoint, files: dict[str, str]) -> None:
     """Print the metrics of torch and of the files in all runtimes that are here."""
     from mmvisiongru.deployment.evaluate import evaluate
     from mmvisiongru.deployment.runtimes import has_openvino, onnx_runtime, openvino
@@ -120,7 +117,8 @@ def evaluate_files(args, cfg: Config, weights: dict, files: dict[str, str]) -> N
         cfg.test_dataloader.persistent_workers = False
     with building(cfg):
         runner = build_runner(cfg)
-    check_weights(runner.model, weights, args.checkpoint)
+    check_weights(runner.model, checkpoint)
+    runner.loaded = checkpoint
     table = evaluate(runner, runs)
     names = list(table['torch'])
     print(f'\n{"":20}' + ''.join(f'{name:>16}' for name in names))
@@ -137,11 +135,11 @@ def main(argv=None):
             raise InputError(f'the file to write must end in .onnx, got {args.out}')
         data = ('test_dataloader',) if args.eval else ()
         cfg = prepare_config(args, ('model', 'test_dataloader', 'default_scope'), data)
-        weights = read_weights(args.checkpoint)
+        checkpoint = read_checkpoint(args.checkpoint)
         check_folder(osp.dirname(args.out) or '.')
-        files = write(args, cfg, weights)
+        files = write(args, cfg, checkpoint)
         if args.eval:
-            evaluate_files(args, cfg, weights, files)
+            evaluate_files(args, cfg, checkpoint, files)
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ from mmengine.registry import init_default_scope
 
 from mmvisiongru.analysis.images import find_images, read_image
 from mmvisiongru.analysis.labels import label_by_strips
-from mmvisiongru.checkpoint import check_weights, read_weights
+from mmvisiongru.checkpoint import Checkpoint, check_weights, data_only, read_checkpoint
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import check_folder, write_text
 from mmvisiongru.launch.classes import dataset_meta
@@ -65,13 +65,13 @@ def distinct(classes: Sequence[str]) -> list[str]:
     return [name if times[name] == 1 else f'{name} ({i})' for i, name in enumerate(classes)]
 
 
-def segmentor(cfg: Config, weights: dict, args):
+def segmentor(cfg: Config, checkpoint: Checkpoint, args):
     """Give a function that draws classes over an image and says what share of it each has."""
     from mmseg.apis import MMSegInferencer
 
-    with building(cfg):
+    with building(cfg), data_only(checkpoint):
         model = MMSegInferencer(cfg, args.checkpoint, device=args.device, show_progress=False)
-    check_weights(model.model, weights, args.checkpoint)
+    check_weights(model.model, checkpoint)
     model.model.to(getattr(torch, args.dtype))
     score_in_float32(model.model)
     label_by_strips(model.model)
@@ -90,14 +90,14 @@ def segmentor(cfg: Config, weights: dict, args):
     return segment
 
 
-def classifier(cfg: Config, weights: dict, args):
+def classifier(cfg: Config, checkpoint: Checkpoint, args):
     """Give a function that writes the class on an image and gives the score of each."""
     from mmpretrain import ImageClassificationInferencer
     from mmpretrain.visualization import UniversalVisualizer
 
-    with building(cfg):
+    with building(cfg), data_only(checkpoint):
         model = ImageClassificationInferencer(cfg, args.checkpoint, device=args.device)
-    check_weights(model.model, weights, args.checkpoint)
+    check_weights(model.model, checkpoint)
     model.model.to(getattr(torch, args.dtype))
     visualizer = UniversalVisualizer()
 
@@ -173,10 +173,10 @@ def main(argv=None):
         check_places(images, args.img, args.out_dir)
         if args.pred_out:
             check_folder(osp.dirname(args.pred_out) or '.')
-        weights = read_weights(args.checkpoint)
+        checkpoint = read_checkpoint(args.checkpoint)
         init_default_scope(cfg.default_scope)
         is_classifier = cfg.default_scope == 'mmpretrain'
-        predict = (classifier if is_classifier else segmentor)(cfg, weights, args)
+        predict = (classifier if is_classifier else segmentor)(cfg, checkpoint, args)
         # One at a time: a large image takes memory enough.
         with progress_bar() as bar:
             found = {

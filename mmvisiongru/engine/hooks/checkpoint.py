@@ -1,20 +1,23 @@
-"""Checkpoints of which at least one is whole at any moment."""
+"""A checkpoint hook that leaves at least one complete checkpoint at any moment."""
 
+import os
 import os.path as osp
-from contextlib import contextmanager
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 
-from mmvisiongru.files import check_folder, is_local, remove_unfinished, write_text
+from mmvisiongru.checkpoint import to_plain
+from mmvisiongru.files import check_folder, is_local, lock_folder, write_text
 from mmvisiongru.registry import HOOKS
 
 
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook; what a new file replaces is removed after that file is whole.
+    """mmengine's CheckpointHook, which saves a new file before it deletes the old ones.
 
-    Needs ``runner_type='mmvisiongru.ReliableRunner'``, which writes the files in one step.
+    It refuses a folder that another training writes to. Its files hold tensors and built-in types only, so
+    that ``torch.load(path, weights_only=True)`` reads them. It needs a runner that writes a file in one step:
+    ``runner_type='mmvisiongru.ReliableRunner'``.
     """
 
     def __init__(self, *args, **kwargs):
@@ -22,28 +25,43 @@ class AtomicCheckpointHook(CheckpointHook):
         # mmengine keeps what it does not know and fails at the first save.
         if self.args:
             raise TypeError(f'unexpected argument {", ".join(map(repr, self.args))}')
+        self.locks = []
 
     def before_train(self, runner) -> None:
-        """Find out now whether the folder can be written, and clear what a killed run was writing."""
+        """Fail now if the folder cannot be written or another training writes to it."""
         super().before_train(runner)
-        # A run that goes on in a copied folder must not remove the best file of the one it came from.
+        # A run that continues in a copied folder must not delete the best file of the original.
         if getattr(self, 'best_ckpt_path', None):
             self.best_ckpt_path = self._in_out_dir(self.best_ckpt_path)
         for metric, path in getattr(self, 'best_ckpt_path_dict', {}).items():
             self.best_ckpt_path_dict[metric] = path and self._in_out_dir(path)
-        if is_main_process() and is_local(self.out_dir, self.backend_args or self.file_client_args):
-            check_folder(self.out_dir)
-            remove_unfinished(self.out_dir, '.pth')
+        if is_main_process():
+            local = is_local(self.out_dir, self.backend_args or self.file_client_args)
+            for folder in {runner.work_dir, *([self.out_dir] if local else [])}:
+                check_folder(folder)
+                self.locks.append(lock_folder(folder))
+
+    def restore(self, runner) -> None:
+        """Let other processes train in the folder."""
+        for lock in self.locks:
+            if lock is not None:
+                os.close(lock)
+        self.locks = []
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Replace what only mmengine and numpy can read."""
+        states = {name for name in checkpoint if name.endswith('state_dict')}
+        checkpoint.update({name: to_plain(checkpoint[name]) for name in checkpoint.keys() - states})
 
     def _in_out_dir(self, path: str) -> str:
         return self.file_backend.join_path(self.out_dir, osp.basename(path))
 
     def _save_checkpoint_with_step(self, runner, step, meta):
-        """As mmengine's, in an order that leaves a whole checkpoint wherever it is cut off."""
+        """Save as mmengine does, in an order that leaves a complete checkpoint wherever it is cut off."""
         kept = list(self.keep_ckpt_ids) if self.max_keep_ckpts > 0 else []
         if self.max_keep_ckpts > 0 and step not in kept:
             kept.append(step)
-            # With those about to be removed: a run killed before that removes them when it resumes.
+            # Includes those about to be deleted: if this run is killed before, it deletes them on resuming.
             runner.message_hub.update_info('keep_ckpt_ids', list(kept))
         outdated = [self.filename_tmpl.format(s) for s in kept[: -self.max_keep_ckpts]]
         if 'stopped_ckpt' in runner.message_hub.runtime_info:
@@ -90,22 +108,21 @@ class AtomicCheckpointHook(CheckpointHook):
         # Nothing was trained that could be the best.
         if not hasattr(self, 'file_backend'):
             return
-        with self._removing_last() as outdated:
-            super()._save_best_checkpoint(runner, metrics)
-        best = {getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()}
-        for path in outdated:
-            if path not in best:
-                self._remove(path)
+        several = getattr(self, 'best_ckpt_path_dict', None)
+        old = {None: getattr(self, 'best_ckpt_path', None)} if several is None else dict(several)
+        # Hidden from mmengine, which deletes the old file before it saves the new one.
+        self._set_best(dict.fromkeys(old))
+        super()._save_best_checkpoint(runner, metrics)
+        new = {None: self.best_ckpt_path} if several is None else several
+        for path in [path for key, path in old.items() if path and new[key] not in (None, path)]:
+            self._remove(path)
+        self._set_best({key: new[key] or path for key, path in old.items()})
 
-    @contextmanager
-    def _removing_last(self):
-        """Put off the removal of files, which mmengine does before it saves."""
-        backend, outdated = self.file_backend, []
-        self.file_backend = _Keeping(backend, outdated)
-        try:
-            yield outdated
-        finally:
-            self.file_backend = backend
+    def _set_best(self, paths: dict) -> None:
+        if None in paths:
+            self.best_ckpt_path = paths[None]
+        else:
+            self.best_ckpt_path_dict.update(paths)
 
     def _remove(self, path: str) -> None:
         if not is_main_process():
@@ -114,14 +131,3 @@ class AtomicCheckpointHook(CheckpointHook):
             self.file_backend.remove(path)
         elif self.file_backend.isdir(path):
             self.file_backend.rmtree(path)
-
-
-class _Keeping:
-    """A file backend that only notes what it is told to remove."""
-
-    def __init__(self, backend, outdated: list):
-        self.backend, self.outdated = backend, outdated
-        self.remove = self.rmtree = outdated.append
-
-    def __getattr__(self, name):
-        return getattr(self.backend, name)
