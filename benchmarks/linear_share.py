@@ -14,9 +14,8 @@ import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from mmvisiongru import measure
+from mmvisiongru import measure, optimize_for_inference
 from mmvisiongru.launch.options import one_line_errors
-from mmvisiongru.models.layers.linear import linear
 from mmvisiongru.zoo import build_model, inference
 
 LAYERS = (nn.Linear, nn.Conv2d)
@@ -44,13 +43,15 @@ def run_layers(calls: list[tuple[nn.Module, Tensor]]) -> None:
     """Run the layers alone."""
     with torch.inference_mode():
         for layer, x in calls:
-            # As the models call them: the ratio is to be of what is not in these layers.
-            linear(layer, x) if isinstance(layer, nn.Linear) else layer(x)
+            layer(x)
 
 
 def compare(model: nn.Module, x: Tensor, repeats: int) -> dict:
     """Seconds of the model and of its layers, medians of runs that take turns."""
-    runs = dict(model=partial(inference, model, x), layers=partial(run_layers, recorded_layers(model, x)))
+    calls = recorded_layers(model, x)
+    # In place: the layers run alone as they run in the model.
+    optimize_for_inference(model)
+    runs = dict(model=partial(inference, model, x), layers=partial(run_layers, calls))
     times = measure.interleaved_times(runs, x.device, repeats)
     found = {name: measure.median(seconds) for name, seconds in times.items()}
     return dict(found, ratio=found['model'] / found['layers'])

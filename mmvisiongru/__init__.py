@@ -11,7 +11,14 @@ from packaging.version import Version
 
 from .version import __version__
 
-__all__ = ['__version__']
+# Imported when they are asked for: importing mmvisiongru stays light.
+_LAZY = {
+    'VisionGRU': 'mmvisiongru.models',
+    'VRWKV': 'mmvisiongru.models',
+    'VRWKVAdapter': 'mmvisiongru.models',
+    'optimize_for_inference': 'mmvisiongru.inference',
+}
+__all__ = ['__version__', *_LAZY]
 
 # Import name: versions that work, distributions that provide it (maintained and original family).
 _REQUIRED = {
@@ -57,3 +64,13 @@ def _check_stack() -> None:
 
 
 _check_stack()
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -6,8 +6,11 @@ here works without its private counterpart, more slowly or with less detail.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 
@@ -25,3 +28,46 @@ def checkpoint_loaders(checkpoint_loader: type) -> dict[str, Callable]:
     It registers them in public and looks them up in private. Without the name, callers assume mmengine's own.
     """
     return getattr(checkpoint_loader, '_schemes', {})
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks of a module see its inputs, outputs or gradients.
+
+    Read in torch 2.15, which has no public question for it. Without the names no hook is found.
+    """
+    kinds = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+    return any(getattr(module, kind, None) for kind in kinds)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """x W^T + b, or GELU of that, without gradients: (..., C), (D, C) and (D) -> (..., D).
+
+    torch.nn.functional.linear goes through MKL on a CPU, which on some processors leaves half of the vector
+    unit idle, and a GELU reads and writes the widest map of a block again. oneDNN does both in one pass. Its
+    operator, which torch has for its compiler, was read in torch 2.15. Where it is missing or cannot take the
+    tensors, torch.nn.functional computes the same.
+    """
+    if _takes_onednn(x, weight, bias):
+        x = x.contiguous()
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'gelu' if gelu else 'none', [], 'none')
+    out = F.linear(x, weight, bias)
+    return F.gelu(out) if gelu else out
+
+
+@cache
+def _onednn_dtypes() -> tuple[torch.dtype, ...]:
+    """What oneDNN's linear layer computes in on this processor."""
+    operators = torch.ops.mkldnn
+    if not (torch.backends.mkldnn.is_available() and hasattr(operators, '_linear_pointwise')):
+        return ()
+    bfloat16 = getattr(operators, '_is_mkldnn_bf16_supported', lambda: False)()
+    return (torch.float32, torch.bfloat16) if bfloat16 else (torch.float32,)
+
+
+def _takes_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    if x.device.type != 'cpu' or x.dtype not in _onednn_dtypes() or x.numel() == 0:
+        return False
+    if torch.is_autocast_enabled('cpu') or not torch.backends.mkldnn.enabled:
+        return False
+    # It reads a strided weight 30 times as slowly, and a strided bias as if it were not strided.
+    return all(t is None or (t.is_contiguous() and t.dtype == x.dtype) for t in (weight, bias))

@@ -13,8 +13,8 @@ from torch import nn
 from torch.onnx import OnnxExporterError
 
 from mmvisiongru.errors import InputError
+from mmvisiongru.inference import optimize_for_inference
 
-from .mixer import split_mixers
 from .resolution import AtOwnResolution
 from .translations import translation_table
 
@@ -37,7 +37,7 @@ def export(module: nn.Module, outputs: Sequence[str], size: tuple[int, int] | No
         InputError: A layer cannot be exported. The message ends with the reason of the exporter.
     """
     module = deepcopy(module)
-    split_mixers(module)
+    optimize_for_inference(module, target='onnx')
     shapes = None if size else ({0: 'batch', 2: 'height', 3: 'width'},)
     # The matrices of a fixed size become constants, and quantize() would take them for weights.
     context = nullcontext() if size else AtOwnResolution()

@@ -12,7 +12,6 @@ from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
 from mmvisiongru.models.layers import MLP, ChannelsLastConv2d, MinGRU2D
-from mmvisiongru.models.layers.strips import by_strips
 from mmvisiongru.ops.mingru import BACKENDS, CANDIDATES
 from mmvisiongru.ops.scan_paths import check_paths
 from mmvisiongru.registry import MODELS
@@ -35,11 +34,8 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, in_channels) -> (B, ceil(H / 4), ceil(W / 4), dim)."""
-        # A row of the map sees 4 image rows and the 3 above them.
-        return by_strips(self._embed, x, tuple(self.children()), stride=4, halo=1)
-
-    def _embed(self, x: Tensor) -> Tensor:
-        return self.norm2(self.conv2(F.gelu(self.norm1(self.conv1(x)))))
+        x = F.gelu(self.norm1(self.conv1(x)))
+        return self.norm2(self.conv2(x))
 
 
 class Downsample(nn.Module):
@@ -75,11 +71,7 @@ class Block(nn.Module):
 
     def _forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.mixer(self.norm1(x)))
-        # Written over in strips: nobody but us holds this sum.
-        return by_strips(self._mlp, x, (self.norm2, self.mlp, self.drop_path), residual=True)
-
-    def _mlp(self, x: Tensor) -> Tensor:
-        return self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class Stage(nn.Module):

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 
@@ -189,6 +190,31 @@ def test_compile_fullgraph():
     got, ref = grads_of(compiled, x), grads_of(model, x)
     for a, b in zip((*got[0], *got[1]), (*ref[0], *ref[1]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('strict', [True, False])
+def test_export(strict):
+    model, x = small(arch=dict(embed_dims=[8, 12], depths=[1, 1]), out_indices=(0, 1)).eval(), image(33, 40)
+    exported = torch.export.export(model, (x,), strict=strict).module()
+    for a, b in zip(exported(x), model(x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_stochastic_depth_survives_a_forward_pass_without_gradients():
+    """Reentrant checkpointing runs the forward pass without gradients, in training mode."""
+    arch = dict(embed_dims=[8, 12], depths=[2, 1])
+    # Rates 0, 0.3 and 0.6: the first block would show nothing.
+    model = small(arch=arch, out_indices=(0, 1), drop_path_rate=0.6).train()
+    stage, results = model.stages[0].forward, []
+    for forward in (stage, lambda y: torch.utils.checkpoint.checkpoint(stage, y, use_reentrant=True)):
+        model.stages[0].forward = forward
+        torch.manual_seed(3)
+        model.zero_grad()
+        outs = model(image(64, 72, batch=4))
+        sum(out.square().mean() for out in outs).backward()
+        results.append([*outs, *(p.grad.clone() for p in model.parameters())])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_layer_depth_rises_through_the_network():

@@ -14,7 +14,7 @@ from onnxscript import opset18 as op
 from onnxscript.values import Opset
 
 # Registers the operators as well.
-import mmvisiongru.deployment.mixer  # noqa: F401
+import mmvisiongru.inference.split_mixer  # noqa: F401
 from mmvisiongru.ops.scan_paths import PATHS
 
 DOMAIN = Opset('mmvisiongru', 1)

@@ -1,8 +1,7 @@
 """Layers of the backbones."""
 
-from .conv import ChannelsLastConv2d
+from .channels_last import MLP, ChannelsLastConv2d, GELULinear
 from .mingru import MinGRU2D
-from .mlp import MLP
 from .rwkv_mix import ChannelMix, SpatialMix
 
-__all__ = ['MLP', 'ChannelMix', 'ChannelsLastConv2d', 'MinGRU2D', 'SpatialMix']
+__all__ = ['MLP', 'ChannelMix', 'ChannelsLastConv2d', 'GELULinear', 'MinGRU2D', 'SpatialMix']

@@ -3,17 +3,12 @@
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from mmvisiongru.ops import mingru_scan_2d
-from mmvisiongru.ops.backends import accumulation_dtype
 from mmvisiongru.ops.mingru.op import BACKENDS
-from mmvisiongru.ops.scan_paths import PATHS
 
-from .conv import ChannelsLastConv2d
-from .linear import linear, product
-from .strips import cast_once, row_strips, takes_strips
+from .channels_last import ChannelsLastConv2d
 
 
 class MinGRU2D(nn.Module):
@@ -71,39 +66,9 @@ class MinGRU2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         x = self.dwconv(x)
-        if takes_strips(x, (self.in_proj, self.out_proj)) and self._is_unbiased():
-            return self._forward_strips(x)
-        u = linear(self.in_proj, x)
-        h = mingru_scan_2d(u, paths=self.paths, candidate=self.candidate, backend=self.backend)
-        return linear(self.out_proj, h)
-
-    def _is_unbiased(self) -> bool:
-        return self.in_proj.bias is None and self.out_proj.bias is None
-
-    def _forward_strips(self, x: Tensor) -> Tensor:
-        """Project, scan and project back strip by strip, path after path, by the projections' weights."""
-        weights_in = cast_once(self.in_proj.weight).chunk(len(self.paths), 0)
-        parts = cast_once(self.out_proj.weight).chunk(len(self.paths), 1)
-        weights_out = [w.contiguous() for w in parts]
-        # The sum over paths, which the whole output projection has inside. Of two it is rounded once anyway.
-        dtype = weights_out[0].dtype
-        out = torch.empty_like(x, dtype=dtype if len(self.paths) < 3 else accumulation_dtype(dtype))
-        for p, (name, w_in, w_out) in enumerate(zip(self.paths, weights_in, weights_out, strict=True)):
-            path, state = PATHS[name], None
-            strips = zip(row_strips(path.by_rows(x)), row_strips(path.by_rows(out)), strict=True)
-            for strip, y in path.in_order(list(strips)):
-                h = mingru_scan_2d(
-                    product(strip, w_in),
-                    paths=(path.along_rows,),
-                    candidate=self.candidate,
-                    backend=self.backend,
-                    state=state,
-                )
-                state = path.last(h)
-                part = product(h, w_out)
-                # A view of out, which is ours alone.
-                y.add_(part) if p else y.copy_(part)
-        return out.to(dtype)
+        x = self.in_proj(x)
+        h = mingru_scan_2d(x, paths=self.paths, candidate=self.candidate, backend=self.backend)
+        return self.out_proj(h)
 
     def extra_repr(self) -> str:
         return f'paths={self.paths}, candidate={self.candidate!r}, backend={self.backend!r}'

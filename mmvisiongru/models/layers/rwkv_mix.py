@@ -8,9 +8,6 @@ from mmvisiongru.ops import bi_wkv
 from mmvisiongru.ops.backends import Backends, accumulation_dtype
 from mmvisiongru.ops.wkv.op import BACKENDS
 
-from .known import is_plain_inference, is_unchanged
-from .linear import LINEAR, linear
-
 
 def q_shift(x: Tensor) -> Tensor:
     """Move each quarter of the channels of a map (B, H, W, C) by one pixel; what comes in is zero.
@@ -64,13 +61,13 @@ class SpatialMix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         shifted, tokens = q_shift(x), x.size(1) * x.size(2)
-        k = linear(self.key, torch.lerp(shifted, x, self.spatial_mix_k))
-        v = linear(self.value, torch.lerp(shifted, x, self.spatial_mix_v))
-        r = linear(self.receptance, torch.lerp(shifted, x, self.spatial_mix_r))
+        k = self.key(torch.lerp(shifted, x, self.spatial_mix_k))
+        v = self.value(torch.lerp(shifted, x, self.spatial_mix_v))
+        r = self.receptance(torch.lerp(shifted, x, self.spatial_mix_r))
         dtype = accumulation_dtype(self.spatial_decay.dtype)
         w, u = (parameter.to(dtype) / tokens for parameter in (self.spatial_decay, self.spatial_first))
         y = bi_wkv(w, u, k.flatten(1, 2), v.flatten(1, 2), distance=self.distance, backend=self.backend)
-        return linear(self.output, torch.sigmoid(r) * self.key_norm(y.view(x.shape)))
+        return self.output(torch.sigmoid(r) * self.key_norm(y.view(x.shape)))
 
     def extra_repr(self) -> str:
         return f'distance={self.distance!r}, backend={self.backend!r}'
@@ -98,16 +95,13 @@ class ChannelMix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         shifted = q_shift(x)
-        hidden = linear(self.key, torch.lerp(shifted, x, self.spatial_mix_k))
-        # The widest map of the model: a second and a third one cost as much as a tenth of the linear layers.
-        # Of any other layer it may be a map that someone keeps.
-        if type(self.key) is nn.Linear and is_unchanged(self.key, LINEAR, x) and is_plain_inference(hidden):
-            hidden = hidden.relu_()
-            hidden = hidden.mul_(hidden)
-        else:
-            hidden = torch.relu(hidden).square()
-        gate = torch.sigmoid(linear(self.receptance, torch.lerp(shifted, x, self.spatial_mix_r)))
-        return gate * linear(self.value, self.key_norm(hidden))
+        hidden = self.activate(self.key(torch.lerp(shifted, x, self.spatial_mix_k)))
+        gate = torch.sigmoid(self.receptance(torch.lerp(shifted, x, self.spatial_mix_r)))
+        return gate * self.value(self.key_norm(hidden))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """relu(x)^2."""
+        return torch.relu(x).square()
 
 
 def _positions(dim: int, layer: int, depth: int) -> tuple[Tensor, float, float]:

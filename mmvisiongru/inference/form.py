@@ -1,0 +1,77 @@
+"""A form of a layer, and whether a layer can take it."""
+
+import torch
+from mmcv.cnn.bricks import DropPath
+from torch import nn
+
+from mmvisiongru._compat import has_hooks
+from mmvisiongru.models.layers import MLP, ChannelMix, ChannelsLastConv2d, GELULinear, MinGRU2D
+from mmvisiongru.models.visiongru import Block, Stem
+
+
+class InferenceForm:
+    """Mixin of a subclass of a layer with another ``forward`` for inference.
+
+    A layer is converted by setting its class, so that it keeps its place in the model, its parameters with
+    their names, and its other attributes.
+    """
+
+    @classmethod
+    def fits(cls, layer: nn.Module) -> bool:
+        """Whether a layer that :func:`is_as_built` can take this form."""
+        return True
+
+    @classmethod
+    def convert(cls, layer: nn.Module) -> None:
+        """Give the layer this form, in place."""
+        layer.__class__ = cls
+
+    def check_inference(self) -> None:
+        """Raise RuntimeError unless the layer is called for inference."""
+        untraced = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+        if untraced and not self.training and not torch.is_grad_enabled():
+            return
+        raise RuntimeError(
+            f'{type(self).__name__} was made by optimize_for_inference: call it in evaluation mode under '
+            'torch.no_grad(); train, trace or compile a model that was not converted'
+        )
+
+
+# The children of a layer as it is built; those of other layers do not matter.
+CHILDREN: dict[type, dict[str, tuple[type, ...]]] = {
+    Stem: dict(
+        conv1=(ChannelsLastConv2d,), norm1=(nn.LayerNorm,), conv2=(ChannelsLastConv2d,), norm2=(nn.LayerNorm,)
+    ),
+    Block: dict(
+        norm1=(nn.LayerNorm,), mixer=(MinGRU2D,), norm2=(nn.LayerNorm,), mlp=(MLP,), drop_path=(DropPath,)
+    ),
+    MinGRU2D: dict(dwconv=(ChannelsLastConv2d, nn.Identity), in_proj=(nn.Linear,), out_proj=(nn.Linear,)),
+    MLP: dict(fc1=(nn.Linear,), fc2=(GELULinear,)),
+    ChannelMix: dict(
+        key=(nn.Linear,), receptance=(nn.Linear,), value=(nn.Linear,), key_norm=(nn.LayerNorm, nn.Identity)
+    ),
+}
+
+
+def is_as_built(layer: nn.Module) -> bool:
+    """Whether nobody replaced, hooked, patched, quantised or offloaded a layer or a part of it."""
+    if has_hooks(layer) or {'forward', 'weight', 'bias'} & vars(layer).keys():
+        return False
+    if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) != 1:
+        return False
+    # Weights that are quantised are of a subclass, those that are offloaded lie elsewhere.
+    for p in layer.parameters(recurse=False):
+        if type(p) is not nn.Parameter or p.layout is not torch.strided or p.device.type != 'cpu':
+            return False
+    expected = CHILDREN.get(_type_as_built(layer))
+    if expected is None:
+        return True
+    children = dict(layer.named_children())
+    return children.keys() == expected.keys() and all(
+        _type_as_built(child) in expected[name] and is_as_built(child) for name, child in children.items()
+    )
+
+
+def _type_as_built(layer: nn.Module) -> type:
+    """The type of a layer, or the one that it had before it was converted."""
+    return type(layer).__bases__[1] if isinstance(layer, InferenceForm) else type(layer)

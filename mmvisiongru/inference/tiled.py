@@ -1,0 +1,121 @@
+"""Parts of VisionGRU that take a large map through their layers tile by tile.
+
+A layer that widens its input writes and reads a multiple of the map. A tile of rows stays in the cache
+meanwhile, and the widened map never exists as a whole.
+"""
+
+import torch
+from torch import Tensor
+
+from mmvisiongru._compat import linear
+from mmvisiongru.models.layers import MinGRU2D
+from mmvisiongru.models.visiongru import Block, Stem
+from mmvisiongru.ops import mingru_scan_2d
+from mmvisiongru.ops.backends import accumulation_dtype
+from mmvisiongru.ops.scan_paths import PATHS
+
+from .form import InferenceForm
+
+# Tokens of a tile: enough for a product of matrices to run at full speed, few enough to stay in the cache.
+TILE_TOKENS = 2048
+
+
+def is_large(height: int, width: int) -> bool:
+    """Whether tiles pay on a map of this size."""
+    return height * width >= 4 * TILE_TOKENS
+
+
+def tile_rows(width: int) -> int:
+    """Rows of a tile of a map of this width."""
+    return max(1, TILE_TOKENS // width)
+
+
+def row_tiles(x: Tensor) -> tuple[Tensor, ...]:
+    """Split a map (B, H, W, C) into tiles of rows, which are views of it."""
+    return x.split(tile_rows(x.size(2)), 1)
+
+
+def cast_once(weight: Tensor) -> Tensor:
+    """A weight in the dtype of autocast, which would cast a part of it again for every tile."""
+    return weight.to(torch.get_autocast_dtype('cpu')) if torch.is_autocast_enabled('cpu') else weight
+
+
+class TiledStem(InferenceForm, Stem):
+    """:class:`Stem`."""
+
+    @classmethod
+    def fits(cls, layer: Stem) -> bool:
+        """Whether the convolutions have the windows that tiles are cut for."""
+        expected = ((3, 3), (2, 2), (1, 1), (1, 1))
+        return all(
+            (conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation) == expected
+            for conv in (layer.conv1, layer.conv2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, in_channels) -> (B, ceil(H / 4), ceil(W / 4), dim)."""
+        self.check_inference()
+        height, width = (-(-side // 4) for side in x.shape[1:3])
+        if not is_large(height, width):
+            return super().forward(x)
+        out, rows = None, tile_rows(width)
+        for top in range(0, height, rows):
+            # A row of the map sees 4 rows of the image and the 3 above them. So a tile begins one row higher,
+            # and the row that it computes from its own edge is dropped.
+            above = min(top, 1)
+            tile = super().forward(x[:, 4 * (top - above) : 4 * (top + rows)])[:, above:]
+            if out is None:
+                out = tile.new_empty(tile.size(0), height, *tile.shape[2:])
+            out[:, top : top + rows] = tile
+        return out
+
+
+class TiledBlock(InferenceForm, Block):
+    """:class:`Block`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, dim) -> (B, H, W, dim)."""
+        self.check_inference()
+        if not is_large(*x.shape[1:3]):
+            return super().forward(x)
+        x = x + self.mixer(self.norm1(x))
+        for tile in row_tiles(x):
+            # In place is safe: nothing else holds this sum.
+            tile += self.mlp(self.norm2(tile))
+        return x
+
+
+class TiledMinGRU2D(InferenceForm, MinGRU2D):
+    """:class:`MinGRU2D`."""
+
+    @classmethod
+    def fits(cls, layer: MinGRU2D) -> bool:
+        """Whether the projections have no bias, as built."""
+        return layer.in_proj.bias is None and layer.out_proj.bias is None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        self.check_inference()
+        if not is_large(*x.shape[1:3]):
+            return super().forward(x)
+        x, number = self.dwconv(x), len(self.paths)
+        weights_in = cast_once(self.in_proj.weight).chunk(number, 0)
+        weights_out = [w.contiguous() for w in cast_once(self.out_proj.weight).chunk(number, 1)]
+        # The sum over paths is rounded once, as inside the product that the whole output projection is.
+        dtype = weights_out[0].dtype
+        out = torch.empty_like(x, dtype=dtype if number < 3 else accumulation_dtype(dtype))
+        for p, (name, w_in, w_out) in enumerate(zip(self.paths, weights_in, weights_out, strict=True)):
+            path, state = PATHS[name], None
+            tiles = zip(row_tiles(path.by_rows(x)), row_tiles(path.by_rows(out)), strict=True)
+            for tile, y in path.in_order(list(tiles)):
+                h = mingru_scan_2d(
+                    linear(tile, w_in),
+                    paths=(path.along_rows,),
+                    candidate=self.candidate,
+                    backend=self.backend,
+                    state=state,
+                )
+                state = path.last(h)
+                part = linear(h, w_out)
+                y.add_(part) if p else y.copy_(part)
+        return out.to(dtype)

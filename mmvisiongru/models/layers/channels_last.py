@@ -1,0 +1,125 @@
+"""Convolution and MLP on channels-last maps."""
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.amp import is_autocast_available
+
+
+class ChannelsLastConv2d(nn.Conv2d):
+    """``nn.Conv2d`` on (B, H, W, C), padded with zeros.
+
+    The permutes are views of the channels-last memory format.
+
+    Examples:
+        >>> import torch
+        >>> from mmvisiongru.models.layers import ChannelsLastConv2d
+        >>> ChannelsLastConv2d(3, 8, kernel_size=3, stride=2, padding=1)(torch.rand(1, 9, 6, 3)).shape
+        torch.Size([1, 5, 3, 8])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, in_channels) -> (B, H', W', out_channels)."""
+        weight = with_own_strides(self.weight) if self.training else self.weight
+        x = x.permute(0, 3, 1, 2)
+        x = F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return x.permute(0, 2, 3, 1)
+
+
+# torch.fx would trace into it, and has no strides.
+@torch.fx.wrap
+def with_own_strides(weight: Tensor) -> Tensor:
+    """A depthwise weight as a view, so that its gradient has the strides of the parameter.
+
+    It would have another stride along its side of 1, and DistributedDataParallel would copy it and warn.
+    """
+    return weight.view_as(weight) if weight.size(1) == 1 and weight.stride(0) == weight.stride(1) else weight
+
+
+class RecomputedGELU(torch.autograd.Function):
+    """W GELU(x) + b that saves x for backward and not GELU(x), which costs little to compute again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(F.gelu(x), weight, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, weight, _ = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        d_x = d_weight = d_bias = None
+        if ctx.needs_input_grad[0]:
+            d_x = torch.ops.aten.gelu_backward(grad @ weight, x)
+        if ctx.needs_input_grad[1]:
+            d_weight = grad.reshape(-1, grad.size(-1)).mT @ F.gelu(x).reshape(-1, x.size(-1))
+        if ctx.needs_input_grad[2]:
+            d_bias = grad.reshape(-1, grad.size(-1)).sum(0)
+        return d_x, d_weight, d_bias
+
+
+class GELULinear(nn.Module):
+    """W GELU(x) + b on the last axis.
+
+    The map before the GELU is the widest of a block: saved for backward once, not once more after the GELU.
+    It is no ``nn.Linear``, so that no adapter takes x for the input of the product.
+
+    Args:
+        in_features, out_features (int): As of ``nn.Linear``.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        linear = nn.Linear(in_features, out_features)
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        # A trace would hold the function as a call of Python, whose operations nobody can count.
+        if not torch.is_grad_enabled() or torch.jit.is_tracing():
+            return F.linear(F.gelu(x), self.weight, self.bias)
+        weight, bias, kind = self.weight, self.bias, x.device.type
+        if is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+            x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+        return RecomputedGELU.apply(x, weight, bias)
+
+    def extra_repr(self) -> str:
+        return f'in_features={self.weight.size(1)}, out_features={self.weight.size(0)}'
+
+
+class MLP(nn.Module):
+    """W2 GELU(W1 x) on the last axis.
+
+    Examples:
+        >>> import torch
+        >>> from mmvisiongru.models.layers import MLP
+        >>> MLP(dim=8, ratio=4)(torch.rand(1, 5, 6, 8)).shape
+        torch.Size([1, 5, 6, 8])
+    """
+
+    def __init__(self, dim: int, ratio: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, dim * ratio)
+        self.fc2 = GELULinear(dim * ratio, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        return self.fc2(self.fc1(x))
