@@ -8,7 +8,7 @@ import argparse
 
 from mmengine.config import Config
 
-from mmvisiongru.engine.resume_schedule import CHOICES
+from mmvisiongru.engine.resume import CHOICES
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import (
     add_common_options,

@@ -3,16 +3,15 @@
 import os
 import os.path as osp
 import re
-from logging import ERROR
 
 import torch
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 from PIL import Image
 from torch.utils.data import Dataset
 
-from mmvisiongru.engine.random_state import Draw, seed_all
+from mmvisiongru.engine.resume import Draw, seed_all
 from mmvisiongru.errors import InputError, in_one_line
 from mmvisiongru.files import is_local
 
@@ -63,7 +62,7 @@ class GuardedDataset(Dataset):
 
     def __getitem__(self, index: int):
         if isinstance(index, Draw):
-            seed_all(self.run_seed, 'sample', *index.place)
+            seed_all(self.run_seed, 'sample', *index.position)
         index = int(index)
         for _ in range(1 + (self.max_bad_samples or 0)):
             try:
@@ -107,7 +106,7 @@ class GuardedDataset(Dataset):
         if not self.bad[index]:
             self.bad[index] = 1
             # At this level every rank shows it.
-            print_log(f'bad sample passed over: {fault}', logger='current', level=ERROR)
+            MMLogger.get_current_instance().error(f'bad sample skipped: {fault}')
 
     def bad_files(self) -> list[str]:
         """The files of the samples that were passed over."""

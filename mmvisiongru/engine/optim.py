@@ -1,39 +1,36 @@
 """The optimizer in few groups of parameters, and layer-wise decay of the learning rate."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
 from itertools import chain
-from logging import LogRecord
 
 import torch
-from mmengine.logging import MMLogger, print_log
-from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, OptimWrapperDict, _ParamScheduler
+from mmengine.logging import MMLogger
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIMIZERS
 from torch import nn
-from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from mmvisiongru.errors import InputError
 from mmvisiongru.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
-# Applied to lr and weight_decay already; without them, groups of the same settings are the same.
-SPENT = ('lr_mult', 'decay_mult')
-# How a step is computed, and not what: this machine's choice, whatever a checkpoint says.
+# Folded into lr and weight_decay already. Without them, groups of equal settings are equal.
+LR_MULTIPLIERS = ('lr_mult', 'decay_mult')
+# How a step is computed, not what: this machine decides, whatever a checkpoint says.
 IMPLEMENTATION = ('fused', 'foreach', 'capturable')
-# SGD would start from momentum that nothing wrote if its first step is left out.
-FUSED = (torch.optim.Adam, torch.optim.AdamW)
+# The optimizers of the recipes, and devices on which every torch from 2.4 on fuses their steps.
+FUSED, FUSED_DEVICES = (torch.optim.Adam, torch.optim.AdamW), ('cpu', 'cuda')
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """mmengine's constructor; parameters of equal settings share a group, where it makes one for each.
 
-    Adam and AdamW become ``fused`` where the parameters are on a device that has it, unless the optimizer's
-    config says how they are to be computed.
+    Adam and AdamW become ``fused`` where the parameters are on a device that has it, unless the config of the
+    optimizer says how to compute a step.
 
     Args:
         optim_wrapper_cfg (dict): As mmengine's.
         paramwise_cfg (dict, optional): As mmengine's, and ``layer_decay_rate`` (float): the lr of a parameter
-            is multiplied by this for every layer behind its own, up to the heads. ``get_layer_depth`` of the
+            is multiplied by this for every layer between its own and the heads. ``get_layer_depth`` of the
             backbone counts the layers; the model may be a classifier or a segmentor.
     """
 
@@ -48,88 +45,71 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if isinstance(kind, str):
             with OPTIMIZERS.switch_scope_and_registry(None) as registry:
                 kind = registry.get(kind)
-        stated = {*IMPLEMENTATION, 'differentiable'} & set(self.optimizer_cfg)
-        if kind not in FUSED or stated:
+        if kind not in FUSED or {*IMPLEMENTATION, 'differentiable'} & set(self.optimizer_cfg):
             return False
-        devices = _get_fused_kernels_supported_devices()
-        return all(p.is_floating_point() and p.device.type in devices for p in model.parameters())
+        return all(p.is_floating_point() and p.device.type in FUSED_DEVICES for p in model.parameters())
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
-        """As mmengine's, which calls it for each module; of the model itself, join what it made."""
+        """Add the parameters of a module and its children; those of the whole model join in groups."""
         if prefix:
             return super().add_params(params, module, prefix=prefix, **kwargs)
-        with _without_a_line_for_each_parameter():
+        logger = MMLogger.get_current_instance()
+        level = logger.level
+        # mmengine logs a line for each parameter.
+        logger.setLevel(logging.ERROR)
+        try:
             super().add_params(params, module, **kwargs)
+        finally:
+            logger.setLevel(level)
         params[:] = self._join(params, module)
 
     def _join(self, singles: list[dict], model: nn.Module) -> list[dict]:
-        names = {id(p): name for name, p in model.named_parameters()}
-        depth_of = _layer_depth(model) if 'layer_decay_rate' in self.paramwise_cfg else None
-        groups, depths = {}, {}
+        scale = _layer_decay(model, self.paramwise_cfg)
+        groups = {}
         for single in singles:
-            settings = {k: v for k, v in single.items() if k not in ('params', *SPENT)}
+            (parameter,) = single['params']
+            settings = {k: v for k, v in single.items() if k not in ('params', *LR_MULTIPLIERS)}
             for name, base in (('lr', self.base_lr), ('weight_decay', self.base_wd)):
                 if base is not None:
                     settings.setdefault(name, base)
-            depth, (parameter,) = None, single['params']
-            if depth_of:
-                depth, layers = depth_of(names[id(parameter)])
-                settings['lr'] *= self.paramwise_cfg['layer_decay_rate'] ** (layers - 1 - depth)
+            if scale:
+                settings['lr'] *= scale(parameter)
             key = repr(sorted(settings.items()))
             groups.setdefault(key, dict(settings, params=[]))['params'].append(parameter)
-            depths.setdefault(key, depth)
-        frozen = sum(not p.requires_grad for p in model.parameters())
-        print_log(_table(list(groups.values()), list(depths.values()), frozen), logger='current')
         return list(groups.values())
 
 
-def _layer_depth(model: nn.Module):
-    """What gives depth and number of layers for the name of a parameter."""
+def _layer_decay(model: nn.Module, paramwise_cfg: dict):
+    """A function that gives the factor of the lr of a parameter, None without ``layer_decay_rate``."""
+    if 'layer_decay_rate' not in paramwise_cfg:
+        return None
     backbone = getattr(model, 'backbone', None)
     if not hasattr(backbone, 'get_layer_depth'):
         raise InputError(
             f'paramwise_cfg.layer_decay_rate needs a backbone that counts its layers; '
             f'{type(backbone).__name__} of {type(model).__name__} has no get_layer_depth'
         )
-    return lambda name: backbone.get_layer_depth(name, prefix='backbone.')
+    names = {id(p): name for name, p in model.named_parameters()}
+
+    def scale(parameter: nn.Parameter) -> float:
+        depth, layers = backbone.get_layer_depth(names[id(parameter)], prefix='backbone.')
+        return paramwise_cfg['layer_decay_rate'] ** (layers - 1 - depth)
+
+    return scale
 
 
-def _table(groups: list[dict], depths: list[int | None], frozen: int) -> str:
-    rows = [('group', 'depth', 'lr', 'decay', 'tensors', 'parameters')]
-    for i, (group, depth) in enumerate(zip(groups, depths, strict=True)):
-        settings = [f'{group[k]:.4g}' if k in group else '-' for k in ('lr', 'weight_decay')]
-        sizes = [len(group['params']), sum(p.numel() for p in group['params'])]
-        rows.append((str(i), '-' if depth is None else str(depth), *settings, *(f'{n:,}' for n in sizes)))
-    lines = [' '.join(f'{cell:>10}' for cell in row) for row in rows]
-    return '\n'.join(['groups of parameters:', *lines, *([f'frozen: {frozen} tensors'] if frozen else [])])
-
-
-@contextmanager
-def _without_a_line_for_each_parameter() -> Iterator[None]:
-    """Keep out of the log what mmengine says of single parameters."""
-
-    def keep(record: LogRecord) -> bool:
-        text = record.getMessage()
-        return not (text.startswith('paramwise_options -- ') or text.endswith('requires_grad=False'))
-
-    logger = MMLogger.get_current_instance()
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
-
-
-def single_wrappers(wrapper: OptimWrapper | OptimWrapperDict) -> list[OptimWrapper]:
-    """The wrappers of one optimizer each."""
-    return list(wrapper.optim_wrappers.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+def single_wrappers(wrapper) -> list[OptimWrapper]:
+    """The wrappers of one optimizer each; none before they are built."""
+    if isinstance(wrapper, OptimWrapperDict):
+        return list(wrapper.optim_wrappers.values())
+    return [wrapper] if isinstance(wrapper, OptimWrapper) else []
 
 
 def all_schedulers(schedulers) -> list:
     """The schedulers of a run, of one optimizer or several; none before they are built."""
     if isinstance(schedulers, dict):
-        schedulers = chain(*schedulers.values())
-    return [s for s in schedulers or () if isinstance(s, _ParamScheduler)]
+        schedulers = [] if 'type' in schedulers else chain(*schedulers.values())
+    return [scheduler for scheduler in schedulers or () if not isinstance(scheduler, dict)]
 
 
 def is_accumulating(wrapper: OptimWrapper | OptimWrapperDict) -> bool:

@@ -12,17 +12,15 @@ from functools import partial
 import torch
 from mmengine.dist import is_main_process
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mmvisiongru.checkpoint import Checkpoint, data_only, find_checkpoint, pretrained
 from mmvisiongru.engine.compiled import CompiledParts
 from mmvisiongru.engine.guarded_dataset import GuardedDataset
-from mmvisiongru.engine.optim import accept_state, single_wrappers
-from mmvisiongru.engine.random_state import build_numbered_sampler
-from mmvisiongru.engine.resume_schedule import ends_of, full_rates, settle_schedule
-from mmvisiongru.engine.terminal import calm, summary
+from mmvisiongru.engine.optim import accept_state, all_schedulers, single_wrappers
+from mmvisiongru.engine.resume import ResumableEpochLoop, Schedules, build_numbered_sampler
+from mmvisiongru.engine.terminal import silence, summary
 from mmvisiongru.files import is_local, new_file
 from mmvisiongru.models.layers.pooling import replace_pools
 from mmvisiongru.models.layers.precision import converted_once, score_in_float32
@@ -30,22 +28,6 @@ from mmvisiongru.registry import RUNNERS
 
 # How a config names the loop that the one below takes the place of.
 EPOCH_LOOPS = ('EpochBasedTrainLoop', 'mmengine.EpochBasedTrainLoop', EpochBasedTrainLoop)
-
-
-class ResumableEpochLoop(EpochBasedTrainLoop):
-    """mmengine's loop, which can also go on in the middle of an epoch."""
-
-    def run_epoch(self) -> None:
-        """Iterate over what is left of an epoch."""
-        self.runner.call_hook('before_train_epoch')
-        self.runner.model.train()
-        done = self._iter - self._epoch * len(self.dataloader)
-        if done and hasattr(self.dataloader.sampler, 'start_at'):
-            self.dataloader.sampler.start_at(done * self.dataloader.batch_sampler.batch_size)
-        for batch_idx, data_batch in enumerate(self.dataloader, done):
-            self.run_iter(batch_idx, data_batch)
-        self.runner.call_hook('after_train_epoch')
-        self._epoch += 1
 
 
 @RUNNERS.register_module()
@@ -125,10 +107,25 @@ class ReliableRunner(Runner):
             if self._compiled:
                 self._compiled.undo()
 
+    def scale_lr(self, optim_wrapper, auto_scale_lr: dict | None = None) -> None:
+        """Scale the lr by the samples of an optimizer step, over all processes and accumulated iterations."""
+        if not (auto_scale_lr or {}).get('enable'):
+            return
+        if all_schedulers(self.param_schedulers):
+            raise RuntimeError('the lr must be scaled before the schedulers are built')
+        base, batch_size = auto_scale_lr['base_batch_size'], self.train_dataloader.batch_size
+        for wrapper in single_wrappers(optim_wrapper):
+            # What a loss is divided by before training begins.
+            counts = round(1 / float(wrapper.scale_loss(torch.ones(()))))
+            samples = batch_size * self.world_size * counts
+            self.logger.info(f'lr x {samples / base:g}: {samples} samples a step, base_batch_size={base}')
+            for group in wrapper.param_groups:
+                group['lr'] *= samples / base
+
     def build_logger(self, *args, **kwargs):
-        """Build the logger; what holds in every run goes to its file alone."""
+        """Build the logger; until training, validation or test begins, its file takes what is no warning."""
         logger = super().build_logger(*args, **kwargs)
-        calm(logger)
+        self.silenced = silence(logger)
         return logger
 
     def build_train_loop(self, loop):
@@ -173,28 +170,33 @@ class ReliableRunner(Runner):
 
     def load_or_resume(self) -> None:
         """Load or resume; resuming without a path goes on from the newest whole checkpoint."""
-        if self._resume and self._load_from is None and not self._has_loaded:
+        if self._resume and self._load_from is None:
             self.loaded, notes = find_checkpoint(self.work_dir)
             for note in notes:
                 self.logger.warning(note)
             self._resume = self.loaded is not None
             self._load_from = self.loaded.path if self.loaded else None
         # The last step before a loop runs, of training, validation and test.
+        for handler, level in self.silenced:
+            handler.setLevel(level)
         for line in summary(self):
             self.logger.info(line)
         super().load_or_resume()
 
     def resume(self, filename, *args, **kwargs) -> None:
         """Resume; ``resume_schedule`` says what to do if the checkpoint's schedule has another length."""
-        ends, rates = ends_of(self), full_rates(self)
-        wrappers = single_wrappers(self.optim_wrapper) if isinstance(self.optim_wrapper, OptimWrapper) else []
+        wrappers = single_wrappers(self.optim_wrapper)
         accept = partial(accept_state, filename)
         handles = [w.optimizer.register_load_state_dict_pre_hook(accept) for w in wrappers]
+        schedules = Schedules(self)
         super().resume(filename, *args, **kwargs)
         for handle in handles:
             handle.remove()
-        if ends:
-            settle_schedule(self, filename, ends, rates)
+        loop = self.train_loop
+        note = loop.resume_at(self.position) if isinstance(loop, ResumableEpochLoop) else None
+        if note:
+            self.logger.warning(note)
+        schedules.settle(filename)
 
     def _init_model_weights(self) -> None:
         """Initialise the model; a checkpoint of an ``init_cfg`` must fit and holds data only."""
@@ -206,12 +208,17 @@ class ReliableRunner(Runner):
         known = [self.loaded] if self.loaded and self.loaded.path == filename else []
         self.loaded = None
         with data_only(*known):
-            return super().load_checkpoint(filename, *args, **kwargs)
+            checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+        self.position = checkpoint.get('meta', {}).get('position')
+        return checkpoint
 
     def save_checkpoint(
         self, out_dir, filename, file_client_args=None, *args, meta=None, backend_args=None, **kwargs
     ):
         """Save a checkpoint in one step; on other storage than local files, as mmengine does."""
+        meta = {} if meta is None else meta
+        if isinstance(self.train_loop, ResumableEpochLoop) and 'epoch' in meta:
+            meta['position'] = self.train_loop.position(meta['epoch'], meta['iter'])
         settings = dict(kwargs, meta=meta, backend_args=backend_args)
         if not is_local(out_dir, backend_args or file_client_args):
             return super().save_checkpoint(out_dir, filename, file_client_args, *args, **settings)

@@ -35,16 +35,16 @@ LAST = {False: 'iter_18.pth', True: 'epoch_6.pth'}
 
 
 class ToyDataset(BaseDataset):
-    """Samples 0 to 11, each blurred by the generators of Python, numpy and torch; some may be broken."""
+    """Numbered samples, each blurred by the generators of Python, numpy and torch; some may be broken."""
 
     METAINFO = dict(classes=('a', 'b'))
 
-    def __init__(self, broken=(), **kwargs):
-        self.broken = broken
+    def __init__(self, broken=(), size=SIZE, **kwargs):
+        self.broken, self.size = broken, size
         super().__init__(**kwargs)
 
     def load_data_list(self):
-        return [dict(number=i, gt_label=i % 2) for i in range(SIZE)]
+        return [dict(number=i, gt_label=i % 2) for i in range(self.size)]
 
     def prepare_data(self, idx):
         info = self.get_data_info(idx)

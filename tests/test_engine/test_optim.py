@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.engine import LearningRateDecayOptimWrapperConstructor
 
@@ -104,24 +103,6 @@ def test_backbone_that_does_not_count_its_layers():
         InputError, match='layer_decay_rate needs a backbone that counts its layers; NoneType of'
     ):
         optimizer_of(cfg, model, layer_decay_rate=0.9)
-
-
-def test_one_table_in_the_log(tmp_path):
-    logger = MMLogger.get_instance('table', log_file=str(tmp_path / 'log'))
-    cfg = load(UPERNET)
-    cfg.model.backbone.frozen_stages = 0
-    model = build_model(cfg)
-    optimizer_of(cfg, model, layer_decay_rate=0.5)
-    logger.handlers[-1].flush()
-    lines = (tmp_path / 'log').read_text().splitlines()
-    rows = [line.split() for line in lines[2:-1]]
-    frozen = [p for p in model.parameters() if not p.requires_grad]
-    assert lines[1].split() == ['group', 'depth', 'lr', 'decay', 'tensors', 'parameters']
-    assert rows[0][:4] == ['0', '1', f'{6e-5 * 0.5**14:.4g}', '0']
-    sizes = [int(row[5].replace(',', '')) for row in rows]
-    assert sum(sizes) == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert lines[-1] == f'frozen: {len(frozen)} tensors'
-    assert frozen
 
 
 PARAMWISE = dict(norm_decay_mult=0.0, custom_keys={'net.4': dict(lr_mult=0.1)})

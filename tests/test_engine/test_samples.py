@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mmvisiongru.engine.guarded_dataset import GuardedDataset
-from mmvisiongru.engine.random_state import Draw
+from mmvisiongru.engine.resume import Draw
 from mmvisiongru.errors import InputError
 from tests.harness.toy import toy_runner
 
@@ -180,8 +180,8 @@ def test_run_sums_up_what_it_passed_over(tmp_path):
     broken = {'train_dataloader.dataset.broken': [3, 7], 'max_bad_samples': 2, **HOOK}
     toy_runner(tmp_path, **broken).train()
     log = next(tmp_path.rglob('*.log')).read_text()
-    assert log.count('bad sample passed over: sample 3, no file known: OSError: this one is broken') == 1
-    assert '2 bad samples were passed over' in log
+    assert log.count('bad sample skipped: sample 3, no file known: OSError: this one is broken') == 1
+    assert '2 bad samples were skipped' in log
 
 
 @pytest.mark.parametrize('workers', [0, 1])

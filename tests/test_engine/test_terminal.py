@@ -70,7 +70,7 @@ def test_a_run_starts_with_a_summary_of_at_most_20_lines(tmp_path, task):
         assert kept in text
         assert text.count(kept) == 1
     if task == 'segmentation':
-        (bad,) = (line for line in lines if 'bad sample passed over' in line)
+        (bad,) = (line for line in lines if 'bad sample skipped' in line)
         assert str(broken) in bad
         assert 'logger.py' not in run.stdout + text
 

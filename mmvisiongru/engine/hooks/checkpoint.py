@@ -7,6 +7,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 
 from mmvisiongru.checkpoint import to_plain
+from mmvisiongru.engine.optim import is_accumulating
 from mmvisiongru.files import check_folder, is_local, lock_folder, write_text
 from mmvisiongru.registry import HOOKS
 
@@ -25,7 +26,7 @@ class AtomicCheckpointHook(CheckpointHook):
         # mmengine keeps what it does not know and fails at the first save.
         if self.args:
             raise TypeError(f'unexpected argument {", ".join(map(repr, self.args))}')
-        self.locks = []
+        self.locks, self.overdue = [], False
 
     def before_train(self, runner) -> None:
         """Fail now if the folder cannot be written or another training writes to it."""
@@ -56,8 +57,20 @@ class AtomicCheckpointHook(CheckpointHook):
     def _in_out_dir(self, path: str) -> str:
         return self.file_backend.join_path(self.out_dir, osp.basename(path))
 
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
+        """Save what is due, now or since an earlier iteration."""
+        super().after_train_iter(runner, *args, **kwargs)
+        if self.overdue and not is_accumulating(runner.optim_wrapper):
+            done = runner.iter + 1
+            step = runner.epoch if self.by_epoch else done
+            self._save_checkpoint_with_step(runner, step, meta=dict(epoch=runner.epoch, iter=done))
+
     def _save_checkpoint_with_step(self, runner, step, meta):
         """Save as mmengine does, in an order that leaves a complete checkpoint wherever it is cut off."""
+        self.overdue = is_accumulating(runner.optim_wrapper)
+        if self.overdue:
+            # A checkpoint holds no accumulated gradient.
+            return
         kept = list(self.keep_ckpt_ids) if self.max_keep_ckpts > 0 else []
         if self.max_keep_ckpts > 0 and step not in kept:
             kept.append(step)

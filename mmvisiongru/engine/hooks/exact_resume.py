@@ -1,10 +1,12 @@
 """The part of exact resuming that lies in the training loop."""
 
+from bisect import bisect
+
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
-from mmvisiongru.engine.random_state import seed_all
+from mmvisiongru.engine.resume import seed_all
 from mmvisiongru.registry import HOOKS
 
 
@@ -25,10 +27,11 @@ class ExactResumeHook(Hook):
         by_iter = isinstance(loop, IterBasedTrainLoop)
         done = loop.iter if by_iter else loop.epoch
         last = loop.max_iters if by_iter else loop.max_epochs
-        if not by_iter and loop.iter != loop.epoch * len(loop.dataloader):
+        # In the middle of an epoch, nothing is due.
+        if getattr(loop, 'done', 0):
             return
-        loop._decide_current_val_interval()
-        if done >= loop.val_begin and (done % loop.val_interval == 0 or done == last):
+        interval = loop.dynamic_intervals[bisect(loop.dynamic_milestones, done + 1) - 1]
+        if done >= loop.val_begin and (done % interval == 0 or done == last):
             runner.logger.info('validating the checkpoint first, as the run would have done')
             val_loop.run()
 

@@ -32,4 +32,4 @@ class BadSampleHook(Hook):
         """Name them once more."""
         dataset = runner.train_dataloader.dataset
         if isinstance(dataset, GuardedDataset) and (files := dataset.bad_files()):
-            runner.logger.warning(f'{len(files)} bad samples were passed over: {", ".join(files)}')
+            runner.logger.warning(f'{len(files)} bad samples were skipped: {", ".join(files)}')

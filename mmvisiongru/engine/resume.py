@@ -1,0 +1,203 @@
+"""What makes a resumed run the run that was not interrupted: random values, data order, schedule.
+
+Generators are seeded anew for every sample and every iteration, from the seed of the run and the position in
+it. A resumed run then draws what the uninterrupted one drew, whatever was drawn before, in which process, and
+with how many workers. No generator state has to be saved.
+"""
+
+import hashlib
+import random
+import warnings
+from collections.abc import Iterator, Sized
+from itertools import islice
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmengine.registry import DATA_SAMPLERS
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch.utils.data import BatchSampler, Sampler
+
+from mmvisiongru.engine.optim import all_schedulers, single_wrappers
+from mmvisiongru.errors import InputError
+
+# Of resume_schedule in a config: which schedule a run follows that is resumed to another length.
+CHOICES = ('checkpoint', 'config')
+
+
+def seed_all(*position) -> None:
+    """Seed the generators of Python, numpy and torch from a position in a run."""
+    seed = int.from_bytes(hashlib.blake2b(repr(position).encode(), digest_size=4).digest(), 'little')
+    random.seed(seed)
+    np.random.seed(seed)
+    # torch.manual_seed() formats a stack for each call until CUDA is in use.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
+
+
+class Draw(int):
+    """An index into a data set that knows its position: the rank, the epoch and the number within it."""
+
+    def __new__(cls, index: int, position: tuple[int, int, int]):
+        """Attach the position to the index."""
+        draw = super().__new__(cls, index)
+        draw.position = position
+        return draw
+
+    def __reduce__(self):
+        return Draw, (int(self), self.position)
+
+
+class NumberedSampler(Sampler):
+    """Turns the indices of a sampler into :class:`Draw`, and can start in the middle of an epoch.
+
+    Args:
+        sampler (Sampler): The sampler. Where it has no end, mmengine skips what was drawn before.
+    """
+
+    def __init__(self, sampler):
+        self.sampler, self.epoch, self.first = sampler, 0, 0
+        if hasattr(sampler, 'skip'):
+            self.skip = self.start_at
+
+    def start_at(self, number: int) -> None:
+        """Let the next epoch begin with this draw; those before it are not loaded."""
+        self.first = number
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on."""
+        self.epoch = epoch
+        if hasattr(self.sampler, 'set_epoch'):
+            self.sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Draw]:
+        first, self.first = self.first, 0
+        for number, index in islice(enumerate(self.sampler), first, None):
+            yield Draw(index, (get_rank(), self.epoch, number))
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __getattr__(self, name):
+        if name == 'sampler':
+            raise AttributeError(name)
+        return getattr(self.sampler, name)
+
+
+def build_numbered_sampler(sampler: dict, dataset: Sized, seed: int | None) -> NumberedSampler:
+    """Build the sampler of a dataloader's config and number its draws."""
+    return NumberedSampler(DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed)))
+
+
+class ResumableEpochLoop(EpochBasedTrainLoop):
+    """mmengine's loop, which can also go on in the middle of an epoch.
+
+    It counts iterations as if each epoch before had had the length of the present one.
+    """
+
+    # Iterations of the first epoch of this process that are done already.
+    done = 0
+
+    def run_epoch(self) -> None:
+        """Iterate over what is left of an epoch."""
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        done, self.done = self.done, 0
+        batches, batch_sampler = self.dataloader, self.dataloader.batch_sampler
+        if done and type(batch_sampler) is BatchSampler and hasattr(batch_sampler.sampler, 'start_at'):
+            batch_sampler.sampler.start_at(done * batch_sampler.batch_size)
+        elif done:
+            # The indices of a batch are known to its sampler alone: load those batches and drop them.
+            batches = islice(batches, done, None)
+        for batch_idx, data_batch in enumerate(batches, done):
+            self.run_iter(batch_idx, data_batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+    def position(self, epoch: int, iteration: int) -> dict | None:
+        """Where in its epoch a checkpoint is, and what that epoch is made of; None between two epochs."""
+        if epoch != self.epoch:
+            return None
+        length = len(self.dataloader)
+        batch_size = self.runner.world_size * getattr(self.dataloader.batch_sampler, 'batch_size', 1)
+        samples = len(self.dataloader.dataset)
+        return dict(done=iteration - epoch * length, of=length, batch_size=batch_size, samples=samples)
+
+    def resume_at(self, saved: dict | None) -> str | None:
+        """Go on where a checkpoint is in its epoch, whose batches may be others than those of this run.
+
+        With another batch size or number of processes, as many samples are skipped as were seen, rounded down
+        to a batch. With other data, the epoch begins anew.
+
+        Args:
+            saved (dict, optional): What :meth:`position` gave when the checkpoint was written.
+
+        Returns:
+            str | None: What to log, unless the batches are the same.
+        """
+        now, before, self.done = self.position(self.epoch, 0), self.iter, 0
+        if saved and saved['done'] == saved['of']:
+            self.done = now['of']
+        elif saved and saved['samples'] == now['samples']:
+            self.done = min(saved['done'] * saved['batch_size'] // now['batch_size'], now['of'])
+        self._iter = self.epoch * now['of'] + self.done
+        if self.iter == before and self.done == (saved or dict(done=0))['done']:
+            return None
+        return (
+            f'an epoch has {now["of"]} iterations now, which is not what the checkpoint counted: iteration '
+            f'{before} becomes {self.iter}, after {self.epoch} epochs and {self.done} iterations'
+        )
+
+
+class Schedules:
+    """The schedulers of the config, noted before those of a checkpoint take their place."""
+
+    def __init__(self, runner: Runner):
+        self.runner = runner
+        self.ends = self._ends()
+        self.rates = [group.get('initial_lr', group['lr']) for group in self._groups()]
+
+    def _ends(self) -> list[int]:
+        return [scheduler.end for scheduler in all_schedulers(self.runner.param_schedulers)]
+
+    def _groups(self) -> list[dict]:
+        """The groups of all optimizers, and the one without parameters whose lr mmengine logs as base_lr."""
+        return [g for wrapper in single_wrappers(self.runner.optim_wrapper) for g in wrapper.param_groups]
+
+    def settle(self, path: str) -> None:
+        """Decide which schedule a resumed run follows, if the config has another one than the checkpoint.
+
+        Raises:
+            InputError: They differ and ``resume_schedule`` of the config names none of the two.
+        """
+        choice, stored = self.runner.cfg.get('resume_schedule'), self._ends()
+        if choice not in (None, *CHOICES):
+            raise InputError(f'resume_schedule must be one of {", ".join(CHOICES)}, got {choice!r}')
+        if stored == self.ends:
+            return
+        if choice == 'config':
+            self._follow_config()
+            return
+        line = f'the schedule in {path} ends at {max(stored)}, that of the config at {max(self.ends)}'
+        if choice is None:
+            raise InputError(
+                f'{line}, and the lr is {self._groups()[0]["lr"]:.3g} now; add --schedule config to go on as '
+                'with the other from the start, or --schedule checkpoint to keep that lr after the end'
+            )
+        self.runner.logger.warning(f'{line}; the run follows the former, as resume_schedule says')
+
+    def _follow_config(self) -> None:
+        """Take the steps of the config's schedulers up to here: each value follows from the one before."""
+        runner, loop = self.runner, self.runner.train_loop
+        for group, rate in zip(self._groups(), self.rates, strict=True):
+            group['lr'] = group['initial_lr'] = rate
+        length = len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else None
+        with warnings.catch_warnings():
+            # Torch expects a step of the optimizer before each; those were taken in the run before.
+            warnings.simplefilter('ignore')
+            runner.param_schedulers = runner.build_param_scheduler(runner.cfg.param_scheduler)
+            for done in range(1, loop.iter + 1):
+                for scheduler in all_schedulers(runner.param_schedulers):
+                    if not scheduler.by_epoch or (length and done % length == 0):
+                        scheduler.step()

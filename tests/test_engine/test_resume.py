@@ -1,0 +1,150 @@
+"""Runs that are resumed with other batches, to another length, or with another optimizer."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.hooks import Hook
+
+from mmvisiongru.checkpoint import load_checkpoint_file
+from mmvisiongru.errors import InputError
+from tests.harness.toy import differing, finish, run, start, toy_runner
+
+# 16 samples, four batches of four in an epoch; two groups of parameters, so that base_lr is logged.
+RUN = {
+    'by_epoch': True,
+    'train_dataloader.dataset.size': 16,
+    'optim_wrapper.paramwise_cfg': dict(norm_decay_mult=0.0),
+    'optim_wrapper.constructor': 'mmvisiongru.GroupedOptimWrapperConstructor',
+    'optim_wrapper.optimizer.weight_decay': 0.05,
+    # As in the recipes of ImageNet: one value per epoch in the config, one per iteration in the run.
+    'param_scheduler': [
+        dict(type='LinearLR', start_factor=0.1, end=1, by_epoch=True, convert_to_iter_based=True),
+        dict(type='CosineAnnealingLR', begin=1, by_epoch=True, convert_to_iter_based=True),
+    ],
+}
+
+
+def settings(batch_size=4, epochs=6, **more) -> dict:
+    return {**RUN, 'iters': 3 * epochs, 'train_dataloader.batch_size': batch_size, **more}
+
+
+class SeenHook(Hook):
+    """Notes the samples of each iteration, with the epoch, and what is logged of the learning rate."""
+
+    def __init__(self):
+        self.samples, self.rates = [], []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        numbers = [int(Path(sample.img_path).stem) for sample in data_batch['data_samples']]
+        self.samples.append((runner.epoch + 1, numbers))
+        rates = runner.optim_wrapper.get_lr()
+        self.rates.append((rates['lr'][0], rates['base_lr'][0]))
+
+
+def watched(work_dir, **more) -> tuple:
+    runner = toy_runner(work_dir, **more)
+    runner.register_hook(hook := SeenHook())
+    runner.train()
+    return runner, hook
+
+
+@pytest.mark.parametrize('batch_size', [8, 16, 2, 4])
+@pytest.mark.parametrize('schedule', ['config', 'checkpoint'])
+def test_epochs_with_another_batch_size_are_all_trained(tmp_path, batch_size, schedule):
+    run(tmp_path, **settings(epochs=2))
+    more = settings(batch_size, resume_schedule=schedule)
+    runner, hook = watched(tmp_path, resume=True, **more)
+    length = 16 // batch_size
+    assert [epoch for epoch, _ in hook.samples] == [e for e in (3, 4, 5, 6) for _ in range(length)]
+    for epoch in (3, 4, 5, 6):
+        assert sorted(n for e, numbers in hook.samples if e == epoch for n in numbers) == list(range(16))
+    assert runner.iter == runner.max_iters == 6 * length
+    assert load_checkpoint_file(str(tmp_path / 'epoch_6.pth'))['meta']['iter'] == 6 * length
+    if schedule == 'config':
+        _, straight = watched(tmp_path / 'straight', **settings(batch_size))
+        np.testing.assert_allclose(hook.rates, straight.rates[2 * length :], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ('now', 'first_epoch'),
+    [
+        # 12 of 16 samples of epoch 2 were seen; of a batch that is only partly new, all is trained.
+        (dict(batch_size=4), [[4]]),
+        (dict(batch_size=2), [[2, 2]]),
+        (dict(batch_size=8), [[8]]),
+        (dict(batch_size=7), [[7, 2]]),
+        # Other data: the epoch begins anew.
+        ({'train_dataloader.dataset.size': 20}, [[4] * 5]),
+    ],
+)
+def test_middle_of_an_epoch_with_another_loader(tmp_path, now, first_epoch):
+    with pytest.raises(SystemExit):
+        toy_runner(tmp_path, fault=dict(at=7, what='SIGTERM'), **settings()).train()
+    _, seen = watched(tmp_path / 'whole', **settings())
+    rest = seen.samples[7][1]
+    runner, hook = watched(tmp_path, resume=True, resume_schedule='config', **settings(**now))
+    assert [len(n) for epoch, n in hook.samples if epoch == 2] == first_epoch[0]
+    numbers = [n for epoch, ns in hook.samples if epoch == 2 for n in ns]
+    assert len(set(numbers)) == len(numbers)
+    assert set(numbers) >= set(rest)
+    assert {epoch for epoch, _ in hook.samples} == {2, 3, 4, 5, 6}
+    assert runner.iter == runner.max_iters
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('at', [7, 8])
+def test_with_another_number_of_processes(tmp_path, at):
+    more = {k: v for k, v in settings().items() if not k.startswith('param_scheduler')}
+    with pytest.raises(SystemExit):
+        toy_runner(tmp_path, fault=dict(at=at, what='SIGTERM'), **more).train()
+    code, log = finish(start(2, tmp_path, resume=True, **more))
+    assert code == 0, log
+    assert load_checkpoint_file(str(tmp_path / 'epoch_6.pth'))['meta']['iter'] == 6 * 2
+
+
+def test_a_schedule_of_another_length_must_be_chosen(tmp_path):
+    run(tmp_path, **settings(epochs=2))
+    with pytest.raises(InputError, match=r'ends at 8, .* at 24.* --schedule config .* --schedule checkpoint'):
+        toy_runner(tmp_path, resume=True, **settings()).train()
+    _, straight = watched(tmp_path / 'straight', **settings())
+    _, config = watched(tmp_path / 'config', resume=True, resume_schedule='config',
+                        load_from=str(tmp_path / 'epoch_2.pth'), **settings())  # fmt: skip
+    np.testing.assert_allclose(config.rates, straight.rates[8:], rtol=1e-9)
+    assert np.min(config.rates) > 0
+    # At the end of the checkpoint's schedule, its lr stays.
+    _, checkpoint = watched(tmp_path, resume=True, resume_schedule='checkpoint', **settings())
+    assert {lr for lr, _ in checkpoint.rates} == {checkpoint.rates[0][0]}
+
+
+@pytest.mark.parametrize('by_epoch', [False, True])
+@pytest.mark.parametrize('counts', [2, 4])
+def test_checkpoints_wait_for_an_accumulated_gradient(tmp_path, by_epoch, counts):
+    """Epochs of three iterations and checkpoints after each third one, steps after each second or fourth."""
+    more = {'by_epoch': by_epoch, 'optim_wrapper.accumulative_counts': counts, 'keep': -1}
+    run(tmp_path / 'whole', **more)
+    files = [load_checkpoint_file(str(path)) for path in (tmp_path / 'whole').glob('[ei]*.pth')]
+    saved = sorted({file['meta']['iter'] for file in files})
+    assert saved == {2: [4, 6, 10, 12, 16, 18], 4: [4, 8, 12, 16, 18]}[counts]
+    last = 'epoch_6.pth' if by_epoch else 'iter_18.pth'
+    for kill_at in (6, 12, 18):
+        run(tmp_path / 'cut', kill_at, resume=True, **more)
+    run(tmp_path / 'cut', resume=True, **more)
+    assert differing(tmp_path / 'whole' / last, tmp_path / 'cut' / last)[1] == []
+
+
+@pytest.mark.parametrize(('counts', 'batch_size', 'expected'), [(1, 4, 0.25), (4, 4, 1.0), (3, 2, 0.375)])
+def test_the_scaled_lr_knows_of_accumulation(tmp_path, counts, batch_size, expected):
+    more = settings(batch_size, auto_scale_lr=dict(enable=True, base_batch_size=16), log_level='INFO')
+    del more['param_scheduler']
+    runner = toy_runner(tmp_path, **more, **{'optim_wrapper.accumulative_counts': counts})
+    runner.train()
+    groups = runner.optim_wrapper.param_groups
+    assert [group['initial_lr'] for group in groups] == pytest.approx([0.05 * expected] * 3)
+    # The table of groups in the log, too.
+    lines = next(tmp_path.rglob('*.log')).read_text().splitlines()
+    header = next(
+        i for i, line in enumerate(lines) if line.split() == ['lr', 'decay', 'tensors', 'parameters']
+    )
+    rows = [list(map(float, line.split())) for line in lines[header + 1 : header + 3]]
+    assert sorted(rows) == [pytest.approx([0.05 * expected, *r]) for r in ([0, 2, 16], [0.05, 4, 58])]
