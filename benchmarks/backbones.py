@@ -4,36 +4,31 @@
     python benchmarks/backbones.py --out docs/comparison_gpu --device cuda --dtype bfloat16
 
 Writes OUT.json and OUT.md. Parameters and FLOPs are counted; time and memory of inference at batch 1 are
-measured. Each model takes turns with VisionGRU-tiny at the same size, so their ratio holds even on a busy
-machine. Accuracy is never measured here: it is quoted from the model index of mmpretrain and mmseg, or from
-the source that the row names. About 10 minutes on two CPU cores.
+measured. Runs of each model are interleaved with runs of VisionGRU-tiny at the same size, so that their
+ratio holds on a busy machine, too. Accuracy is not measured but quoted from the model index of mmpretrain and
+mmseg, or from the source in the row. About 10 minutes on two CPU cores.
 """
 
 import argparse
 import json
+import statistics
 from functools import partial
 from logging import ERROR
 from pathlib import Path
 
+import mmseg
 import torch
 import yaml
 from mmengine.logging import MMLogger
+from mmpretrain import ModelHub
 
 from mmvisiongru import measure
 from mmvisiongru.flops import count
 from mmvisiongru.models.layers.precision import converted_once
-from mmvisiongru.zoo import (
-    PRECISIONS,
-    PRECISIONS_HELP,
-    build_model,
-    image_size,
-    in_precision,
-    inference,
-    reported_results,
-)
+from mmvisiongru.zoo import build_model, image_size, model_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
-# The first model of a task is the one that the others take turns with.
+# The first model of a task is the reference of the time ratios.
 MODELS = dict(
     classification={
         'VisionGRU-tiny': str(CONFIGS / 'classification/visiongru-tiny_8xb128_in1k.py'),
@@ -71,7 +66,8 @@ MODELS = dict(
         'UperNet Swin-T': 'swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512',
     },
 )
-# Not in the stack: parameters in millions, GMACs (None: the source gives none), accuracy, source.
+# Models that no installed library has: parameters in millions, GMACs (None: not in the source), accuracy,
+# source.
 QUOTED = dict(
     classification={
         'RegNetY-4GF': (20.6, 4.0, 79.4, 'MODEL_ZOO.md of facebookresearch/pycls'),
@@ -89,10 +85,11 @@ QUOTED_SIZE = dict(classification=(224, 224), segmentation=(512, 512))
 
 
 def quoted_accuracy(key: str, task: str) -> tuple[float | None, str]:
-    """Accuracy that others report, and who does."""
+    """Accuracy of a model and the source that reports it."""
     if not key.endswith('.py'):
-        results, library = reported_results(key)
-        return results.get(METRIC[task]), f'model index of {library}'
+        entry = mmseg_entry(key) if task == 'segmentation' else ModelHub.get(key).results[0].metrics
+        library = 'mmseg' if task == 'segmentation' else 'mmpretrain'
+        return entry.get(METRIC[task]), f'model index of {library}'
     index = yaml.safe_load((CONFIGS / task / 'metafile.yml').read_text())
     entry = next(m for m in index['Models'] if m['Name'] == Path(key).stem)
     paper = next(c['Paper']['URL'] for c in index['Collections'] if c['Name'] == entry['In Collection'])
@@ -101,19 +98,33 @@ def quoted_accuracy(key: str, task: str) -> tuple[float | None, str]:
     )
 
 
+def mmseg_entry(name: str) -> dict:
+    """Metrics of a model in mmseg's model index."""
+    folder = Path(mmseg.__file__).parent / '.mim/configs'
+    (config,) = folder.rglob(f'{name}.py')
+    found = {}
+    for metafile in config.parent.glob('metafile.y*ml'):
+        # Where two entries have the same name, the first has a shorter schedule: its weights' name says so.
+        for entry in yaml.safe_load(metafile.read_text())['Models']:
+            if entry['Name'] == name:
+                found = entry['Results']
+    return (found[0] if isinstance(found, list) else found)['Metrics']
+
+
 def measure_model(name: str, task: str, reference, device, precision: str, repeats: int) -> dict:
-    """Count and measure one model, the latter in turns with the reference."""
+    """Count one model and measure it, interleaved with the reference."""
     key = MODELS[task][name]
-    model, size = build_model(key), image_size(key)
+    cfg = model_config(key)
+    model, size = build_model(cfg), image_size(cfg)
     x = torch.randn(1, 3, *size, device=device)
     runs = dict(
-        this=partial(inference, *in_precision(model.to(device), x, precision)),
-        reference=partial(inference, *in_precision(reference, x, precision)),
+        this=partial(measure.inference, *measure.in_precision(model.to(device), x, precision)),
+        reference=partial(measure.inference, *measure.in_precision(reference, x, precision)),
     )
     memory = measure.peak_memory(runs['this'], device)
     with converted_once():
         times = measure.interleaved_times(runs, device, repeats)
-    times = {run: measure.median(t) for run, t in times.items()}
+    times = {run: statistics.median(t) for run, t in times.items()}
     accuracy, source = quoted_accuracy(key, task)
     return dict(
         task=task,
@@ -129,7 +140,7 @@ def measure_model(name: str, task: str, reference, device, precision: str, repea
 
 
 def quoted_rows(task: str) -> list[dict]:
-    """Rows of the models that cannot be built here."""
+    """Rows of the models that no installed library has."""
     rows = []
     for name, (millions, gmacs, accuracy, source) in QUOTED[task].items():
         row = dict(task=task, model=name, size=QUOTED_SIZE[task], accuracy=accuracy, source=source)
@@ -166,17 +177,16 @@ def markdown(rows: list[dict], machine: dict) -> str:
     lines = [
         '# VisionGRU and its competitors',
         '',
-        '`benchmarks/backbones.py` writes this page and says how. Run it again to refresh it.',
+        'Written by `benchmarks/backbones.py`.',
         '',
         f'Measured on: {", ".join(f"{key} {value}" for key, value in machine.items())}.',
         '',
-        '- Inference is at batch 1. Peak memory is what a pass needs on top of the weights.',
-        '- FLOPs are multiply-accumulates.',
-        '- Segmentors are counted and timed without their auxiliary head, but its parameters are included.',
-        '- **Accuracy is quoted from the source in the last column.** None of it was reached here, and',
-        '  recipes differ.',
-        '- A model that the stack does not have is marked "not available". All figures in its row are'
-        ' quoted.',
+        '- Inference at batch 1, medians. Peak memory is that of a forward pass on top of the weights.',
+        '- "time / ..." compares with the reference in interleaved runs. Times of different rows are from',
+        '  different minutes and compare less well.',
+        '- FLOPs are multiply-accumulates. FLOPs and time of segmentors are without the auxiliary head.',
+        '- **Accuracy is quoted from the source in the last column**, not reached here. Recipes differ.',
+        '- Rows marked "not available" are quoted as a whole: no installed library has the model.',
     ]
     for task, (title, reference, accuracy) in titles.items():
         head = ['model', 'image', 'params (M)', 'FLOPs (G)', 'ms', f'time / {reference}', 'peak MB']
@@ -202,9 +212,11 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', default='work_dirs/comparison', help='write OUT.json and OUT.md')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--dtype', choices=PRECISIONS, default='float32', help=PRECISIONS_HELP)
     parser.add_argument(
-        '--repeats', type=int, default=5, help='timed runs of each model, after one to warm up'
+        '--dtype', choices=measure.PRECISIONS, default='float32', help=measure.PRECISIONS_HELP
+    )
+    parser.add_argument(
+        '--repeats', type=int, default=5, help='timed runs of each model after an untimed one'
     )
     return parser.parse_args(argv)
 

@@ -1,47 +1,52 @@
-"""What linear cost buys: time per megapixel as images grow, and the largest image that memory lets through.
+"""Time per megapixel as images grow, and the largest image that fits into memory.
 
     python benchmarks/largest_image.py --out docs/figures/largest_image
     python benchmarks/largest_image.py --out work_dirs/largest --sides 512 1024 2048 --minutes 1
 
-Inference of classifiers at batch 1 on square images, by default 512 x 512 and from there on twice the
-pixels each time. A model is stopped at the first size that does not fit into `--memory` GiB or takes longer
-than `--minutes`; where it was memory, bisection then finds the largest side. Each size is measured in a
-process of its own. On a GPU the limit is on what torch reserves, on a CPU on all private memory of the
-process (Linux). Writes OUT.csv, a line at a time, and OUT.png; a line that is there is not measured again.
+Inference of classifiers at batch 1 on square images, by default from 512 x 512 with twice the pixels each
+time. A model stops at the first size that does not fit into `--memory` GiB or takes longer than `--minutes`;
+if it was memory, bisection finds the largest side. Each size is measured in a new process. The limit applies
+to the memory that torch reserves on a GPU, and to all private memory of the process on a CPU (Linux). Writes
+OUT.csv line by line and OUT.png; a line of an earlier run is not measured again.
 """
 
 import argparse
 import csv
 import math
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, TimeoutError
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 
+# A script has only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.models import COMPARED, OVER_SIZES
 from mmvisiongru import measure
-from mmvisiongru.zoo import COMPARED, build_model, inference
+from mmvisiongru.measure import inference
+from mmvisiongru.zoo import build_model
 
 COLUMNS = ('model', 'side', 'megapixels', 'outcome', 'seconds', 'seconds_per_megapixel', 'peak_memory_mb')
-# Sides of the bisection are multiples of it, as of all strides.
+# Pixels. Sides of the bisection are multiples of it, and so of all strides.
 STEP = 32
-# Seconds under which an image is taken twice, and the faster time counts.
+# Seconds. A faster image is measured twice, and the faster time counts.
 SHORT = 10
 FITS, MEMORY, TIME = 'fits', 'memory', 'time'
 
 
 def sides(first: int = 512, last: int = 8192) -> list[int]:
-    """From ``first`` to ``last``, twice the pixels each time, in multiples of STEP."""
+    """Sides from ``first`` to ``last`` with twice the pixels each time, in multiples of STEP."""
     number = round(2 * math.log2(last / first))
     return [STEP * round(first * 2 ** (i / 2) / STEP) for i in range(number + 1)]
 
 
 def measure_side(key: str, side: int, device: str, memory: float) -> dict:
-    """Seconds and peak memory of one image; without both where it does not fit."""
+    """Outcome, seconds and peak memory of one image; the outcome alone if it does not fit."""
     device, limit = torch.device(device), int(memory * 2**30)
     if device.type == 'cuda':
         torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info(device)[1], device)
@@ -49,11 +54,11 @@ def measure_side(key: str, side: int, device: str, memory: float) -> dict:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
         model = build_model(key).to(device)
-        # What a first call compiles and allocates is no cost of the image.
+        # The first call also compiles and allocates.
         inference(model, torch.randn(1, 3, 224, 224, device=device))
         run = partial(timed, partial(inference, model, torch.randn(1, 3, side, side, device=device)), device)
         seconds = []
-        peak = measure.peak_growth(lambda: seconds.append(run()), device) / 2**20
+        peak = measure.peak_memory(lambda: seconds.append(run()), device, warm_up=False) / 2**20
         if seconds[0] < SHORT:
             seconds.append(run())
     except (RuntimeError, MemoryError) as error:
@@ -61,6 +66,11 @@ def measure_side(key: str, side: int, device: str, memory: float) -> dict:
             raise
         return dict(outcome=MEMORY)
     return dict(outcome=FITS, seconds=min(seconds), peak_memory_mb=peak)
+
+
+def send_side(end: Connection, *args) -> None:
+    """:func:`measure_side` for a process whose parent holds the other end of the pipe."""
+    end.send(measure_side(*args))
 
 
 def timed(function: Callable[[], object], device: torch.device) -> float:
@@ -73,23 +83,24 @@ def timed(function: Callable[[], object], device: torch.device) -> float:
 
 
 def in_process(name: str, side: int, args) -> dict:
-    """:func:`measure_side` in a process of its own, which is ended after the time limit."""
+    """:func:`measure_side` in a new process, which is killed after the time limit."""
     row = dict(model=name, side=side, megapixels=side * side / 1e6)
-    with ProcessPoolExecutor(1, get_context('spawn')) as pool:
-        task = pool.submit(measure_side, COMPARED[name], side, args.device, args.memory)
-        try:
-            found = task.result(60 * args.minutes)
-        except TimeoutError:
-            found = dict(outcome=TIME)
-            for process in list(pool._processes.values()):
-                process.kill()
+    context = get_context('spawn')
+    results, end = context.Pipe(duplex=False)
+    arguments = (end, COMPARED[name], side, args.device, args.memory)
+    process = context.Process(target=send_side, args=arguments)
+    process.start()
+    end.close()
+    found = results.recv() if results.poll(60 * args.minutes) else dict(outcome=TIME)
+    process.kill()
+    process.join()
     if 'seconds' in found:
         found['seconds_per_megapixel'] = found['seconds'] / row['megapixels']
     return row | found
 
 
 def wanted(name: str, rows: list[dict], grid: Sequence[int]) -> Iterator[int]:
-    """Sides of a model that are still to be measured, given all that was; grows as rows do."""
+    """Sides of a model that remain to be measured; the caller adds the row of each to ``rows``."""
     for side in grid:
         if not any(row['side'] == side for row in of(name, rows)):
             yield side
@@ -100,10 +111,10 @@ def wanted(name: str, rows: list[dict], grid: Sequence[int]) -> Iterator[int]:
 
 
 def between(rows: list[dict]) -> int | None:
-    """The side in the middle of the largest that fits and the smallest that memory refuses."""
+    """The side halfway between the largest that fits and the smallest that does not fit into memory."""
     refused = [row['side'] for row in rows if row['outcome'] == MEMORY]
     fits = max((row['side'] for row in rows if row['outcome'] == FITS), default=0)
-    # What takes too long has no largest side that can be found in time.
+    # Above the time limit the largest side cannot be found.
     if not refused or not fits or any(row['outcome'] == TIME for row in rows):
         return None
     middle = STEP * ((fits + min(refused)) // 2 // STEP)
@@ -116,7 +127,7 @@ def of(name: str, rows: list[dict]) -> list[dict]:
 
 
 def read(path: Path) -> list[dict]:
-    """Rows of a table that was begun."""
+    """Rows of the table of an earlier run."""
     if not path.exists():
         return []
     lines = [line for line in path.read_text().splitlines() if not line.startswith('#')]
@@ -124,7 +135,7 @@ def read(path: Path) -> list[dict]:
 
 
 def append(path: Path, row: dict, machine: dict) -> None:
-    """Write a row; before the first, what it was measured on."""
+    """Append a row; before the first, write what it was measured on."""
     new = not path.exists()
     with path.open('a', newline='') as file:
         if new:
@@ -136,7 +147,7 @@ def append(path: Path, row: dict, machine: dict) -> None:
 
 
 def plot(rows: list[dict], memory: float, path: Path) -> None:
-    """Seconds per megapixel over megapixels; what is linear is level."""
+    """Draw seconds per megapixel over megapixels; linear cost is a level line."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -181,7 +192,7 @@ def main(argv=None):
     table = out.parent / f'{out.name}.csv'
     machine = measure.describe_machine(torch.device(args.device)) | dict(memory_gib=args.memory)
     rows = read(table)
-    for name in COMPARED:
+    for name in OVER_SIZES:
         for side in wanted(name, rows, args.sides):
             row = in_process(name, side, args)
             rows.append(row)

@@ -1,12 +1,13 @@
-"""Time of a model against that of its linear layers and convolutions alone: what everything else costs.
+"""Time of a model over the time of its linear layers and convolutions alone.
 
     python benchmarks/linear_share.py configs/classification/vrwkv-small_8xb128_in1k.py --sizes 1024
 
-Every nn.Linear and nn.Conv2d runs on a random input of the shape that it has in the model, in the order of
-the model. Both take turns and medians are reported, so that the ratio holds on a machine that is not quiet.
+Every nn.Linear and nn.Conv2d runs on a random input of its shape in the model, in the order of the model.
+Runs are interleaved and medians are reported, so that the ratio holds on a busy machine, too.
 """
 
 import argparse
+import statistics
 from functools import partial
 from logging import ERROR
 
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from mmvisiongru import measure, optimize_for_inference
 from mmvisiongru.launch.options import one_line_errors
-from mmvisiongru.zoo import build_model, inference
+from mmvisiongru.measure import inference
+from mmvisiongru.zoo import build_model
 
 LAYERS = (nn.Linear, nn.Conv2d)
 
@@ -47,28 +49,28 @@ def run_layers(calls: list[tuple[nn.Module, Tensor]]) -> None:
 
 
 def compare(model: nn.Module, x: Tensor, repeats: int) -> dict:
-    """Seconds of the model and of its layers, medians of runs that take turns."""
+    """Seconds of the model and of its layers, medians of interleaved runs."""
     calls = recorded_layers(model, x)
     # In place: the layers run alone as they run in the model.
     optimize_for_inference(model)
     runs = dict(model=partial(inference, model, x), layers=partial(run_layers, calls))
     times = measure.interleaved_times(runs, x.device, repeats)
-    found = {name: measure.median(seconds) for name, seconds in times.items()}
+    found = {name: statistics.median(seconds) for name, seconds in times.items()}
     return dict(found, ratio=found['model'] / found['layers'])
 
 
 def parse_args(argv=None):
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('models', nargs='+', help='as for benchmark.py')
+    parser.add_argument('models', nargs='+', help='as for tools/analysis_tools/benchmark.py')
     parser.add_argument('--sizes', nargs='+', type=int, default=[1024], help='sides of the square image')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--repeats', type=int, default=7, help='timed runs of each, after one to warm up')
+    parser.add_argument('--repeats', type=int, default=7, help='timed runs of each after an untimed one')
     return parser.parse_args(argv)
 
 
 def main(argv=None):
-    """Measure and print one line a model and size."""
+    """Measure and print one line per model and size."""
     args = parse_args(argv)
     MMLogger.get_instance('mmengine', log_level=ERROR)
     device = torch.device(args.device)

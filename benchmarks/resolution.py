@@ -3,13 +3,16 @@
     python benchmarks/resolution.py --out docs/figures/resolution_cpu
     python benchmarks/resolution.py --out docs/figures/resolution_gpu --device cuda
 
-Writes OUT.csv and OUT.png. Parameters and FLOPs are counted (mmvisiongru/flops.py), memory and time
-of inference measured: models take turns at each size, and medians are kept. A model leaves the picture at the
-size for which the memory is not enough. About 15 minutes on two CPU cores, most of them at 1536 and 2048.
+Writes OUT.csv and OUT.png. Parameters and FLOPs are counted (mmvisiongru/flops.py). Memory and time of
+inference are measured: runs of the models are interleaved at each size, and medians are written. The curve of
+a model ends before the size that does not fit into memory. About 15 minutes on two CPU cores, most of them at
+1536 and 2048.
 """
 
 import argparse
 import csv
+import statistics
+import sys
 from functools import partial
 from logging import ERROR
 from pathlib import Path
@@ -17,9 +20,13 @@ from pathlib import Path
 import torch
 from mmengine.logging import MMLogger
 
+# A script has only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.models import COMPARED, OVER_SIZES
 from mmvisiongru import measure
 from mmvisiongru.flops import count
-from mmvisiongru.zoo import COMPARED, build_model, inference
+from mmvisiongru.measure import inference
+from mmvisiongru.zoo import build_model
 
 STYLES = {
     'VisionGRU-tiny': dict(marker='o', linestyle='-', color='black', hatch=''),
@@ -34,7 +41,7 @@ PANELS = dict(gmacs='FLOPs / GMAC', peak_memory_mb='peak memory / MB', latency_m
 
 
 def measure_sizes(models: dict, sizes: list[int], batch_size: int, device, repeats: int) -> list[dict]:
-    """One row a size and model: parameters, MACs of one image, memory and time of the batch."""
+    """One row per size and model: parameters, MACs of one image, memory and time of the batch."""
     rows, counted = [], {name: build_model(COMPARED[name]).to('meta') for name in models}
     with measure.progress_bar() as bar:
         task = bar.add_task('', total=len(sizes) * len(models) * (repeats + 1))
@@ -54,14 +61,14 @@ def measure_sizes(models: dict, sizes: list[int], batch_size: int, device, repea
                         parameters=found['parameters'],
                         gmacs=found['macs'] / 1e9,
                         peak_memory_mb=memory[name] / 2**20,
-                        latency_ms=1e3 * measure.median(times[name]),
+                        latency_ms=1e3 * statistics.median(times[name]),
                     )
                 )
     return rows
 
 
 def measured_memory(run, device, what: str) -> float | None:
-    """Peak memory, or None with a line that says what there was not enough for."""
+    """Peak memory, or None and a line on the terminal if it does not fit."""
     try:
         return measure.peak_memory(run, device)
     except (torch.OutOfMemoryError, MemoryError):
@@ -70,7 +77,7 @@ def measured_memory(run, device, what: str) -> float | None:
 
 
 def write_csv(rows: list[dict], machine: dict, path: Path) -> None:
-    """A comment that says where and how the figures were taken, then one line a row."""
+    """Write the circumstances of the measurement as a comment, then one line per row."""
     with path.open('w', newline='') as file:
         file.write(f'# {", ".join(f"{key} {value}" for key, value in machine.items())}\n')
         writer = csv.DictWriter(file, rows[0])
@@ -80,7 +87,7 @@ def write_csv(rows: list[dict], machine: dict, path: Path) -> None:
 
 
 def tick_labels(sizes: list[int]) -> list[str]:
-    """One label per size, empty where it would run into the one before: small sizes stand close together."""
+    """One label per size, empty where it would overlap the one before: small sizes are close together."""
     labels, last = [], 0
     for size in sizes:
         apart = size**2 - last > 0.05 * sizes[-1] ** 2
@@ -132,7 +139,7 @@ def parse_args(argv=None):
     parser.add_argument('--batch-size', type=int, default=1)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument(
-        '--repeats', type=int, default=5, help='timed runs of each model and size, after one to warm up'
+        '--repeats', type=int, default=5, help='timed runs of each model and size after an untimed one'
     )
     return parser.parse_args(argv)
 
@@ -142,7 +149,7 @@ def main(argv=None):
     args = parse_args(argv)
     MMLogger.get_instance('mmengine', log_level=ERROR)
     device, out = torch.device(args.device), Path(args.out)
-    models = {name: build_model(key).to(device) for name, key in COMPARED.items()}
+    models = {name: build_model(COMPARED[name]).to(device) for name in OVER_SIZES}
     rows = measure_sizes(models, sorted(args.sizes), args.batch_size, device, args.repeats)
     machine = measure.describe_machine(device) | dict(
         dtype='float32', batch=args.batch_size, repeats=args.repeats

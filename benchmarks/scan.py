@@ -2,17 +2,20 @@
 
     python benchmarks/scan.py --shapes 8x3136x144 1x97344x144
 
-First every output and gradient is compared with float64 (a backend of ours outside of its tolerance ends the
-run), then forward and forward + backward are timed in turns. On a GPU that is the time of the device, and
-"host" is what launching takes, as a share of it. The script also measures minGRU-pytorch (log-space scan),
-flash-linear-attention (hgrn) and accelerated-scan if they are installed and run on the device. One that fails
-on a shape is left out there, with its message.
+Every output and gradient is first compared with float64; a backend of this package outside of its tolerance
+ends the run. Then forward and forward + backward are timed, interleaved. On a GPU the time is that of the
+device, and "host" is the share of it that launching takes. minGRU-pytorch (log-space scan),
+flash-linear-attention (hgrn) and accelerated-scan are measured, too, if they are installed and run on the
+device. One that fails on a shape is skipped there, with its message.
 """
 
 import argparse
 import importlib.util
 import json
+import statistics
 import sys
+import time
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -24,9 +27,9 @@ from mmvisiongru import measure
 from mmvisiongru.ops import mingru_scan, runnable_backends
 from mmvisiongru.ops.mingru import BACKENDS
 
-# Error RMS over reference RMS; float32 of a linear-space scan is far inside.
+# RMS of the error over RMS of the reference; the error of a linear-space scan in float32 is far smaller.
 TOLERANCE = dict(float32=2e-6, bfloat16=4e-3, float16=1e-3)
-# Each of gate, hidden and h once; backward re-reads them with dh and writes two gradients.
+# Tensors (B, L, D) read or written: gate, hidden and h; the backward pass reads them and dh, writes two.
 TENSORS_MOVED = dict(forward=3, train=9)
 
 
@@ -38,7 +41,7 @@ def log_space(gate, hidden):
 
 
 def candidate(hidden):
-    """g(x), as the other implementations need it outside of the scan."""
+    """g(x), which the other implementations take as an input of the scan."""
     return torch.where(hidden >= 0, hidden + 0.5, hidden.sigmoid())
 
 
@@ -69,7 +72,7 @@ def implementations(device: torch.device, dtype: torch.dtype, wanted: list[str])
         found['fla hgrn'] = hgrn
     if device.type == 'cuda' and importlib.util.find_spec('accelerated_scan'):
         found['accelerated-scan'] = accelerated
-    # One Python step a token: the definition, not a competitor.
+    # One step of Python per token: the definition, not a competitor.
     found.pop('reference', None)
     return {name: f for name, f in found.items() if not wanted or name in wanted}
 
@@ -93,7 +96,7 @@ def errors(function, gate, hidden, cotangent) -> dict[str, float]:
 
 
 def compare(shape, functions, tensors, limit) -> list[dict]:
-    """One row an implementation that runs, with its errors; one of ours above the limit ends the program."""
+    """One row per implementation that runs, with its errors; ours above the limit end the program."""
     rows = []
     for name, function in functions.items():
         try:
@@ -102,7 +105,7 @@ def compare(shape, functions, tensors, limit) -> list[dict]:
             if name in BACKENDS:
                 raise
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            print(f'{name} left out at {shape}: {reason}', file=sys.stderr)
+            print(f'{name} skipped at {shape}: {reason}', file=sys.stderr)
             continue
         if name in BACKENDS and (wrong := {k: v for k, v in found.items() if not v <= limit}):
             sys.exit(f'error: {name} at {shape} is outside of its tolerance of {limit:g}: {wrong}')
@@ -111,7 +114,7 @@ def compare(shape, functions, tensors, limit) -> list[dict]:
 
 
 def measure_shape(shape, functions, device, dtype, repeats, advance) -> list[dict]:
-    """One row an implementation."""
+    """One row per implementation."""
     generator = torch.Generator(device).manual_seed(0)
     gate, hidden, cotangent = tensors = [
         torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(3)
@@ -122,15 +125,63 @@ def measure_shape(shape, functions, device, dtype, repeats, advance) -> list[dic
     train = {n: partial(gradients, f, gate, hidden, cotangent) for n, f in functions.items()}
     for kind, runs in (('forward', forward), ('train', train)):
         memory = {n: measure.peak_memory(f, device) for n, f in runs.items()}
-        times, host = measure.launched_times(runs, device, repeats, advance)
+        times, host = launched_times(runs, device, repeats, advance)
         moved = TENSORS_MOVED[kind] * gate.numel() * gate.element_size()
         for row in rows:
-            seconds = measure.median(times[row['name']])
+            seconds = statistics.median(times[row['name']])
             row[f'{kind}_ms'], row[f'{kind}_peak_mb'] = 1e3 * seconds, memory[row['name']] / 2**20
             row[f'{kind}_bytes_per_s'] = moved / seconds
-            # On a CPU the host is the device.
-            row[f'{kind}_host_ms'] = 1e3 * measure.median(host[row['name']]) if host[row['name']] else None
+            launches = host.get(row['name'])
+            row[f'{kind}_host_ms'] = 1e3 * statistics.median(launches) if launches else None
     return rows
+
+
+def launched_times(
+    functions: dict[str, Callable[[], object]],
+    device: torch.device,
+    repeats: int = 10,
+    advance: Callable[[], None] = lambda: None,
+    calls: int = 10,
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of a call on a GPU, and of launching it on the host; on a CPU there is no second time.
+
+    A clock around a call shows both together: below about 200 microseconds of work, mostly the launch. Here
+    the calls are queued behind other work of the GPU, which runs them between two events without a gap.
+    """
+    if device.type != 'cuda':
+        return measure.interleaved_times(functions, device, repeats, advance), {}
+    device_times, host_times = ({name: [] for name in functions} for _ in range(2))
+    for repeat in range(repeats + 1):
+        for name, function in functions.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            measure.synchronize(device)
+            keep_busy(device)
+            begin.record()
+            start = time.perf_counter()
+            for _ in range(calls):
+                function()
+            host = time.perf_counter() - start
+            end.record()
+            measure.synchronize(device)
+            if repeat:
+                device_times[name].append(begin.elapsed_time(end) / 1e3 / calls)
+                host_times[name].append(host / calls)
+            advance()
+    return device_times, host_times
+
+
+def keep_busy(device: torch.device) -> None:
+    """Queue work that takes a GPU longer than the host needs to queue some calls: above 10 ms."""
+    x = torch.zeros(8192, 8192, device=device)
+    for _ in range(3):
+        x = x @ x
+
+
+def copy_bandwidth(device: torch.device, size: int = 1 << 28) -> float:
+    """Bytes per second that a copy of ``size`` bytes reads and writes, the best of five."""
+    source, target = (torch.ones(size // 4, device=device) for _ in range(2))
+    times = measure.interleaved_times({'copy': lambda: target.copy_(source)}, device, repeats=5)
+    return 2 * size / min(times['copy'])
 
 
 def print_table(rows: list[dict], baseline: str, bandwidth: float) -> None:
@@ -163,7 +214,7 @@ def print_table(rows: list[dict], baseline: str, bandwidth: float) -> None:
             cells += [f'{b[kind + "_ms"] / row[kind + "_ms"]:.1f}']
             cells.append(f'{row[kind + "_bytes_per_s"] / bandwidth:.0%}')
         memory, base_memory = row['train_peak_mb'], b['train_peak_mb']
-        # A pass may need none beside what the allocator kept: there is no ratio to that.
+        # The allocator may have kept enough from earlier passes: there is no ratio to zero.
         cells += [f'{memory:.0f}', f'{memory / base_memory:.2f}' if base_memory else '-']
         table.add_row('x'.join(map(str, row['shape'])), row['name'], *cells)
     Console(width=150).print(table)
@@ -195,7 +246,7 @@ def main(argv=None) -> None:
         for shape in shapes:
             bar.update(task, description='x'.join(map(str, shape)))
             rows += measure_shape(shape, functions, device, dtype, args.repeats, lambda: bar.advance(task))
-    bandwidth = measure.copy_bandwidth(device)
+    bandwidth = copy_bandwidth(device)
     machine = measure.describe_machine(device) | dict(
         dtype=args.dtype, copy_gb_per_s=round(bandwidth / 1e9, 1)
     )

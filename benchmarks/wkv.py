@@ -2,13 +2,14 @@
 
     python benchmarks/wkv.py --shapes 1x4096x192 1x16384x192
 
-First the output and every gradient are compared with float64 (a backend outside of its tolerance ends the
-run), then forward passes are timed in turns. Attention has heads of 64: C must be divisible by 64.
-Memory is what forward + backward need at most, in tensors of (B, T, C), with k, v and the gradient of y.
+The output and every gradient are first compared with float64; a backend outside of its tolerance ends the
+run. Then forward passes are timed, interleaved. Attention has heads of 64: C must be divisible by 64. Memory
+is the peak of forward + backward in tensors of (B, T, C), including k, v and the gradient of y.
 """
 
 import argparse
 import json
+import statistics
 import sys
 from functools import partial
 
@@ -72,13 +73,13 @@ def errors(function, tensors, cotangent) -> dict[str, float]:
 
 
 def measure_shape(shape, device, repeats, advance) -> list[dict]:
-    """One row an implementation."""
+    """One row per implementation."""
     generator = torch.Generator(device).manual_seed(0)
     k, v, cotangent = (torch.randn(shape, generator=generator, device=device) for _ in range(3))
     w = torch.linspace(-5, 3, shape[2], device=device) / shape[1]
     u = torch.randn(shape[2], generator=generator, device=device) / shape[1]
     tensors = [w, u, k, v]
-    # The reference is a loop in float64, and slower than the loop beside it.
+    # The reference is a loop in float64 and slower than the loop below.
     ours = {name: partial(bi_wkv, backend=name) for name in runnable_backends(device) if name != 'reference'}
     rows = []
     for name, function in ours.items():
@@ -92,7 +93,7 @@ def measure_shape(shape, device, repeats, advance) -> list[dict]:
     runs = {name: torch.inference_mode()(partial(f, *tensors)) for name, f in functions.items()}
     times = measure.interleaved_times(runs, device, repeats, advance)
     for row in rows:
-        row.update(shape=shape, forward_ms=1e3 * measure.median(times[row['name']]))
+        row.update(shape=shape, forward_ms=1e3 * statistics.median(times[row['name']]))
     return rows
 
 

@@ -319,8 +319,7 @@ def measure_costs(runs: Iterable[Run], results: Results) -> None:
 def step_cost(config: str) -> dict:
     """Parameters and MACs of the model, and the peak memory of a training step in bytes."""
     cfg, device = get_config(config), torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    found = count(build_model(config), image_size(config))
-    model = build_model(config)
+    found, model = count(build_model(cfg), image_size(cfg)), build_model(cfg)
     loader = dict(cfg.train_dataloader, num_workers=0, persistent_workers=False)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         optimizer = build_optim_wrapper(model.to(device).train(), cfg.optim_wrapper)

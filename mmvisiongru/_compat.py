@@ -6,7 +6,9 @@ here works without its private counterpart, more slowly or with less detail.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,25 @@ def is_transformed() -> bool:
         return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     except AttributeError:
         return False
+
+
+def set_inference_attributes(model: nn.Module, cfg, dataset_meta: dict | None) -> None:
+    """Leave on a model what ``inference_model`` of mmseg and mmpretrain look for on it.
+
+    Those of mmseg 1.4.2 are public. mmpretrain 1.3.6 takes a built model by private names only; without
+    them its ``inference_model`` says that there is no inferencer for the model.
+    """
+    cfg = deepcopy(cfg)
+    # mmseg reads the variable of its config files, and edits it.
+    if cfg.get('test_dataloader') and not cfg.get('test_pipeline'):
+        cfg.test_pipeline = deepcopy(cfg.test_dataloader.dataset.pipeline)
+    for step in cfg.get('test_pipeline') or ():
+        # mmseg builds them in the scope of the moment.
+        step.setdefault('_scope_', cfg.get('default_scope'))
+    model.cfg, model.dataset_meta = cfg, dataset_meta
+    model._config, model._dataset_meta = cfg, dataset_meta or {}
+    if cfg.model.type == 'ImageClassifier':
+        model._metainfo = SimpleNamespace(results=[SimpleNamespace(task='Image Classification')])
 
 
 def checkpoint_loaders(checkpoint_loader: type) -> dict[str, Callable]:

@@ -1,35 +1,45 @@
-"""mmvisiongru in a program of one's own: configs by name, and models with weights."""
+"""mmvisiongru in one's own program: configs by name, and models with weights."""
 
 import torch
+from mmengine.config import Config
 from torch import nn
 
-from mmvisiongru.checkpoint import load_weights
+from mmvisiongru._compat import set_inference_attributes
+from mmvisiongru.checkpoint import check_weights, load_checkpoint_file, state_dict_of
 from mmvisiongru.config import get_config, list_configs
+from mmvisiongru.launch.classes import dataset_meta
 from mmvisiongru.models.layers.precision import score_in_float32
-from mmvisiongru.zoo import build_model
+from mmvisiongru.zoo import build_model, model_config
 
 __all__ = ['get_config', 'get_model', 'list_configs']
 
 
 def get_model(
-    name: str, checkpoint: str | None = None, device: str = 'cpu', dtype: torch.dtype = torch.float32
+    name: str | Config,
+    checkpoint: str | None = None,
+    device: str = 'cpu',
+    dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """Build a model for inference.
 
     Args:
-        name (str): A config file; the name of a config of this package, of mmpretrain or of mmseg; or a
-            backbone as ``SCOPE.TYPE:ARCH``, e.g. ``mmvisiongru.VisionGRU:tiny``.
-        checkpoint (str, optional): A file that fits in every key. Without one weights are random.
-        device (str): Where the model is put.
-        dtype (torch.dtype): Of the weights, converted once. ``torch.bfloat16`` is faster on CPUs that have
-            instructions for it; images may stay in float32.
+        name (str | Config): A config or its file; the name of a config of this package, of mmpretrain or of
+            mmseg; or a backbone as ``SCOPE.TYPE:ARCH``, e.g. ``mmvisiongru.VisionGRU:tiny``.
+        checkpoint (str, optional): A file that fits in every key. A backbone also takes the file of a
+            classifier or segmentor with this backbone. Without a file weights are random.
+        device (str): Device of the model.
+        dtype (torch.dtype): Type of the weights, converted once. ``torch.bfloat16`` is faster on CPUs that
+            have instructions for it; images may stay in float32.
 
     Returns:
         nn.Module: In evaluation mode. ``model.backbone(x)`` of a classifier or segmentor, or a backbone
-        itself, gives a tuple of maps (B, C, H, W) for normalised images (B, 3, H, W).
+        itself, gives a tuple of maps (B, C, H, W) for normalised images (B, 3, H, W). ``model.cfg`` is the
+        config, and ``model.dataset_meta`` has the classes (None if unknown): ``inference_model`` of mmseg
+        and mmpretrain take the model as it is.
 
     Raises:
-        InputError: There is no such model, or the checkpoint does not fit; the message is one line.
+        InputError: There is no such model, its config names what does not exist, or the checkpoint does not
+            fit; the message is one line.
 
     Examples:
         >>> import torch
@@ -38,8 +48,20 @@ def get_model(
         >>> [tuple(x.shape[2:]) for x in backbone(torch.rand(1, 3, 64, 96))]
         [(16, 24), (8, 12), (4, 6), (2, 3)]
     """
-    model = build_model(name)
-    if checkpoint:
-        load_weights(model, checkpoint)
+    cfg = model_config(name) if isinstance(name, str) else name
+    model = build_model(cfg)
+    meta = _load(model, checkpoint) if checkpoint else {}
+    classes = meta.get('dataset_meta') or (dataset_meta(cfg) if cfg.get('test_dataloader') else None)
+    set_inference_attributes(model, cfg, classes)
     score_in_float32(model)
     return model.to(device, dtype).eval()
+
+
+def _load(model: nn.Module, path: str) -> dict:
+    """Load a checkpoint into the model; returns what it says of itself."""
+    content = load_checkpoint_file(path)
+    weights = None if hasattr(model, 'backbone') else state_dict_of(content, prefix='backbone.')
+    weights = weights or state_dict_of(content)
+    check_weights(model, weights, path)
+    model.load_state_dict(weights, strict=False)
+    return content.get('meta') or {}

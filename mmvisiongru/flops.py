@@ -1,13 +1,13 @@
 r"""Parameters and multiply-accumulates of a model.
 
-The convention is the one of the VisionGRU paper and of its field: "FLOPs" are multiply-accumulates (MACs) of
+The convention is that of the VisionGRU paper and of its field: "FLOPs" are multiply-accumulates (MACs) of
 convolutions, matrix products, attention and scan, for one image. A MAC is two floating-point operations.
 Normalisation, activations, biases, additions and interpolation are not counted. The scan counts two MACs for
 each element of its state, h_t = (1 - z_t) h_{t-1} + z_t c_t. Bi-WKV counts seven for each element of its
 output: x v, and numerator and denominator of the past, the future and the token itself.
 
-The operators are counted where torch dispatches them, so that it does not matter from which module or
-function they are called: fused attention and the scan, which counters of modules miss, are in.
+Operators are counted where torch dispatches them, whichever module or function calls them. That includes
+fused attention and the scan, which counters of modules miss.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-# Registers the formula of the scan.
+# Registers the formulas of the operators.
 import mmvisiongru.ops  # noqa: F401
-from mmvisiongru.zoo import forward
+from mmvisiongru.measure import forward
+from mmvisiongru.zoo import image_channels
 
-# What an operator counts as; products of batches of matrices are attention in every model here.
+# Operators by their kind; products of batches of matrices are attention in every model here.
 KINDS = dict(convolution='convolution', mm='linear', addmm='linear', bmm='attention', baddbmm='attention')
 
 
@@ -31,7 +32,7 @@ def _kind(operator) -> str:
     return KINDS.get(name, 'attention' if 'attention' in name else name)
 
 
-def count(model: nn.Module, shape: Sequence[int], channels: int = 3) -> dict[str, int]:
+def count(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
     """Count parameters and the MACs of one image in inference.
 
     On the meta device (``model.to('meta')``) nothing is computed, whatever the size.
@@ -39,13 +40,12 @@ def count(model: nn.Module, shape: Sequence[int], channels: int = 3) -> dict[str
     Args:
         model (nn.Module): A classifier, a segmentor or a backbone; it is put into evaluation mode.
         shape (Sequence[int]): Height and width of the image.
-        channels (int): Channels of the image.
 
     Returns:
         dict[str, int]: ``parameters``, ``macs``, and ``macs_KIND`` for each kind of operator that occurs.
     """
     device = next(model.parameters()).device
-    image = torch.empty(1, channels, *shape, device=device)
+    image = torch.empty(1, image_channels(model), *shape, device=device)
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         forward(model, image)

@@ -1,22 +1,52 @@
-"""Time and memory of a function, on machines that others use too."""
+"""Time and memory of models and functions, on machines that others use too."""
 
 import ctypes
 import gc
 import platform
-import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 
 import torch
+from mmengine.model import BaseModel
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
 
-# Of a GPU's clock: about 50 ms.
-PAUSE_CYCLES = 100_000_000
+# Values of --dtype: autocast to the dtype; with '-weights' the model itself is converted, for inference.
+AUTOCAST = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
+CONVERTED = {f'{name}-weights': AUTOCAST[name] for name in ('bfloat16', 'float16')}
+PRECISIONS = (*AUTOCAST, *CONVERTED)
+PRECISIONS_HELP = 'other than float32: autocast to it, or run a model whose weights were converted to it'
+
+
+def forward(model: nn.Module, x: Tensor):
+    """Raw output for images (B, C, H, W): of a classifier or segmentor up to its head, or of a backbone."""
+    return model(x, mode='tensor') if isinstance(model, BaseModel) else model(x)
+
+
+def inference(model: nn.Module, x: Tensor, context: AbstractContextManager | None = None):
+    """:func:`forward` as in a test: evaluation mode, no gradients, in a context such as autocast."""
+    model.eval()
+    # In inference_mode, autocast never caches a weight that it converts.
+    with torch.no_grad(), context or nullcontext():
+        return forward(model, x)
+
+
+def in_precision(
+    model: nn.Module, x: Tensor, precision: str
+) -> tuple[nn.Module, Tensor, AbstractContextManager]:
+    """A model and its input in one of PRECISIONS, and the context to call it in."""
+    if dtype := CONVERTED.get(precision):
+        return deepcopy(model).to(dtype), x.to(dtype), nullcontext()
+    dtype = AUTOCAST[precision]
+    return model, x, torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32)
 
 
 def describe_machine(device: torch.device) -> dict:
-    """What a figure depends on: processor or GPU, threads, versions."""
+    """Circumstances that a figure depends on: processor or GPU, threads, versions."""
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else _processor()
     machine = dict(device=name, threads=torch.get_num_threads(), torch=torch.__version__)
     return machine | dict(python=platform.python_version(), system=platform.system())
@@ -31,9 +61,7 @@ def _processor() -> str:
 
 
 def progress_bar() -> Progress:
-    """A bar with the time left, on stderr, so that stdout can be piped; none where no terminal shows it."""
-    from rich.console import Console
-
+    """A bar with the time left on stderr, so that stdout can be piped; hidden without a terminal."""
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -51,12 +79,9 @@ def interleaved_times(
     repeats: int = 10,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Run the functions in turn, ``repeats`` times, after one unmeasured round.
+    """Seconds of every run of the functions, which run in turn ``repeats`` times after an unmeasured round.
 
-    Turns, not blocks: what disturbs a shared machine then disturbs all of them, and ratios hold.
-
-    Returns:
-        dict[str, list[float]]: Seconds of every run.
+    They are interleaved so that noise of a shared machine hits all alike, and ratios hold.
     """
     times = {name: [] for name in functions}
     for repeat in range(repeats + 1):
@@ -71,75 +96,22 @@ def interleaved_times(
     return times
 
 
-def launched_times(
-    functions: dict[str, Callable[[], object]],
-    device: torch.device,
-    repeats: int = 10,
-    advance: Callable[[], None] = lambda: None,
-    calls: int = 10,
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Times of a GPU and of the host that gives it work, of functions in turn as in interleaved_times.
+def peak_memory(function: Callable[[], object], device: torch.device, warm_up: bool = True) -> float:
+    """Bytes that running ``function`` needs on top of what is allocated before it.
 
-    A clock around a call shows the two together: mostly the launch, below about 200 microseconds of work.
-    Here the calls are queued behind a pause of the GPU. It does them between two events, without a
-    gap, while the host is timed alone. On a CPU there is one time, and none of a host.
-
-    Returns:
-        tuple: Seconds of a call on the device and on the host, for every function and repeat.
+    On a CPU: highest resident size of the process during the call, from /proc; NaN where there is none.
+    ``warm_up`` calls the function once before.
     """
-    if device.type != 'cuda':
-        return interleaved_times(functions, device, repeats, advance), {name: [] for name in functions}
-    device_times, host_times = ({name: [] for name in functions} for _ in range(2))
-    for repeat in range(repeats + 1):
-        for name, function in functions.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            synchronize(device)
-            # Longer than the host needs for all calls, at any clock of a GPU.
-            torch.cuda._sleep(PAUSE_CYCLES)
-            begin.record()
-            start = time.perf_counter()
-            for _ in range(calls):
-                function()
-            host = time.perf_counter() - start
-            end.record()
-            synchronize(device)
-            if repeat:
-                device_times[name].append(begin.elapsed_time(end) / 1e3 / calls)
-                host_times[name].append(host / calls)
-            advance()
-    return device_times, host_times
-
-
-def median(values: Iterable[float]) -> float:
-    """Median, or NaN of nothing."""
-    values = list(values)
-    return statistics.median(values) if values else float('nan')
-
-
-def peak_memory(function: Callable[[], object], device: torch.device) -> float:
-    """Bytes that running ``function`` needs on top of what is held before it.
-
-    On a CPU: highest resident size of the process while it runs, from /proc, NaN where there is none.
-    """
-    function()
-    return peak_growth(function, device)
-
-
-def peak_growth(function: Callable[[], object], device: torch.device) -> float:
-    """As :func:`peak_memory`, in a single call."""
+    if warm_up:
+        function()
     gc.collect()
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         function()
         return torch.cuda.max_memory_allocated(device) - before
-    return growth(function)
-
-
-def growth(function: Callable[[], object]) -> float:
-    """Bytes by which the process is larger at most while ``function`` runs, NaN where there is no /proc."""
     try:
-        # Memory that the allocator kept from earlier runs would hide what this one needs.
+        # Memory that the allocator kept from earlier calls would hide the need of this one.
         ctypes.CDLL(None).malloc_trim(0)
         Path('/proc/self/clear_refs').write_text('5')
         before = _status('VmRSS')
@@ -152,10 +124,3 @@ def growth(function: Callable[[], object]) -> float:
 def _status(key: str) -> int:
     lines = Path('/proc/self/status').read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ':'))
-
-
-def copy_bandwidth(device: torch.device, size: int = 1 << 28) -> float:
-    """Bytes read and written a second by a copy of ``size`` bytes, the best of five."""
-    source, target = (torch.ones(size // 4, device=device) for _ in range(2))
-    times = interleaved_times({'copy': lambda: target.copy_(source)}, device, repeats=5)
-    return 2 * size / min(times['copy'])

@@ -3,8 +3,12 @@
 import re
 import shutil
 
+import mmpretrain
+import mmseg.apis
+import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 
 from mmvisiongru import config
 from mmvisiongru.apis import get_config, get_model, list_configs
@@ -13,10 +17,6 @@ from tests.harness import ROOT
 
 SNIPPETS = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/python.md').read_text(), re.DOTALL)
 PICO = 'visiongru-pico_1xb64_digits'
-
-
-def test_the_page_has_snippets():
-    assert len(SNIPPETS) == 5
 
 
 @pytest.mark.parametrize('snippet', SNIPPETS, ids=range(len(SNIPPETS)))
@@ -65,13 +65,59 @@ def test_a_model_of_16_bits_takes_images_of_float32():
             assert (a - b.float()).square().mean().sqrt() < 0.02 * a.square().mean().sqrt()
 
 
-def test_weights_are_loaded(tmp_path):
-    model = get_model(PICO)
-    assert not model.training
-    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'x.pth')
-    x = torch.rand(1, 3, 64, 64)
-    again = get_model(PICO, str(tmp_path / 'x.pth'))
-    torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
+@pytest.fixture
+def trained(tmp_path):
+    """A classifier and its checkpoint."""
+    classifier = get_model(PICO)
+    meta = dict(dataset_meta=dict(classes=tuple('abcdefghij')))
+    torch.save(dict(state_dict=classifier.state_dict(), meta=meta), tmp_path / 'x.pth')
+    return classifier, str(tmp_path / 'x.pth')
+
+
+def test_weights_are_loaded(trained):
+    classifier, path = trained
+    assert not classifier.training
+    again, x = get_model(PICO, path), torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(again(x), classifier(x), rtol=0, atol=0)
+    assert again.dataset_meta['classes'] == tuple('abcdefghij')
+    assert again.cfg.model.backbone.arch == 'pico'
+
+
+def test_backbone_takes_the_file_of_a_classifier(trained):
+    classifier, path = trained
+    backbone, x = get_model('mmvisiongru.VisionGRU:pico', path), torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(backbone(x)[-1], classifier.backbone(x)[-1], rtol=0, atol=0)
+
+
+def test_what_does_not_fit_a_backbone_is_named(trained):
+    narrow = Config(dict(model=dict(type='mmvisiongru.VisionGRU', arch='pico', expand_ratio=1)))
+    with pytest.raises(InputError, match=r'in_proj\.weight: \(192, 24\).*\(96, 24\)') as error:
+        get_model(narrow, trained[1])
+    assert '\n' not in str(error.value)
+
+
+def test_inference_model_of_mmpretrain_takes_it(trained):
+    classifier, path = trained
+    image = np.random.default_rng(0).integers(0, 256, (40, 32, 3), np.uint8)
+    found = mmpretrain.inference_model(get_model(PICO, path), image)
+    sample = dict(inputs=torch.from_numpy(image).permute(2, 0, 1)[None])
+    with torch.no_grad():
+        scores = classifier(classifier.data_preprocessor(sample)['inputs']).softmax(1)[0]
+    np.testing.assert_allclose(found['pred_scores'], scores, rtol=1e-5)
+    assert found['pred_class'] == 'abcdefghij'[int(scores.argmax())]
+
+
+def test_inference_model_of_mmseg_takes_it():
+    model = get_model('visiongru-pico_upernet_1xb12-1k_digits-64x64')
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    labels = mmseg.apis.inference_model(model, image).pred_sem_seg.data[0]
+    sample = dict(inputs=[torch.from_numpy(image).permute(2, 0, 1)])
+    with torch.no_grad():
+        maps = model.extract_feat(model.data_preprocessor(sample)['inputs'])
+        logits = model.decode_head(maps)
+    logits = torch.nn.functional.interpolate(logits, (64, 64), mode='bilinear')
+    assert (labels == logits.argmax(1)[0]).float().mean() > 0.99
+    assert len(model.dataset_meta['classes']) == len(model.dataset_meta['palette']) == 11
 
 
 @pytest.mark.parametrize(
@@ -81,8 +127,11 @@ def test_weights_are_loaded(tmp_path):
         (lambda: get_config('alexnet'), 'list_configs() lists them'),
         (lambda: get_config('nowhere.py'), 'nowhere.py does not exist'),
         (lambda: get_config(PICO, dict(modle=1)), "did you mean 'model'?"),
-        (lambda: get_model('visiongru-huge'), 'near: visiongru-'),
-        (lambda: get_model(PICO, 'nowhere.pth'), 'checkpoint nowhere.pth does not exist'),
+        (lambda: get_model('visiongru-tiny_8xb12_in1k'), "did you mean 'visiongru-tiny_8xb128_in1k'?"),
+        (lambda: get_model('alexnet'), 'list_configs()'),
+        (lambda: get_model('mmvisiongru.VisionGRU:tinny'), 'tinny'),
+        (lambda: get_model(Config(dict(model=dict(type='mmvisiongru.VisionGRU', archh='pico')))), 'archh'),
+        (lambda: get_model(PICO, 'nowhere.pth'), 'nowhere.pth does not exist'),
     ],
 )
 def test_bad_input_is_one_line(call, message):

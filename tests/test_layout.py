@@ -36,7 +36,7 @@ MAY_IMPORT = {
     'launch': {*GROUND, 'config', 'ops', 'models', 'inference', 'engine'},
     'zoo': {*GROUND, 'config', 'ops', 'models', 'inference', 'launch'},
     'measure': set(),
-    'flops': {*GROUND, 'ops', 'zoo'},
+    'flops': {*GROUND, 'ops', 'measure', 'zoo'},
     'analysis': {*GROUND, 'config', 'ops', 'models', 'inference', 'engine', 'launch', 'zoo'},
     'apis': {*GROUND, 'config', 'ops', 'models', 'inference', 'engine', 'launch', 'zoo', 'analysis'},
     'deployment': {*GROUND, 'config', 'ops', 'models', 'inference', 'engine', 'launch', 'zoo'},

@@ -25,7 +25,7 @@ def page(tmp_path, monkeypatch):
         'MODELS',
         dict(classification={'first': PICO, 'second': ATTO}, segmentation={'segmentor': PICO}),
     )
-    monkeypatch.setattr(compare_backbones, 'image_size', lambda key: (64, 64))
+    monkeypatch.setattr(compare_backbones, 'image_size', lambda cfg: (64, 64))
     monkeypatch.setattr(compare_backbones, 'quoted_accuracy', lambda key, task: (12.34, 'nowhere'))
     monkeypatch.setattr(compare_backbones.measure, 'interleaved_times', a_nanosecond_each_parameter)
     compare_backbones.main(['--out', str(tmp_path / 'page'), '--repeats', '2', '--device', 'cpu'])
@@ -51,14 +51,14 @@ def test_both_models_run_in_the_dtype_that_the_page_names(tmp_path, monkeypatch,
     seen = set()
     monkeypatch.setattr(compare_backbones, 'MODELS', dict(classification={'first': PICO, 'second': ATTO}))
     monkeypatch.setattr(compare_backbones, 'QUOTED', dict(classification={}))
-    monkeypatch.setattr(compare_backbones, 'image_size', lambda key: (32, 32))
+    monkeypatch.setattr(compare_backbones, 'image_size', lambda cfg: (32, 32))
     monkeypatch.setattr(compare_backbones, 'quoted_accuracy', lambda key, task: (12.34, 'nowhere'))
 
     def watched(model, x):
         seen.add((next(model.parameters()).dtype, x.dtype, torch.is_autocast_enabled('cpu')))
         return model(x)
 
-    monkeypatch.setattr('mmvisiongru.zoo.forward', watched)
+    monkeypatch.setattr('mmvisiongru.measure.forward', watched)
     arguments = ['--out', str(tmp_path / 'page'), '--repeats', '1', '--device', 'cpu', '--dtype', precision]
     compare_backbones.main(arguments)
     assert f'dtype {precision}' in (tmp_path / 'page.md').read_text()

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from benchmarks import largest_image
-from mmvisiongru.zoo import COMPARED, model_config
+from benchmarks.models import COMPARED
+from mmvisiongru.zoo import model_config
 
 PICO = 'mmvisiongru.VisionGRU:pico'
 
@@ -30,7 +31,7 @@ def pretend(monkeypatch):
             return row | dict(outcome='fits', seconds=1.0, seconds_per_megapixel=1.0, peak_memory_mb=1.0)
 
         monkeypatch.setattr(largest_image, 'in_process', in_process)
-        monkeypatch.setattr(largest_image, 'COMPARED', {'A': PICO})
+        monkeypatch.setattr(largest_image, 'OVER_SIZES', ['A'])
         return calls
 
     return start
@@ -72,6 +73,7 @@ def test_models_are_what_their_names_say():
         'VRWKV-S': 'mmvisiongru.VRWKV',
         'Swin-T': 'SwinTransformer',
         'DeiT-S': 'VisionTransformer',
+        'ConvNeXt-T': 'ConvNeXt',
     }
 
 

@@ -12,7 +12,7 @@ from mmseg.structures import SegDataSample
 
 from mmvisiongru.flops import count
 from mmvisiongru.zoo import build_model as build_by_name
-from mmvisiongru.zoo import image_size
+from mmvisiongru.zoo import image_size, model_config
 from tests.harness.config_builders import CONFIGS, EXPERIMENTS, LEAVES, build_model, difference, load, scope
 
 SMALL = sorted(f'{EXPERIMENTS}/peers/{path.name}' for path in (CONFIGS / EXPERIMENTS / 'peers').glob('*.py'))
@@ -82,9 +82,9 @@ def test_plain_backbones_have_the_same_neck(suffix):
 @functools.cache
 def counted(name):
     """Size of the image that a config trains with; parameters and MACs."""
-    path = str(CONFIGS / name)
-    size = image_size(path)
-    return dict(count(build_by_name(path).to('meta'), size), size=size)
+    cfg = model_config(str(CONFIGS / name))
+    size = image_size(cfg)
+    return dict(count(build_by_name(cfg).to('meta'), size), size=size)
 
 
 @pytest.mark.parametrize('name', SMALL)
@@ -114,9 +114,7 @@ def test_small_peer_takes_a_step_that_reaches_every_weight(name):
     model = build_model(cfg, 'cpu').train()
     model.init_weights()
     with scope(cfg):
-        losses = model.loss(
-            **model.data_preprocessor(small_batch(cfg, image_size(str(CONFIGS / name))), training=True)
-        )
+        losses = model.loss(**model.data_preprocessor(small_batch(cfg, image_size(cfg)), training=True))
     sum(value for key, value in losses.items() if 'loss' in key).backward()
     assert not [key for key, value in model.named_parameters() if value.grad is None]
     assert all(value.grad.isfinite().all() for value in model.parameters())

@@ -20,6 +20,30 @@ def test_sizes_reach_the_file(tmp_path, capsys):
     assert f'{square["parameters"] / 1e6:.2f} M parameters' in capsys.readouterr().out
 
 
+def test_small_models_are_shown_in_millions(capsys):
+    get_flops.main(['visiongru-pico_1xb64_digits', '--shape', '32'])
+    out = capsys.readouterr().out
+    assert 'MMACs' in out
+    row = next(line for line in out.splitlines() if '32 x 32' in line)
+    cells = [cell.strip() for cell in row.split('│')[2:7]]
+    total, convolution, linear, attention, scan = map(float, cells)
+    assert attention == 0
+    assert min(convolution, linear, scan) > 0
+    assert total == pytest.approx(convolution + linear + scan, abs=0.02)
+
+
+def test_images_have_the_channels_of_the_model(tmp_path):
+    macs = []
+    for channels in (1, 3):
+        file = tmp_path / f'{channels}.json'
+        get_flops.main(
+            [PICO, '--shape', '64', '--json', str(file), '--cfg-options', f'model.in_channels={channels}']
+        )
+        macs.append(json.loads(file.read_text())['rows'][0]['macs'])
+    # The first convolution: 3 x 3, 12 output channels, 32 x 32 pixels.
+    assert macs[1] - macs[0] == 2 * 9 * 12 * 32 * 32
+
+
 def test_wrapper_for_test_time_augmentation_counts_one_view(capsys):
     get_flops.main([TTA])
     out = ' '.join(capsys.readouterr().out.split())
@@ -31,7 +55,9 @@ def test_wrapper_for_test_time_augmentation_counts_one_view(capsys):
     ('arguments', 'message'),
     [
         (['nothing.py'], 'nothing.py does not exist'),
-        (['resnet50'], 'near: resnet50'),
+        (['resnet50_8xb32_in1'], 'resnet50_8xb32_in1k'),
+        (['mmvisiongru.VisionGRU:tinny'], 'tinny'),
+        ([PICO, '--cfg-options', 'model.scan_pathes=row'], 'scan_pathes'),
         ([PICO, '--shape', '0'], 'positive'),
         ([PICO, '--shape', '1', '2', '3'], 'one or two'),
     ],

@@ -3,25 +3,26 @@
     python tools/analysis_tools/benchmark.py configs/classification/visiongru-tiny_8xb128_in1k.py \
         swin-tiny_16xb64_in1k deit-small_4xb256_in1k --sizes 224 512
 
-In bfloat16 on a CPU, by autocast, which converts the weights in the first pass, and with a model that was
-converted itself:
+In bfloat16 on a CPU, by autocast, which converts the weights in the first pass, and with converted weights:
 
     python tools/analysis_tools/benchmark.py mmvisiongru.VisionGRU:tiny mmpretrain.SwinTransformer:tiny \
         --sizes 224 512 1024 --dtype float32 bfloat16 bfloat16-weights
 
-A model is a config file (of either task), a name that mmpretrain or mmseg knows, or a backbone such as
-mmpretrain.ConvNeXt:tiny. Models take turns and medians are reported, so the ratios to the first one hold even
-on a busy machine.
+A model is a config (of either task) by file or name, a model of mmpretrain or mmseg, or a backbone such as
+mmpretrain.ConvNeXt:tiny. Runs of the models are interleaved and medians are reported, so that the ratios to
+the first one hold on a busy machine, too.
 """
 
 import argparse
 import json
 import os.path as osp
+import statistics
 from contextlib import nullcontext
 from functools import partial
 from logging import ERROR
 
 import torch
+from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
@@ -30,22 +31,14 @@ from mmvisiongru import measure
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.models.layers.precision import converted_once
-from mmvisiongru.zoo import (
-    CONVERTED,
-    PRECISIONS,
-    PRECISIONS_HELP,
-    build_model,
-    forward,
-    in_precision,
-    inference,
-)
+from mmvisiongru.zoo import build_model, image_channels, model_config
 
 
 def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        'models', nargs='+', help='config files, model names of mmpretrain or mmseg, or backbones'
+        'models', nargs='+', help='configs by file or name, models of mmpretrain or mmseg, or backbones'
     )
     parser.add_argument('--sizes', nargs='+', type=int, default=[224], help='sides of the square image')
     parser.add_argument('--batch-size', type=int, default=1)
@@ -53,14 +46,15 @@ def parse_args(argv=None):
     parser.add_argument(
         '--dtype',
         nargs='+',
-        choices=PRECISIONS,
+        choices=measure.PRECISIONS,
         default=['float32'],
-        help=PRECISIONS_HELP,
+        help=measure.PRECISIONS_HELP,
     )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings over each config')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--backend', default='auto', help='backend of the scan of VisionGRU and VRWKV')
+    parser.add_argument('--backend', default='auto', help='backend of the scan of VisionGRU and of Bi-WKV')
     parser.add_argument(
-        '--repeats', type=int, default=10, help='timed runs of each model, after one to warm up'
+        '--repeats', type=int, default=10, help='timed runs of each model after an untimed one'
     )
     parser.add_argument('--json', metavar='FILE', help='write the figures to this file')
     parser.add_argument('--plot', metavar='FILE', help='draw time and memory against size to this file')
@@ -69,35 +63,36 @@ def parse_args(argv=None):
 
 def runnables(model, x, precision: str, mode) -> dict:
     """Functions to time: one inference pass, one training step (forward, backward, AdamW)."""
-    model, x, autocast = in_precision(model, x, precision)
+    model, x, autocast = measure.in_precision(model, x, precision)
     optimizer = torch.optim.AdamW(model.parameters())
 
     def train():
         model.train()
         with autocast:
-            out = forward(model, x)
+            out = measure.forward(model, x)
             loss = (out[0] if isinstance(out, (tuple, list)) else out).float().square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    both = dict(inference=partial(inference, model, x, autocast), train=train)
+    both = dict(inference=partial(measure.inference, model, x, autocast), train=train)
     return both if mode == 'both' else {mode: both[mode]}
 
 
 def measure_models(models: dict, args) -> list[dict]:
-    """One row a model, size and mode."""
+    """One row per model, size and mode."""
     device, rows = torch.device(args.device), []
     modes = ('inference', 'train') if args.mode == 'both' else (args.mode,)
     total = len(args.sizes) * len(modes) * len(models) * len(args.dtype) * (args.repeats + 1)
     with measure.progress_bar() as bar:
         task = bar.add_task('', total=total)
         for size in args.sizes:
-            x = torch.randn(args.batch_size, 3, size, size, device=device)
             for mode in modes:
                 bar.update(task, description=f'{mode} {size} x {size}')
                 functions = {
-                    label(name, precision, args.dtype): runnables(model, x, precision, mode)[mode]
+                    label(name, precision, args.dtype): runnables(
+                        model, images_for(model, args.batch_size, size, device), precision, mode
+                    )[mode]
                     for name, model in models.items()
                     for precision in args.dtype
                 }
@@ -116,13 +111,18 @@ def measure_models(models: dict, args) -> list[dict]:
     return rows
 
 
+def images_for(model, batch_size: int, size: int, device: torch.device) -> torch.Tensor:
+    """Square images with the channels that the model takes."""
+    return torch.randn(batch_size, image_channels(model), size, size, device=device)
+
+
 def label(name: str, precision: str, precisions: list[str]) -> str:
-    """What a model is called in the table."""
+    """Name of a model in the table."""
     return name if len(precisions) == 1 else f'{name}, {precision}'
 
 
 def _row(name, size, mode, batch_size, seconds, memory) -> dict:
-    median = measure.median(seconds)
+    median = statistics.median(seconds)
     return dict(
         model=name,
         size=size,
@@ -156,7 +156,7 @@ def print_table(rows: list[dict], machine: dict) -> None:
 
 
 def plot(rows: list[dict], path: str) -> None:
-    """Draw time and memory against size, one line a model, readable without colour."""
+    """Draw time and memory over size, one line per model, readable without colour."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -194,12 +194,12 @@ def main(argv=None):
     args = parse_args(argv)
     MMLogger.get_instance('mmengine', log_level=ERROR)
     with one_line_errors():
-        if args.mode != 'inference' and CONVERTED.keys() & set(args.dtype):
+        if args.mode != 'inference' and measure.CONVERTED.keys() & set(args.dtype):
             raise InputError(
-                f'--dtype {", ".join(CONVERTED)} are for inference; to train, autocast to a dtype'
+                f'--dtype {", ".join(measure.CONVERTED)} are for inference; to train, autocast to a dtype'
             )
         models = {
-            name: build_model(model, args.backend).to(args.device)
+            name: build_model(model_config(model, args.cfg_options), args.backend).to(args.device)
             for name, model in zip(short_names(args.models), args.models, strict=True)
         }
         rows = measure_models(models, args)

@@ -5,14 +5,15 @@
     python tools/analysis_tools/get_flops.py deit-small_4xb256_in1k --shape 1248
     python tools/analysis_tools/get_flops.py mmpretrain.ConvNeXt:tiny --shape 512 1024
 
-FLOPs are multiply-accumulates, as in the paper; mmvisiongru/flops.py says what is counted. Nothing
-is computed, so any size takes seconds. Where the cost is linear, the MACs per pixel stay the same.
+FLOPs are multiply-accumulates, as in the paper; mmvisiongru/flops.py says what is counted. No weight is
+multiplied, so any size takes seconds. Where the cost is linear, the MACs per pixel are constant.
 """
 
 import argparse
 import json
 from logging import ERROR
 
+from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
@@ -20,7 +21,7 @@ from rich.table import Table
 from mmvisiongru.errors import InputError
 from mmvisiongru.flops import count
 from mmvisiongru.launch.options import one_line_errors
-from mmvisiongru.zoo import build_model, image_size
+from mmvisiongru.zoo import build_model, image_size, model_config
 
 KINDS = ('convolution', 'linear', 'attention', 'scan')
 
@@ -29,7 +30,7 @@ def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        'model', help='config file, model name of mmpretrain or mmseg, or backbone (SCOPE.TYPE:ARCH)'
+        'model', help='config file or name, model of mmpretrain or mmseg, or backbone (SCOPE.TYPE:ARCH)'
     )
     parser.add_argument(
         '--shape',
@@ -37,8 +38,9 @@ def parse_args(argv=None):
         type=int,
         action='append',
         metavar=('H', 'W'),
-        help='size of the image, W = H if left out; may be given again (default: that of the config)',
+        help='size of the image, W defaults to H; may be given again (default: that of the config)',
     )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings over the config')
     parser.add_argument('--json', metavar='FILE', help='write the counts to this file')
     return parser.parse_args(argv)
 
@@ -52,17 +54,23 @@ def check_shapes(shapes: list[list[int]]) -> list[tuple[int, int]]:
 
 
 def print_table(rows: list[dict]) -> None:
-    """Print one row a size."""
+    """Print one row per size."""
     console = Console()
-    console.print(f'{rows[0]["model"]}: {rows[0]["parameters"] / 1e6:.2f} M parameters')
-    table = Table('image', 'GMACs', *KINDS, 'kMACs / pixel')
+    console.print(f'{rows[0]["model"]}: {digits(rows[0]["parameters"] / 1e6)} M parameters')
+    unit, name = (1e9, 'GMACs') if max(row['macs'] for row in rows) >= 1e9 else (1e6, 'MMACs')
+    table = Table('image', name, *KINDS, 'kMACs / pixel')
     for row in rows:
         height, width = row['shape']
-        parts = [row.get(f'macs_{kind}', 0) / 1e9 for kind in KINDS]
-        cells = [f'{value:.2f}' for value in (row['macs'] / 1e9, *parts)]
-        table.add_row(f'{height} x {width}', *cells, f'{row["macs"] / height / width / 1e3:.2f}')
+        values = [row['macs'] / unit, *(row.get(f'macs_{kind}', 0) / unit for kind in KINDS)]
+        cells = [digits(value) for value in (*values, row['macs'] / height / width / 1e3)]
+        table.add_row(f'{height} x {width}', *cells)
     console.print(table)
     console.print('FLOPs are multiply-accumulates (MACs), as in the paper; twice as many operations.')
+
+
+def digits(value: float) -> str:
+    """A number with two decimals, or with two digits if it is small."""
+    return f'{value:.2f}' if value >= 0.1 else f'{value:.2g}'
 
 
 def main(argv=None):
@@ -70,8 +78,9 @@ def main(argv=None):
     args = parse_args(argv)
     MMLogger.get_instance('mmengine', log_level=ERROR)
     with one_line_errors():
-        model = build_model(args.model).to('meta')
-        shapes = check_shapes(args.shape) if args.shape else [image_size(args.model)]
+        cfg = model_config(args.model, args.cfg_options)
+        model = build_model(cfg).to('meta')
+        shapes = check_shapes(args.shape) if args.shape else [image_size(cfg)]
     rows = [dict(model=args.model, shape=shape, **count(model, shape)) for shape in shapes]
     print_table(rows)
     if args.json:

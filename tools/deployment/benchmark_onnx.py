@@ -11,6 +11,7 @@ import argparse
 import json
 import multiprocessing
 import os.path as osp
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from mmvisiongru import measure
 from mmvisiongru.deployment import check_stack
 from mmvisiongru.deployment.runtimes import has_openvino, onnx_runtime, openvino
 from mmvisiongru.launch.options import one_line_errors
-from mmvisiongru.zoo import build_model, forward
+from mmvisiongru.zoo import build_model
 
 # ONNX Runtime has hardly a kernel for bfloat16 on CPUs.
 RUNNERS = (
@@ -53,7 +54,7 @@ class Raw(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W), normalised."""
-        out = forward(self.model, images)
+        out = measure.forward(self.model, images)
         return tuple(out) if isinstance(out, (tuple, list)) else (out,)
 
 
@@ -108,7 +109,7 @@ def memory_of(arguments: tuple, size: tuple[int, int], threads: int) -> float:
     torch.set_num_threads(threads)
     run = start(*arguments)
     run(torch.zeros(1, 3, 64, 64))
-    return measure.growth(lambda: run(torch.zeros(1, 3, *size)))
+    return measure.peak_memory(lambda: run(torch.zeros(1, 3, *size)), torch.device('cpu'), warm_up=False)
 
 
 def in_new_process(function: Callable, *args):
@@ -160,7 +161,7 @@ def compare(model: str, sizes: list[tuple[int, int]], repeats: int) -> tuple[lis
 
 
 def _row(name: str, size: tuple[int, int], times: dict, error: float, memory: float) -> dict:
-    median, base = (1e3 * measure.median(times[key]) for key in (name, RUNNERS[0]))
+    median, base = (1e3 * statistics.median(times[key]) for key in (name, RUNNERS[0]))
     return dict(
         runner=name,
         size=list(size),

@@ -18,7 +18,7 @@ import yaml
 from mmengine.logging import MMLogger
 
 from mmvisiongru.flops import count
-from mmvisiongru.zoo import build_model, image_size
+from mmvisiongru.zoo import build_model, image_size, model_config
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ('classification', 'segmentation', 'ablations', 'peers')
@@ -46,11 +46,11 @@ def new_entry(config: str, collections: list[dict]) -> dict:
 
 def counted(config: str) -> dict:
     """What get_flops.py says of a config."""
-    path = str(ROOT / config)
-    size = image_size(path)
+    cfg = model_config(str(ROOT / config))
+    size = image_size(cfg)
     # Backbones of mmpretrain cannot be built on the meta device.
     device = 'cpu' if 'peers/' in config else 'meta'
-    found = count(build_model(path, device=device).to('meta'), size)
+    found = count(build_model(cfg, device=device).to('meta'), size)
     return {
         'Image Size': 'x'.join(map(str, size)),
         'FLOPs': found['macs'],

@@ -1,4 +1,4 @@
-"""The benchmarks: nothing wrong is timed, competitors get the same recurrence, rows say what was measured."""
+"""Benchmarks of the operators: wrong backends are not timed, competitors compute the same, rows are right."""
 
 import json
 import sys
@@ -6,15 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
 
 from benchmarks import scan as benchmark_scan
 from benchmarks import wkv as benchmark_wkv
-from mmvisiongru.zoo import build_model
-from tools.analysis_tools import benchmark
+from mmvisiongru import measure
 
 SMALL = ['--shapes', '2x37x12', '--repeats', '2', '--device', 'cpu']
-PICO = 'mmvisiongru.VisionGRU:pico'
 
 
 def recurrence(keep, new, dim):
@@ -84,7 +81,7 @@ def test_wrong_backend_is_never_timed(monkeypatch):
 
     monkeypatch.setattr(benchmark_scan, 'implementations', lambda *args: {'torch': off})
     monkeypatch.setattr(benchmark_scan.measure, 'interleaved_times', None)
-    with pytest.raises(SystemExit, match=r'error: torch at \(2, 37, 12\) is outside of its tolerance'):
+    with pytest.raises(SystemExit, match=r'torch at \(2, 37, 12\)'):
         benchmark_scan.main(SMALL)
 
 
@@ -93,7 +90,7 @@ def test_wrong_backend_is_never_timed(monkeypatch):
     [(RuntimeError('seqlen must be a power of 2\nand more'), 'seqlen must be a power of 2'),
      (AssertionError(), 'AssertionError')],
 )  # fmt: skip
-def test_competitor_that_fails_is_left_out(monkeypatch, tmp_path, capsys, error, message):
+def test_competitor_that_fails_is_skipped(monkeypatch, tmp_path, capsys, error, message):
     def fails(gate, hidden):
         raise error
 
@@ -102,80 +99,13 @@ def test_competitor_that_fails_is_left_out(monkeypatch, tmp_path, capsys, error,
     benchmark_scan.main([*SMALL, '--json', str(tmp_path / 'scan.json')])
     rows = json.loads((tmp_path / 'scan.json').read_text())['rows']
     assert [row['name'] for row in rows] == ['torch']
-    assert f'other left out at (2, 37, 12): {message}\n' in capsys.readouterr().err
-
-
-def test_model_rows_and_picture(tmp_path, capsys):
-    out, picture = tmp_path / 'models.json', tmp_path / 'models.png'
-    models = [PICO, 'mmpretrain.ConvNeXt:atto']
-    options = [
-        '--sizes',
-        '64',
-        '32',
-        '--mode',
-        'both',
-        '--batch-size',
-        '2',
-        '--repeats',
-        '2',
-        '--device',
-        'cpu',
-    ]
-    benchmark.main([*models, *options, '--json', str(out), '--plot', str(picture)])
-    found = json.loads(out.read_text())
-    assert found['machine']['threads'] == torch.get_num_threads()
-    keys = [(row['size'], row['mode'], row['model']) for row in found['rows']]
-    assert keys == [(s, mode, m) for s in (64, 32) for mode in ('inference', 'train') for m in models]
-    for row in found['rows']:
-        assert row['fastest_ms'] <= row['latency_ms']
-        assert row['images_per_s'] * row['latency_ms'] == pytest.approx(2000)
-        assert row['model'] != PICO or row['time_ratio'] == 1
-    assert 'first / this' in capsys.readouterr().out
-    with Image.open(picture) as image:
-        assert len(image.convert('L').getcolors()) > 10
-
-
-def test_types_side_by_side(tmp_path):
-    out = tmp_path / 'models.json'
-    dtypes = ['float32', 'bfloat16', 'bfloat16-weights']
-    options = ['--sizes', '32', '--repeats', '1', '--device', 'cpu', '--json', str(out), '--dtype']
-    benchmark.main([PICO, 'mmpretrain.ConvNeXt:atto', *options, *dtypes])
-    rows = json.loads(out.read_text())['rows']
-    names = [PICO, 'mmpretrain.ConvNeXt:atto']
-    assert [row['model'] for row in rows] == [f'{name}, {dtype}' for name in names for dtype in dtypes]
-    assert rows[0]['time_ratio'] == 1
-
-
-@pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'bfloat16-weights'])
-def test_a_type_is_what_is_computed_in(precision):
-    model, x = torch.nn.Linear(3, 2), torch.ones(1, 3)
-    got = benchmark.runnables(model, x, precision, 'inference')['inference']()
-    assert got.dtype == (torch.float32 if precision == 'float32' else torch.bfloat16)
-    assert model.weight.dtype == torch.float32
-
-
-def test_converted_weights_are_not_trained(capsys):
-    with pytest.raises(SystemExit, match='2'):
-        benchmark.main([PICO, '--mode', 'train', '--dtype', 'bfloat16-weights'])
-    assert 'are for inference; to train, autocast to a dtype' in capsys.readouterr().err
-
-
-def test_unknown_model_is_one_line(capsys):
-    with pytest.raises(SystemExit, match='2'):
-        benchmark.main(['no_such_model'])
-    assert capsys.readouterr().err.count('\n') == 1
-
-
-def test_turns_are_taken():
-    order = []
-    functions = {name: lambda name=name: order.append(name) for name in 'ab'}
-    times = benchmark.measure.interleaved_times(functions, torch.device('cpu'), repeats=2)
-    assert order == list('ababab')
-    assert {name: len(seconds) for name, seconds in times.items()} == {'a': 2, 'b': 2}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('other ')
+    assert line.endswith(message)
 
 
 class Gpu:
-    """A clock of a host and a GPU that does what it is given one after the other."""
+    """A host and a GPU that runs its queue in order, with a clock."""
 
     def __init__(self, host, device):
         self.now, self.free, self.host, self.device = 0.0, 0.0, host, device
@@ -184,7 +114,7 @@ class Gpu:
         self.now += self.host
         self.free = max(self.free, self.now) + self.device
 
-    def sleep(self, cycles):
+    def sleep(self, device):
         self.free = max(self.free, self.now) + 1
 
     def wait(self, device):
@@ -196,18 +126,18 @@ class Gpu:
         return event
 
 
-# Seconds of the host and of the GPU a call: launching takes longer, or the kernels do.
+# Seconds per call of the host and of the GPU: the launch takes longer, or the kernels.
 @pytest.mark.parametrize(('host', 'device'), [(14e-5, 2e-5), (3e-5, 5e-4)])
 def test_device_and_host_are_timed_apart(monkeypatch, host, device):
-    measure, gpu = benchmark.measure, Gpu(host, device)
-    monkeypatch.setattr(torch.cuda, '_sleep', gpu.sleep)
+    gpu = Gpu(host, device)
+    monkeypatch.setattr(benchmark_scan, 'keep_busy', gpu.sleep)
     monkeypatch.setattr(torch.cuda, 'Event', gpu.event)
     monkeypatch.setattr(measure, 'synchronize', gpu.wait)
     monkeypatch.setattr(measure.time, 'perf_counter', lambda: gpu.now)
-    times, hosts = measure.launched_times({'scan': gpu.call}, torch.device('cuda'), repeats=3)
+    times, hosts = benchmark_scan.launched_times({'scan': gpu.call}, torch.device('cuda'), repeats=3)
     assert times['scan'] == pytest.approx([device] * 3)
     assert hosts['scan'] == pytest.approx([host] * 3)
-    # A clock around a call has both in it.
+    # A clock around a call shows both.
     (both, *_) = measure.interleaved_times({'scan': gpu.call}, torch.device('cuda'), repeats=3)['scan']
     assert both == pytest.approx(host + device)
 
@@ -237,13 +167,5 @@ def test_bi_wkv_rows(tmp_path, capsys):
 def test_bi_wkv_outside_of_its_tolerance_is_not_timed(monkeypatch):
     monkeypatch.setattr(benchmark_wkv, 'TOLERANCE', 0.0)
     monkeypatch.setattr(benchmark_wkv.measure, 'interleaved_times', None)
-    with pytest.raises(SystemExit, match=r'error: .* is outside of its tolerance of 0'):
+    with pytest.raises(SystemExit, match='tolerance'):
         benchmark_wkv.main(['--shapes', '1x37x64', '--device', 'cpu'])
-
-
-@pytest.mark.parametrize('model', ['VisionGRU:pico', 'VRWKV:pico'])
-def test_backend_reaches_every_scan_of_the_model(model):
-    built = build_model(f'mmvisiongru.{model}', 'reference', device='meta')
-    backends = [m.backend for m in built.modules() if hasattr(m, 'backend')]
-    assert backends
-    assert set(backends) == {'reference'}

@@ -1,0 +1,11 @@
+"""Models that the benchmarks compare, by the names that tables and figures give them."""
+
+COMPARED = {
+    'VisionGRU-tiny': 'visiongru-tiny_8xb128_in1k',
+    'VRWKV-S': 'vrwkv-small_8xb128_in1k',
+    'Swin-T': 'swin-tiny_16xb64_in1k',
+    'DeiT-S': 'deit-small_4xb256_in1k',
+    'ConvNeXt-T': 'convnext-tiny_32xb128_in1k',
+}
+# Over resolutions: two of linear cost, one with attention in windows, one with attention everywhere.
+OVER_SIZES = ('VisionGRU-tiny', 'VRWKV-S', 'Swin-T', 'DeiT-S')

@@ -1,0 +1,101 @@
+"""tools/analysis_tools/benchmark.py: rows say what was measured, runs are interleaved."""
+
+import json
+import statistics
+
+import pytest
+import torch
+from PIL import Image
+
+from mmvisiongru import measure
+from mmvisiongru.zoo import build_model
+from tools.analysis_tools import benchmark
+
+PICO, ATTO = 'mmvisiongru.VisionGRU:pico', 'mmpretrain.ConvNeXt:atto'
+
+
+def test_rows_and_picture(tmp_path, capsys):
+    out, picture = tmp_path / 'models.json', tmp_path / 'models.png'
+    options = [
+        '--sizes',
+        '64',
+        '32',
+        '--mode',
+        'both',
+        '--batch-size',
+        '2',
+        '--repeats',
+        '2',
+        '--device',
+        'cpu',
+    ]
+    benchmark.main([PICO, ATTO, *options, '--json', str(out), '--plot', str(picture)])
+    found = json.loads(out.read_text())
+    assert found['machine']['threads'] == torch.get_num_threads()
+    keys = [(row['size'], row['mode'], row['model']) for row in found['rows']]
+    assert keys == [(s, mode, m) for s in (64, 32) for mode in ('inference', 'train') for m in (PICO, ATTO)]
+    for row in found['rows']:
+        assert row['fastest_ms'] <= row['latency_ms']
+        assert row['images_per_s'] * row['latency_ms'] == pytest.approx(2000)
+        assert row['model'] != PICO or row['time_ratio'] == 1
+    assert 'first / this' in capsys.readouterr().out
+    with Image.open(picture) as image:
+        assert len(image.convert('L').getcolors()) > 10
+
+
+def test_dtypes_side_by_side_and_one_channel(tmp_path):
+    out, dtypes = tmp_path / 'models.json', ['float32', 'bfloat16', 'bfloat16-weights']
+    options = ['--sizes', '32', '--repeats', '1', '--device', 'cpu', '--json', str(out), '--dtype', *dtypes]
+    benchmark.main([PICO, ATTO, *options, '--cfg-options', 'model.in_channels=1'])
+    rows = json.loads(out.read_text())['rows']
+    assert [row['model'] for row in rows] == [f'{name}, {dtype}' for name in (PICO, ATTO) for dtype in dtypes]
+
+
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'bfloat16-weights'])
+def test_precision_is_that_of_the_computation(precision):
+    model, x = torch.nn.Linear(3, 2), torch.ones(1, 3)
+    got = benchmark.runnables(model, x, precision, 'inference')['inference']()
+    assert got.dtype == (torch.float32 if precision == 'float32' else torch.bfloat16)
+    assert model.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'named'),
+    [
+        ([PICO, '--mode', 'train', '--dtype', 'bfloat16-weights'], '--dtype'),
+        (['no_such_model'], 'no_such_model'),
+        (['mmvisiongru.VisionGRU:pikko'], 'pikko'),
+        ([PICO, '--cfg-options', 'model.scan_pathes=row'], 'scan_pathes'),
+    ],
+)
+def test_bad_input_is_one_line(arguments, named, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        benchmark.main([*arguments, '--device', 'cpu'])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
+
+
+def test_runs_are_interleaved():
+    order = []
+    functions = {name: lambda name=name: order.append(name) for name in 'ab'}
+    times = measure.interleaved_times(functions, torch.device('cpu'), repeats=2)
+    assert order == list('ababab')
+    assert {name: len(seconds) for name, seconds in times.items()} == {'a': 2, 'b': 2}
+
+
+def test_peak_memory_is_that_of_the_call():
+    held, size = [], 96 << 20
+    peaks = [
+        measure.peak_memory(lambda: torch.ones(size // 4).sum(), torch.device('cpu'), warm_up)
+        for warm_up in (True, False)
+    ]
+    peaks.append(measure.peak_memory(lambda: held.append(torch.ones(size // 4)), torch.device('cpu'), False))
+    assert statistics.median(peaks) == pytest.approx(size, rel=0.1)
+
+
+@pytest.mark.parametrize('model', ['VisionGRU:pico', 'VRWKV:pico'])
+def test_backend_reaches_every_scan_of_the_model(model):
+    built = build_model(f'mmvisiongru.{model}', 'reference', device='meta')
+    backends = [m.backend for m in built.modules() if hasattr(m, 'backend')]
+    assert backends
+    assert set(backends) == {'reference'}
