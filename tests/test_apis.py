@@ -74,6 +74,18 @@ def trained(tmp_path):
     return classifier, str(tmp_path / 'x.pth')
 
 
+def test_optimized_model_gives_the_same_maps():
+    torch.manual_seed(0)
+    plain, x = get_model('mmvisiongru.VisionGRU:pico'), torch.rand(1, 3, 64, 96)
+    fast = get_model('mmvisiongru.VisionGRU:pico', optimize=True)
+    fast.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        for a, b in zip(plain(x), fast(x), strict=True):
+            assert (a - b).abs().max() <= 2e-6 * a.abs().max()
+    with pytest.raises(RuntimeError, match='no_grad'):
+        fast(x)
+
+
 def test_weights_are_loaded(trained):
     classifier, path = trained
     assert not classifier.training
