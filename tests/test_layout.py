@@ -16,7 +16,9 @@ import pytest
 
 from tests.harness import ROOT
 
-GROUND = {'_compat', 'version', 'errors', 'files', 'outputs', 'drawing', 'registry', 'checkpoint'}
+GROUND = {
+    '_compat', 'version', 'errors', 'files', 'outputs', 'drawing', 'image_files', 'registry', 'checkpoint',
+}  # fmt: skip
 # Each part of mmvisiongru with the other parts that it may import. 'mmvisiongru' is its __init__.py.
 MAY_IMPORT = {
     'mmvisiongru': {'version'},
@@ -26,6 +28,7 @@ MAY_IMPORT = {
     'files': {'errors'},
     'outputs': {'errors', 'files'},
     'drawing': set(),
+    'image_files': set(),
     'registry': set(),
     'checkpoint': {'_compat', 'errors', 'files'},
     'config': {'_compat', 'errors', 'files'},

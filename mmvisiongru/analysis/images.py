@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from mmvisiongru.engine.guarded_dataset import PICTURES
 from mmvisiongru.errors import InputError
+from mmvisiongru.image_files import PICTURES
 
 
 def find_images(path: str) -> list[str]:

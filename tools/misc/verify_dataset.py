@@ -22,9 +22,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mmvisiongru.engine.guarded_dataset import PICTURES, GuardedDataset
+from mmvisiongru.engine.guarded_dataset import GuardedDataset
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
+from mmvisiongru.image_files import PICTURES
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import building, prepare_config
 from mmvisiongru.measure import progress_bar

@@ -1,4 +1,4 @@
-"""The count of samples that were passed over."""
+"""A limit on the samples that are skipped."""
 
 from mmengine.hooks import Hook
 
@@ -9,12 +9,12 @@ from mmvisiongru.registry import HOOKS
 
 @HOOKS.register_module()
 class BadSampleHook(Hook):
-    """Ends the run when a process passed over more samples than ``max_bad_samples``; sums up at the end."""
+    """Ends the run when a process skipped more than ``max_bad_samples`` samples; names them at the end."""
 
     def before_train(self, runner) -> None:
         """Find the flags of the data set, in memory that its workers write."""
         dataset = runner.train_dataloader.dataset
-        # Looked at in every iteration: as a tensor they cost several times more.
+        # Read in every iteration: as a tensor they would cost several times more.
         self.flags = dataset.bad.numpy() if isinstance(dataset, GuardedDataset) else None
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
@@ -30,6 +30,6 @@ class BadSampleHook(Hook):
 
     def after_train(self, runner) -> None:
         """Name them once more."""
-        dataset = runner.train_dataloader.dataset
-        if isinstance(dataset, GuardedDataset) and (files := dataset.bad_files()):
+        if self.flags is not None and self.flags.any():
+            files = runner.train_dataloader.dataset.bad_files()
             runner.logger.warning(f'{len(files)} bad samples were skipped: {", ".join(files)}')
