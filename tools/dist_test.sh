@@ -14,6 +14,6 @@ CONFIG=$1
 CHECKPOINT=$2
 GPUS=$3
 TOOLS=$(CDPATH= cd -- "$(dirname "$0")" && pwd)
-
-PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" -m mmvisiongru.launch.torchrun \
-    "$GPUS" "$TOOLS/test.py" "$CONFIG" "$CHECKPOINT" --launcher pytorch "${@:4}"
+# shellcheck source=tools/misc/rendezvous.sh
+source "$TOOLS/misc/rendezvous.sh"
+exec "${TORCHRUN[@]}" "$TOOLS/test.py" "$CONFIG" "$CHECKPOINT" --launcher pytorch "${@:4}"

@@ -15,6 +15,6 @@ fi
 CONFIG=$1
 GPUS=$2
 TOOLS=$(CDPATH= cd -- "$(dirname "$0")" && pwd)
-
-PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" -m mmvisiongru.launch.torchrun \
-    "$GPUS" "$TOOLS/train.py" "$CONFIG" --launcher pytorch "${@:3}"
+# shellcheck source=tools/misc/rendezvous.sh
+source "$TOOLS/misc/rendezvous.sh"
+exec "${TORCHRUN[@]}" "$TOOLS/train.py" "$CONFIG" --launcher pytorch "${@:3}"

@@ -17,6 +17,12 @@ def environment(**variables: str) -> dict[str, str]:
     return os.environ | dict(PYTHONPATH=path, OMP_NUM_THREADS='1') | variables
 
 
+def torchrun(processes: int, *options: str) -> list[str]:
+    """Arguments of python that start a script in several processes."""
+    options = options or ('--standalone',)
+    return ['-m', 'mmvisiongru.launch.torchrun', *options, f'--nproc-per-node={processes}']
+
+
 def in_child(action) -> int:
     """Run an action in a process of its own; gives the signal that killed it, or 0."""
     pid = os.fork()

@@ -27,7 +27,7 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmvisiongru.checkpoint import load_checkpoint_file
-from tests.harness.children import PATIENCE, environment
+from tests.harness.children import PATIENCE, environment, torchrun
 
 SIZE = 12
 # The last checkpoint of a run of 18 iterations, by epoch or not.
@@ -237,7 +237,7 @@ def start(processes: int, work_dir, **settings) -> subprocess.Popen:
     """Start the toy run as a user would, in processes of its own."""
     settings['launcher'] = 'pytorch' if processes > 1 else 'none'
     script = [str(Path(__file__)), str(work_dir), json.dumps(settings)]
-    launcher = ['-m', 'mmvisiongru.launch.torchrun', str(processes)] if processes > 1 else []
+    launcher = torchrun(processes) if processes > 1 else []
     return subprocess.Popen(
         [sys.executable, *launcher, *script],
         env=environment(),

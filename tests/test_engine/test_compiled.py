@@ -14,7 +14,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from mmvisiongru.engine.compiled import CompiledParts
-from tests.harness.children import environment
+from tests.harness.children import environment, torchrun
 from tests.harness.small_runs import SEGMENTATION, TOOLS, make_scenes, write_config
 from tests.harness.toy import finish
 
@@ -90,7 +90,7 @@ def test_two_processes(tmp_path):
     for options in ([], ['compile.backend=aot_eager', 'compile.fullgraph=True']):
         options += ['optim_wrapper.constructor=mmvisiongru.GroupedOptimWrapperConstructor']
         command = [
-            sys.executable, '-m', 'mmvisiongru.launch.torchrun', '2', str(TOOLS / 'train.py'), str(config),
+            sys.executable, *torchrun(2), str(TOOLS / 'train.py'), str(config),
             '--launcher', 'pytorch', '--no-pin-memory', '--work-dir', str(tmp_path / f'work{len(losses)}'),
             '--cfg-options', *options,
         ]  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from mmvisiongru.checkpoint import load_checkpoint_file
 from mmvisiongru.engine.hooks import StallHook
 from tests.harness import ROOT
-from tests.harness.children import PATIENCE, environment
+from tests.harness.children import PATIENCE, environment, torchrun
 from tests.harness.toy import finish, start
 
 TIMEOUT = 8
@@ -104,12 +104,10 @@ def test_port_in_use(tmp_path):
         taken.bind(('', 0))
         taken.listen()
         port = taken.getsockname()[1]
-        toy = ROOT / 'tests/harness/toy.py'
+        command = [*torchrun(2, f'--master-port={port}'), str(ROOT / 'tests/harness/toy.py'), str(tmp_path)]
         done = subprocess.run(
-            [sys.executable, '-m', 'mmvisiongru.launch.torchrun', '2', str(toy), str(tmp_path)],
-            env=environment(MASTER_PORT=str(port)),
-            capture_output=True, text=True, timeout=PATIENCE,
-        )  # fmt: skip
+            [sys.executable, *command], env=environment(), capture_output=True, text=True, timeout=PATIENCE
+        )
     assert done.returncode > 0
     assert str(port) in done.stderr
     assert 'EADDRINUSE' in done.stderr or 'in use' in done.stderr

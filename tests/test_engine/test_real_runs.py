@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmvisiongru.checkpoint import load_checkpoint_file
 from tests.harness import ROOT
-from tests.harness.children import environment
+from tests.harness.children import environment, torchrun
 from tests.harness.toy import differing, finish
 
 pytestmark = pytest.mark.long
@@ -129,7 +129,7 @@ def train(processes, folder: Path, text, data, *options, kill_at=None, rank=0, *
     settings = dict(dict(workers=0, iters=30, epochs=5, interval=4), **settings)
     config = folder / 'config.py'
     config.write_text(text.format(root=ROOT, data=data, faults=faults, **settings))
-    launcher = ['-m', 'mmvisiongru.launch.torchrun', str(processes)] if processes > 1 else []
+    launcher = torchrun(processes) if processes > 1 else []
     parallel = ['--launcher', 'pytorch'] if processes > 1 else []
     command = [sys.executable, *launcher, str(ROOT / 'tools/train.py'), str(config), *parallel, *options]
     return finish(

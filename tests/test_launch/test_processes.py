@@ -2,13 +2,15 @@
 
 import datetime
 import os
+import subprocess
 
 import pytest
 import torch
 from mmengine.config import Config
 
 from mmvisiongru.errors import InputError
-from mmvisiongru.launch import processes, torchrun
+from mmvisiongru.launch import processes
+from tests.harness import ROOT
 
 SLURM = dict(
     SLURM_PROCID='5', SLURM_NTASKS='8', SLURM_LOCALID='1', SLURM_JOB_ID='4711012', SLURM_NODELIST='n[3-4]'
@@ -98,28 +100,37 @@ def test_launcher_that_did_not_start_this_process(started, launcher, env, messag
 
 
 @pytest.mark.parametrize(
-    ('env', 'expected'),
+    ('env', 'options'),
     [
         ({}, ['--standalone']),
         ({'NNODES': '1', 'MASTER_ADDR': 'a'}, ['--standalone']),
         (
             {'PORT': '29501'},
-            ['--nnodes=1', '--node_rank=0', '--master_addr=127.0.0.1', '--master_port=29501'],
-        ),
-        (
-            {'NNODES': '2', 'NODE_RANK': '1', 'MASTER_ADDR': 'n0'},
-            ['--nnodes=2', '--node_rank=1', '--master_addr=n0', '--master_port=29500'],
+            ['--nnodes=1', '--node-rank=0', '--master-addr=127.0.0.1', '--master-port=29501'],
         ),
         (
             {'NNODES': '2', 'NODE_RANK': '1', 'MASTER_ADDR': 'n0', 'PORT': '1', 'MASTER_PORT': '2'},
-            ['--nnodes=2', '--node_rank=1', '--master_addr=n0', '--master_port=2'],
+            ['--nnodes=2', '--node-rank=1', '--master-addr=n0', '--master-port=2'],
         ),
+        ({'NNODES': '2', 'NODE_RANK': '1', 'MASTER_ADDR': 'n0'}, ['--master-port=29500']),
+        ({'NNODES': '2', 'NODE_RANK': '1'}, None),
+        ({'NNODES': '2', 'MASTER_ADDR': 'n0'}, None),
     ],
 )
-def test_rendezvous(env, expected):
-    assert torchrun.rendezvous_args(env) == expected
+def test_where_processes_meet(env, options):
+    done = dist_train('a b.py', '3', '--amp', **env)
+    if options is None:
+        assert done.returncode == 2
+        assert 'NODE_RANK and MASTER_ADDR' in done.stderr
+        return
+    command = done.stdout.split()
+    assert set(options) <= set(command)
+    assert command[:3] == ['-m', 'mmvisiongru.launch.torchrun', '--nproc-per-node=3']
+    assert done.stdout.endswith('tools/train.py a b.py --launcher pytorch --amp\n')
 
 
-def test_nodes_that_cannot_meet():
-    with pytest.raises(InputError, match='NNODES=2 needs NODE_RANK and MASTER_ADDR'):
-        torchrun.rendezvous_args({'NNODES': '2', 'NODE_RANK': '1'})
+def dist_train(*args: str, **env: str) -> subprocess.CompletedProcess:
+    """What dist_train.sh would start, by a python that prints its arguments."""
+    path = dict(PATH=os.environ['PATH'], PYTHON='echo')
+    command = [str(ROOT / 'tools/dist_train.sh'), *args]
+    return subprocess.run(command, env=path | env, capture_output=True, text=True)

@@ -106,7 +106,7 @@ def test_segmentation_in_two_processes(folder, tool, start):
     assert 'device: 2 x cpu' in log
     assert 'with gloo' in log
     assert log.count("scan on cpu, float32: backend '") == 1
-    assert 'BN takes its place' in log
+    assert 'SyncBN replaced by BN' in log
     assert 'Iter(train) [1/2]  lr: 1.0000e-03  eta: 0:00:0' in log
     assert load_checkpoint_file(work / 'iter_2.pth')['meta']['iter'] == 2
 
@@ -338,7 +338,7 @@ NO_GPU = pytest.mark.skipif(has_gpu(), reason='says what happens where there is 
         (
             ['tiny.py', '--launcher', 'pytorch'],
             'launcher pytorch needs RANK in the environment; start with '
-            'tools/dist_train.sh or tools/dist_test.sh, or use --launcher none',
+            'tools/dist_train.sh or dist_test.sh, or use --launcher none',
         ),
         (['tiny.py', '--resume', 'none.pth'], 'checkpoint none.pth does not exist'),
         (['tiny.py', '--work-dir', 'tiny.py/work'], 'folder tiny.py/work cannot be made: Not a directory'),
