@@ -1,5 +1,6 @@
 """Where tools write: never among the data, never over the files of others, never outside the folder given."""
 
+import csv
 import os
 import os.path as osp
 from collections.abc import Iterable, Iterator
@@ -90,3 +91,12 @@ def write_picture(path: str, picture: np.ndarray) -> None:
     unfinished = f'{path}.{os.getpid()}'
     Image.fromarray(picture).save(unfinished, 'PNG', pnginfo=mark, compress_level=1)
     os.replace(unfinished, path)
+
+
+def save_figure(figure, rows: Iterable[Iterable], out: str) -> str:
+    """Write a matplotlib figure as OUT.png (200 dpi) and OUT.pdf, its table as OUT.csv. Returns their names."""
+    figure.savefig(f'{out}.png', dpi=200)
+    figure.savefig(f'{out}.pdf')
+    with open(f'{out}.csv', 'w', newline='', encoding='utf-8') as file:
+        csv.writer(file).writerows(rows)
+    return ', '.join(f'{out}.{suffix}' for suffix in ('png', 'pdf', 'csv'))

@@ -29,6 +29,8 @@ MAY_IMPORT = {
     'outputs': {'errors', 'files'},
     'drawing': set(),
     'image_files': set(),
+    'images': {'errors', 'image_files'},
+    'insight': {*GROUND, 'images', 'models', 'zoo'},
     'registry': set(),
     'checkpoint': {'_compat', 'errors', 'files'},
     'config': {'_compat', 'errors', 'files'},
@@ -40,8 +42,7 @@ MAY_IMPORT = {
     'zoo': {*GROUND, 'config', 'ops', 'models', 'inference', 'launch'},
     'measure': set(),
     'flops': {*GROUND, 'ops', 'measure', 'zoo'},
-    'analysis': {*GROUND, 'config', 'ops', 'models', 'inference', 'engine', 'launch', 'zoo'},
-    'apis': {*GROUND, 'config', 'ops', 'models', 'inference', 'engine', 'launch', 'zoo', 'analysis'},
+    'apis': {*GROUND, 'config', 'ops', 'models', 'inference', 'engine', 'launch', 'zoo'},
     'deployment': {*GROUND, 'config', 'ops', 'models', 'inference', 'engine', 'launch', 'zoo'},
 }
 # Only their users need them installed: nothing may import them before it is asked to.

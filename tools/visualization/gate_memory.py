@@ -2,121 +2,105 @@
 
     python tools/visualization/gate_memory.py CONFIG CHECKPOINT --img IMAGE --out work_dirs/memory
 
-A gate that stayed as it is would keep 1/e of a state for tau tokens. OUT.png shows, for the last block of
-each stage, a map of tau (the geometric mean over channels) and its histogram over tokens and channels, with
-the length of a row and of the whole map; OUT.csv has the quartiles of every block.
+tau is the number of tokens after which 1/e of a state is left, if its gate stayed as it is. OUT.png and
+OUT.pdf show, for the last block of each stage, a map of tau (geometric mean over channels and paths) and its
+histogram over tokens and channels, beside the length of a row and of the complete map. OUT.csv has the
+quartiles of every block. The image is prepared as in a test of the config.
 """
 
 import argparse
-import csv
-from pathlib import Path
+import os.path as osp
 
-import torch
+import numpy as np
+from matplotlib.figure import Figure
 
-from mmvisiongru.analysis.images import read_inputs
-from mmvisiongru.analysis.insight import backbone_of, gate_memories
-from mmvisiongru.checkpoint import load_weights
-from mmvisiongru.files import check_folder
+from mmvisiongru.insight import add_options, backbone_and_images, gate_memories
 from mmvisiongru.launch.options import one_line_errors
-from mmvisiongru.zoo import build_model
+from mmvisiongru.outputs import check_output, save_figure
 
-# Of the histograms, in tokens.
-BINS = torch.logspace(-1, 5, 49).numpy()
-QUARTILES = {'q25': 0.25, 'median': 0.5, 'q75': 0.75}
+HEAD = ('stage', 'block', 'height', 'width', 'q25', 'median', 'q75', 'longer_than_a_row')
 # A quantile of more elements costs more than it tells.
 MOST = 1 << 20
+# Largest ratio of the 99 % and the 1 % quantile for a linear axis: one peak.
+LINEAR = 10
 
 
-def summarise(memories: list, depths) -> list[dict]:
-    """One row a block: stage, block, size of the map, quartiles of tau, and the share that spans a row."""
+def summarise(memories: list, depths) -> list[tuple]:
+    """One row of HEAD for each block: the quartiles of tau, and the share that spans a row of the map."""
     places = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
     rows = []
-    for (stage, block), tau in zip(places, memories, strict=True):
+    for place, (_, tau) in zip(places, memories, strict=True):
         height, width = tau.shape[:2]
-        # Whole tokens: single numbers at equal distances may all be of a few channels.
-        tokens = tau.flatten(0, 1)
-        values = tokens[:: -(-tau.numel() // MOST)].flatten()
-        row = dict(stage=stage, block=block, height=height, width=width)
-        row |= {name: float(values.quantile(q)) for name, q in QUARTILES.items()}
-        rows.append(row | dict(longer_than_a_row=float((values > width).float().mean())))
+        # Complete tokens: single values at equal distances may all be of a few channels.
+        values = tau.flatten(0, 1)[:: -(-tau.numel() // MOST)].flatten()
+        quartiles = (float(values.quantile(q)) for q in (0.25, 0.5, 0.75))
+        rows.append((*place, height, width, *quartiles, float((values > width).float().mean())))
     return rows
 
 
-def plot(image, memories: list, rows: list[dict], path: Path) -> None:
+def draw(image, memories: list, rows: list[tuple]) -> Figure:
     """The image, then a map and a histogram for each stage."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
-    last = [i for i, row in enumerate(rows) if i + 1 == len(rows) or rows[i + 1]['stage'] != row['stage']]
-    figure, axes = plt.subplots(2, 1 + len(last), figsize=(3.1 * (1 + len(last)), 5.6), layout='constrained')
+    last = [i for i, row in enumerate(rows) if i + 1 == len(rows) or rows[i + 1][0] != row[0]]
+    figure = Figure(figsize=(3.1 * (1 + len(last)), 6), layout='constrained')
+    axes = figure.subplots(2, 1 + len(last))
+    figure.suptitle('tau: tokens after which 1/e of a state is left (last block of each stage)')
     axes[0, 0].imshow(image)
-    axes[0, 0].set_title('image')
+    axes[0, 0].set_title('image as the model sees it')
     axes[1, 0].axis('off')
     for panel in axes[0]:
-        panel.set_xticks([])
-        panel.set_yticks([])
+        panel.set(xticks=[], yticks=[])
     for (top, bottom), i in zip(axes[:, 1:].T, last, strict=True):
-        tau, row = memories[i].clamp(min=1e-2), rows[i]
-        length = row['height'] * row['width']
-        mean = tau.log().mean((2, 3)).exp()
-        shown = top.imshow(mean.numpy(), cmap='viridis')
-        figure.colorbar(shown, ax=top, shrink=0.8, format='%.3g')
-        top.set_title(f'stage {row["stage"]}, block {row["block"]}: tau / tokens')
-        for p in range(tau.size(2)):
-            style = dict(histtype='step', color='k', linestyle=('-', '--', ':', '-.')[p % 4])
-            bottom.hist(tau[:, :, p].flatten().numpy(), BINS, label=f'path {p}', **style)
-        bottom.set_xscale('log')
-        bottom.set_yticks([])
-        bottom.set_xlabel('tau / tokens')
-        for x, name in ((row['width'], 'row'), (length, 'map')):
-            bottom.axvline(x, color='tab:red', linewidth=1)
-            bottom.annotate(
-                name, (x, 0.97), xycoords=('data', 'axes fraction'), rotation=90, va='top', ha='right'
-            )
-    axes[1, 0].legend(*bottom.get_legend_handles_labels(), loc='center')
-    figure.savefig(path, dpi=110)
+        (paths, tau), (stage, block, height, width, *_) = memories[i], rows[i]
+        shown = top.imshow(tau.clamp(min=1e-2).log().mean((2, 3)).exp().numpy(), cmap='viridis')
+        figure.colorbar(shown, ax=top, shrink=0.8, format='%.4g')
+        top.set_title(f'stage {stage}, block {block}')
+        draw_histogram(bottom, paths, tau.numpy(), {'row': width, 'map': height * width})
+    axes[1, 0].legend(*bottom.get_legend_handles_labels(), loc='center', title='scan path')
+    return figure
+
+
+def draw_histogram(panel, paths: tuple[str, ...], tau: np.ndarray, lengths: dict[str, int]) -> None:
+    """Histogram of tau for each path, with lengths in tokens marked; linear where there is one peak."""
+    low, high = np.quantile(tau.reshape(-1)[:: -(-tau.size // MOST)], (0.01, 0.99))
+    linear = high < LINEAR * low
+    bins = np.linspace(0.8 * low, 1.2 * high, 49) if linear else np.logspace(-1, 5, 49)
+    for p, path in enumerate(paths):
+        style = ('-', '--', ':', '-.')[p % 4]
+        panel.hist(tau[:, :, p].ravel(), bins, label=path, histtype='step', color=f'C{p}', linestyle=style)
+    panel.set(
+        yticks=[], xlabel='tau / tokens', xscale='linear' if linear else 'log', xlim=(bins[0], bins[-1])
+    )
+    for name, length in lengths.items():
+        if bins[0] < length < bins[-1]:
+            panel.axvline(length, color='tab:red', linewidth=1)
+            panel.annotate(f'{name}: {length} ', (length, 0.97), xycoords=('data', 'axes fraction'), rotation=90,
+                           va='top', ha='right', color='tab:red')  # fmt: skip
 
 
 def parse_args(argv=None):
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='config file with a VisionGRU')
-    parser.add_argument('checkpoint', nargs='?', help='checkpoint (default: random weights)')
+    add_options(parser)
     parser.add_argument('--img', help='image (default: noise)')
-    parser.add_argument('--shape', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'))
-    parser.add_argument('--out', default='work_dirs/gate_memory', help='write OUT.png and OUT.csv')
+    parser.add_argument('--out', default='work_dirs/gate_memory', help='write OUT.png, OUT.pdf and OUT.csv')
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     """Run one image, then draw."""
     args = parse_args(argv)
-    out = Path(args.out)
-    with one_line_errors():
-        check_folder(str(out.parent))
-        model = build_model(args.config)
-        if args.checkpoint:
-            load_weights(model, args.checkpoint)
-        backbone = backbone_of(model)
-        (image,) = read_inputs(model, args.img, 1, args.shape)
+    with one_line_errors(args.debug):
+        backbone, (image,), (shown,) = backbone_and_images(args, 1)
         memories = gate_memories(backbone, image)
+        check_output(osp.dirname(args.out) or '.')
     rows = summarise(memories, backbone.depths)
-    with out.with_name(f'{out.name}.csv').open('w', newline='') as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f'{v:.4g}' if isinstance(v, float) else v for k, v in row.items()})
-    low, high = image.amin(), image.amax()
-    shown = ((image[0] - low) / (high - low).clamp(min=1e-9)).permute(1, 2, 0).numpy()
-    plot(shown, memories, rows, out.with_name(f'{out.name}.png'))
-    for row in rows:
+    table = [[f'{value:.4g}' if isinstance(value, float) else value for value in row] for row in rows]
+    written = save_figure(draw(shown, memories, rows), [HEAD, *table], args.out)
+    for stage, block, _, width, _, median, _, longer in rows:
         print(
-            f'stage {row["stage"]}, block {row["block"]}: tau {row["median"]:.3g} tokens in the median, '
-            f'{row["longer_than_a_row"]:.0%} beyond a row of {row["width"]}'
+            f'stage {stage}, block {block}: tau {median:.3g} tokens in the median, {longer:.0%} above a row of {width}'
         )
-    print(f'{out}.png, {out}.csv')
+    print(f'seen at {image.shape[3]} x {image.shape[2]}: {written}')
 
 
 if __name__ == '__main__':
