@@ -49,7 +49,9 @@ def backbone_and_images(args: Namespace, number: int) -> tuple[nn.Module, list[T
         tuple: The backbone; the images (1, C, H, W), all of one size; and the same before they were
         normalised, (H, W, 3), RGB.
     """
-    model = build_model(args.config).eval()
+    model = build_model(args.config)
+    # Some backbones of mmpretrain return nothing here.
+    model.eval()
     if args.checkpoint:
         load_weights(model, args.checkpoint)
     backbone = getattr(model, 'backbone', model)

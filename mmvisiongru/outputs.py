@@ -76,11 +76,10 @@ def output_paths(images: Iterable[str], folder: str, root: str | None = None) ->
 
 
 def _is_ours(path: str) -> bool:
-    try:
-        with Image.open(path) as picture:
-            return picture.info.get('Software') == SOFTWARE
-    except OSError:
+    if not osp.isfile(path):
         return False
+    with open(path, 'rb') as file:
+        return f'Software\0{SOFTWARE}'.encode() in file.read(200)
 
 
 def write_picture(path: str, picture: np.ndarray) -> None:
@@ -94,7 +93,7 @@ def write_picture(path: str, picture: np.ndarray) -> None:
 
 
 def save_figure(figure, rows: Iterable[Iterable], out: str) -> str:
-    """Write a matplotlib figure as OUT.png (200 dpi) and OUT.pdf, its table as OUT.csv. Returns their names."""
+    """Write a matplotlib figure as OUT.png (200 dpi) and OUT.pdf, and its table as OUT.csv. Returns the names."""
     figure.savefig(f'{out}.png', dpi=200)
     figure.savefig(f'{out}.pdf')
     with open(f'{out}.csv', 'w', newline='', encoding='utf-8') as file:

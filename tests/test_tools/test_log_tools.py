@@ -1,11 +1,8 @@
 """Tools around a run of either task, each on the logs, data and weights of a real one of a few iterations."""
 
-import csv
-import itertools
 import json
 
 import pytest
-import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
@@ -13,9 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mmvisiongru.launch.processes import prepare_launch
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, make_folders, make_scenes, write_config
-from tools.analysis_tools import analyze_logs, confusion_matrix
+from tools.analysis_tools import analyze_logs
 from tools.misc import print_config
-from tools.visualization import browse_dataset
 
 TRACKER = """
 visualizer = dict(vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
@@ -64,55 +60,6 @@ def test_logs_are_summarized_and_drawn(run, tmp_path, capsys):
         assert picture.width > picture.height
 
 
-def test_confusion_matrix_agrees_with_the_metric(run, tmp_path, capsys):
-    checkpoint = tmp_path / dict(segmentation='work/iter_2.pth', classification='work/epoch_1.pth')[run]
-    confusion_matrix.main(['run.py', str(checkpoint), '--out', 'matrices/m'])
-    head, *rows = csv.reader((tmp_path / 'matrices/m.csv').open())
-    assert head[1:] == [row[0] for row in rows]
-    counts = torch.tensor([[int(cell) for cell in row[1:]] for row in rows])
-    metric = dict(segmentation='aAcc', classification='accuracy/top1')[run]
-    assert 100 * counts.trace() / counts.sum() == pytest.approx(read_log(tmp_path)[-1][metric], abs=0.01)
-    with Image.open('matrices/m.png') as picture:
-        assert len(picture.convert('L').getcolors()) > 10
-    assert 'on the diagonal' in capsys.readouterr().out
-
-
-def test_worst_confusions_by_hand():
-    matrix = torch.tensor([[6, 2, 0], [5, 90, 5], [0, 0, 0]])
-    found = confusion_matrix.worst_confusions(matrix, ['a', 'b', 'c'])
-    assert found == [
-        ' 25.0% of a is taken for b (2 of 8)',
-        '  5.0% of b is taken for a (5 of 100)',
-        '  5.0% of b is taken for c (5 of 100)',
-    ]
-    assert confusion_matrix.worst_confusions(matrix, ['a', 'b', 'c'], most=1) == found[:1]
-
-
-@pytest.mark.parametrize('classes', [3, 26, 150])
-def test_names_of_the_classes_do_not_overlap(classes):
-    names = [f'class {i}' for i in range(classes)]
-    figure = confusion_matrix.draw(torch.eye(classes), names)
-    figure.canvas.draw()
-    axes = figure.axes[0]
-    for labels, low, high in (
-        (axes.get_xticklabels(), 'x0', 'x1'),
-        (axes.get_yticklabels()[::-1], 'y0', 'y1'),
-    ):
-        assert sorted(label.get_text() for label in labels) == sorted(names)
-        boxes = [label.get_window_extent() for label in labels]
-        assert all(getattr(a, high) <= getattr(b, low) for a, b in itertools.pairwise(boxes))
-
-
-def test_data_set_is_drawn(run, tmp_path, capsys):
-    browse_dataset.main(['run.py', '--split', 'val', '--number', '2', '--out', 'pictures'])
-    pictures = sorted((tmp_path / 'pictures').iterdir())
-    assert len(pictures) == 2
-    with Image.open(pictures[0]) as picture:
-        # The image of 32 pixels is enlarged.
-        assert min(picture.size) >= 256
-    assert '2 pictures in pictures' in capsys.readouterr().out
-
-
 def test_validation_that_a_resumed_run_starts_with_keeps_its_place(tmp_path):
     files = [tmp_path / f'2{i}/vis_data/scalars.json' for i in range(3)]
     texts = (
@@ -127,18 +74,6 @@ def test_validation_that_a_resumed_run_starts_with_keeps_its_place(tmp_path):
         file.write_text(text)
     _, validation = analyze_logs.read_run(str(tmp_path))
     assert validation['top1'] == {4: 10.0, 8: 20.0, 12: 30.0}
-
-
-def test_pixels_that_are_ignored_are_not_counted():
-    metric = confusion_matrix.Confusion()
-    metric.dataset_meta = dict(classes=('a', 'b'))
-    true, predicted = torch.tensor([[0, 1, 255]]), torch.tensor([[0, 0, 1]])
-    sample = dict(pred_sem_seg=dict(data=predicted), gt_sem_seg=dict(data=true))
-    metric.process(None, [sample, sample])
-    metric.process(None, [sample])
-    assert metric.compute_metrics(metric.results)['result'].tolist() == [[3, 0], [3, 0]]
-    # One matrix in all: one for each image of ImageNet would be 380 GB.
-    assert len(metric.results) == 1
 
 
 def line(**values):

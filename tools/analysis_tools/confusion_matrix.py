@@ -2,15 +2,17 @@
 
     python tools/analysis_tools/confusion_matrix.py CONFIG CHECKPOINT --out work_dirs/confusion
 
-Writes OUT.csv, counts with one row for each true and one column for each predicted class, and OUT.png, the
-percentage of each row. Prints the confusions that cost most of a true class.
+Writes OUT.csv, counts with one row for each true and one column for each predicted class, and OUT.png and
+OUT.pdf, the percentage of each row. Prints the confusions that cost most of a true class. Pixels that the
+metric of the config ignores are not counted.
 """
 
 import argparse
-import csv
-from pathlib import Path
+import os.path as osp
+from tempfile import TemporaryDirectory
 
 import torch
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.runner import Runner
@@ -18,10 +20,11 @@ from torch import Tensor
 
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import prepare_test
+from mmvisiongru.outputs import check_output, data_folders, save_figure
 
-# With more classes numbers in the cells cannot be read.
+# With more classes the values in the cells cannot be read.
 MOST_VALUES = 25
-# Inches that a class takes with a number in its cell, and with its name alone.
+# Inches that a class takes with a value in its cell, and with its name alone.
 CELL, TICK = 0.4, 0.16
 # Confusions that are printed.
 WORST = 10
@@ -50,53 +53,40 @@ class Confusion(BaseMetric):
         self.results.append(total)
 
     def compute_metrics(self, results):
-        """The counts as a matrix."""
+        """Keep the matrix; the log would print it as a metric."""
         classes = len(self.dataset_meta['classes'])
-        return dict(result=results[0].view(classes, classes))
+        self.matrix = results[0].view(classes, classes)
+        return {}
 
 
 def confusion_matrix(runner: Runner) -> tuple[Tensor, list[str]]:
     """Test. Returns counts (true, predicted) and the names of the classes."""
     loop = runner.test_loop
-    metainfo = loop.dataloader.dataset.metainfo
-    loop.evaluator = Evaluator([Confusion()])
-    loop.evaluator.dataset_meta = metainfo
-    return runner.test()['result'], list(metainfo['classes'])
+    ignored = [m.ignore_index for m in loop.evaluator.metrics if hasattr(m, 'ignore_index')]
+    metric = Confusion(*ignored[:1])
+    loop.evaluator = Evaluator([metric])
+    loop.evaluator.dataset_meta = loop.dataloader.dataset.metainfo
+    runner.test()
+    return metric.matrix, list(metric.dataset_meta['classes'])
 
 
-def write(matrix: torch.Tensor, classes: list[str], out: Path) -> None:
-    """Write the table and the picture."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with (out.parent / f'{out.name}.csv').open('w', newline='') as file:
-        writer = csv.writer(file)
-        writer.writerow(['true \\ predicted', *classes])
-        writer.writerows([name, *row] for name, row in zip(classes, matrix.tolist(), strict=True))
+def draw(matrix: Tensor, classes: list[str]) -> Figure:
+    """The picture: every class with its name, and percentages where they can be read."""
     percent = (100 * matrix / matrix.sum(1, keepdim=True).clamp(min=1)).round().long()
-    figure = draw(percent, classes)
-    figure.savefig(out.parent / f'{out.name}.png', dpi=100, bbox_inches='tight')
-
-
-def draw(percent: Tensor, classes: list[str]):
-    """The picture: every class with its name, numbers where they can be read."""
-    from matplotlib import pyplot as plt
-
     with_values = len(classes) <= MOST_VALUES
     side = max(4, (CELL if with_values else TICK) * len(classes))
-    figure, axes = plt.subplots(figsize=(side, side))
-    image = axes.imshow(percent, cmap='Greys', vmin=0, vmax=100)
+    figure = Figure(figsize=(side + 2, side + 1), layout='constrained')
+    axes = figure.subplots()
+    image = axes.imshow(percent.numpy(), cmap='Greys', vmin=0, vmax=100)
     figure.colorbar(image, ax=axes, fraction=0.046, label='percent of the true class')
     axes.set(xlabel='predicted', ylabel='true')
     size = 9 if with_values else 7
     axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=size)
     axes.set_yticks(range(len(classes)), classes, fontsize=size)
-    if with_values:
-        for row, values in enumerate(percent.tolist()):
-            for column, value in enumerate(values):
-                color = 'black' if value < 50 else 'white'
-                axes.text(column, row, value, ha='center', va='center', color=color, fontsize=8)
+    for row, values in enumerate(percent.tolist() if with_values else ()):
+        for column, value in enumerate(values):
+            color = 'black' if value < 50 else 'white'
+            axes.text(column, row, value, ha='center', va='center', color=color, fontsize=8)
     return figure
 
 
@@ -115,9 +105,10 @@ def worst_confusions(matrix: Tensor, classes: list[str], most: int = WORST) -> l
 
 
 def merge_args(cfg: Config, args) -> None:
-    """Test in one process, with the log beside the result."""
+    """Test in one process, whose log nobody needs."""
     cfg.launcher = 'none'
-    cfg.setdefault('work_dir', str(Path(args.out).parent))
+    cfg.work_dir = args.work_dir
+    check_output(osp.dirname(args.out) or '.', data_folders(cfg))
 
 
 def parse_args(argv=None):
@@ -125,19 +116,19 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_config_options(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out', default='work_dirs/confusion', help='write OUT.csv and OUT.png')
+    parser.add_argument('--out', default='work_dirs/confusion', help='write OUT.csv, OUT.png and OUT.pdf')
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     """Test, then write."""
     args = parse_args(argv)
-    out = Path(args.out)
-    with one_line_errors(args.debug):
+    with one_line_errors(args.debug), TemporaryDirectory() as args.work_dir:
         matrix, classes = confusion_matrix(prepare_test(args, merge_args))
-    write(matrix, classes, out)
+    rows = [[name, *row] for name, row in zip(classes, matrix.tolist(), strict=True)]
+    written = save_figure(draw(matrix, classes), [['true \\ predicted', *classes], *rows], args.out)
     print('\n'.join(worst_confusions(matrix, classes)))
-    print(f'{matrix.trace() / matrix.sum():.2%} of {matrix.sum()} on the diagonal: {out}.csv, {out}.png')
+    print(f'{matrix.trace() / matrix.sum():.2%} of {matrix.sum()} on the diagonal: {written}')
 
 
 if __name__ == '__main__':

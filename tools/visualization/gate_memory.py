@@ -73,8 +73,8 @@ def draw_histogram(panel, paths: tuple[str, ...], tau: np.ndarray, lengths: dict
     for name, length in lengths.items():
         if bins[0] < length < bins[-1]:
             panel.axvline(length, color='tab:red', linewidth=1)
-            panel.annotate(f'{name}: {length} ', (length, 0.97), xycoords=('data', 'axes fraction'), rotation=90,
-                           va='top', ha='right', color='tab:red')  # fmt: skip
+            style = dict(rotation=90, va='top', ha='right', color='tab:red')
+            panel.annotate(f'{name}: {length} ', (length, 0.97), xycoords=('data', 'axes fraction'), **style)
 
 
 def parse_args(argv=None):
@@ -97,9 +97,8 @@ def main(argv=None):
     table = [[f'{value:.4g}' if isinstance(value, float) else value for value in row] for row in rows]
     written = save_figure(draw(shown, memories, rows), [HEAD, *table], args.out)
     for stage, block, _, width, _, median, _, longer in rows:
-        print(
-            f'stage {stage}, block {block}: tau {median:.3g} tokens in the median, {longer:.0%} above a row of {width}'
-        )
+        share = f'{longer:.0%} above a row of {width}'
+        print(f'stage {stage}, block {block}: tau {median:.3g} tokens in the median, {share}')
     print(f'seen at {image.shape[3]} x {image.shape[2]}: {written}')
 
 

@@ -3,9 +3,9 @@
     python tools/visualization/image_demo.py IMAGE_OR_FOLDER CONFIG CHECKPOINT --out-dir work_dirs/demo
     python tools/visualization/image_demo.py FOLDER CONFIG CHECKPOINT --pred-out predictions.csv
 
-A segmentor's classes are drawn over the image, a classifier's is written on it. The images need no labels.
-Folders inside the folder are taken too, and the pictures keep their places. Each line says at what size the
-model saw the image: the config's test pipeline decides that.
+A segmentor's classes are drawn over the image, a classifier's is written above it, as PNG. The images need no
+labels. Folders inside the folder are taken too, and the pictures keep their places. Images are prepared as in
+a test of the config; each line says at what size the model saw the image.
 """
 
 import argparse
@@ -14,110 +14,123 @@ import io
 import json
 import os.path as osp
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
+import mmcv
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.dataset import pseudo_collate
+from mmengine.device import get_device
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import BaseDataElement, PixelData
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
-from mmvisiongru.analysis.images import find_images, read_image
-from mmvisiongru.analysis.labels import label_by_strips
-from mmvisiongru.checkpoint import Checkpoint, check_weights, data_only, read_checkpoint
+from mmvisiongru.checkpoint import load_weights
+from mmvisiongru.checkpoint.match import plain_model
+from mmvisiongru.drawing import draw_sample, paint
 from mmvisiongru.errors import InputError
-from mmvisiongru.files import check_folder, write_text
+from mmvisiongru.files import write_text
+from mmvisiongru.images import find_images, image_reader
 from mmvisiongru.launch.classes import dataset_meta
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import building, prepare_config
+from mmvisiongru.launch.processes import replace_sync_bn
 from mmvisiongru.measure import progress_bar
 from mmvisiongru.models.layers.precision import score_in_float32
+from mmvisiongru.outputs import check_output, data_folders, output_paths, write_picture
 
 # Classes that a line names, of a segmentor and of a classifier.
-SHOWN = dict(segment=3, classify=5)
-
-
-def place(path: str, root: str, out_dir: str) -> str:
-    """Folder of the picture of an image, as deep below ``out_dir`` as the image is below ``root``."""
-    inside = osp.relpath(osp.dirname(path), root) if osp.isdir(root) else '.'
-    return osp.normpath(osp.join(out_dir, inside))
-
-
-def check_places(images: list[str], root: str, out_dir: str) -> None:
-    """Make the folder for the pictures, which are named as the images are, where they overwrite nothing."""
-    places = [place(path, root, out_dir) for path in images]
-    for path, folder in zip(images, places, strict=True):
-        if osp.realpath(osp.dirname(path)) == osp.realpath(folder):
-            raise InputError(
-                f'--out-dir {out_dir} holds the images themselves; pictures would overwrite them'
-            )
-    names = Counter((folder, Path(path).stem) for path, folder in zip(images, places, strict=True))
-    ((folder, name), times), *_ = names.most_common(1)
-    if times > 1:
-        raise InputError(
-            f'two images are named {name}; their pictures in {folder} would overwrite each other'
-        )
-    check_folder(out_dir)
+SHOWN = dict(segmentor=3, classifier=5)
+# Logits that are resized at a time.
+MOST_LOGITS = 1 << 25
 
 
 def distinct(classes: Sequence[str]) -> list[str]:
-    """Names of classes, those that several share with their numbers: ImageNet has two cranes."""
+    """Names of classes; those that several classes share with their numbers: ImageNet has two cranes."""
     times = Counter(classes)
     return [name if times[name] == 1 else f'{name} ({i})' for i, name in enumerate(classes)]
 
 
-def segmentor(cfg: Config, checkpoint: Checkpoint, args):
-    """Give a function that draws classes over an image and says what share of it each has."""
-    from mmseg.apis import MMSegInferencer
-
-    with building(cfg), data_only(checkpoint):
-        model = MMSegInferencer(cfg, args.checkpoint, device=args.device, show_progress=False)
-    check_weights(model.model, checkpoint)
-    model.model.to(getattr(torch, args.dtype))
-    score_in_float32(model.model)
-    label_by_strips(model.model)
-    # Not every checkpoint names its classes, and mmseg takes those of Cityscapes then.
-    model.model.dataset_meta = dataset_meta(cfg) or model.model.dataset_meta
-    classes = model.model.dataset_meta['classes']
-    if len(classes) != (outputs := model.model.num_classes):
-        raise InputError(f'{args.config} names {len(classes)} classes for {outputs} outputs of the model')
-
-    def segment(path: str, folder: str) -> dict:
-        sample = model(path, out_dir=folder, img_out_dir='', opacity=args.opacity, return_datasamples=True)
-        labels = sample.pred_sem_seg.data.flatten()
-        shares = (labels.bincount(minlength=outputs) / labels.numel()).tolist()
-        return dict(size=sample.img_shape[:2], scores=dict(zip(distinct(classes), shares, strict=True)))
-
-    return segment
+def load_model(cfg: Config, args) -> tuple[nn.Module, dict]:
+    """Build the model with its weights. Returns the classes and the palette that it was trained with, too."""
+    replace_sync_bn(cfg.model)
+    # As the Runner hands it to the model.
+    if cfg.get('data_preprocessor'):
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    with building(cfg):
+        model = MODELS.build(cfg.model)
+    checkpoint = load_weights(model, args.checkpoint)
+    model.to(args.device or get_device(), getattr(torch, args.dtype)).eval()
+    # Means of images would lose digits.
+    model.data_preprocessor.float()
+    score_in_float32(model)
+    if model is plain_model(model) and hasattr(model, 'postprocess_result'):
+        label_without_logits(model)
+    return model, dataset_meta(cfg) or checkpoint.meta.get('dataset_meta') or {}
 
 
-def classifier(cfg: Config, checkpoint: Checkpoint, args):
-    """Give a function that writes the class on an image and gives the score of each."""
-    from mmpretrain import ImageClassificationInferencer
-    from mmpretrain.visualization import UniversalVisualizer
+def label_without_logits(segmentor: nn.Module) -> None:
+    """Let a segmentor hold no logits of the image's size: of 150 classes at 4000 x 3000 they take 7 GB."""
+    original = segmentor.postprocess_result
 
-    with building(cfg), data_only(checkpoint):
-        model = ImageClassificationInferencer(cfg, args.checkpoint, device=args.device)
-    check_weights(model.model, checkpoint)
-    model.model.to(getattr(torch, args.dtype))
-    visualizer = UniversalVisualizer()
+    def postprocess_result(seg_logits: Tensor, data_samples: list) -> list:
+        if seg_logits.size(1) == 1:
+            return original(seg_logits, data_samples)
+        for logits, sample in zip(seg_logits, data_samples, strict=True):
+            left, right, top, bottom = sample.get('img_padding_size', sample.get('padding_size', [0] * 4))
+            logits = logits[:, top : logits.size(1) - bottom, left : logits.size(2) - right]
+            labels = resized_argmax(logits, sample.ori_shape[:2], segmentor.align_corners)
+            sample.pred_sem_seg = PixelData(data=labels)
+        return data_samples
 
-    def classify(path: str, folder: str) -> dict:
-        # Not model(path), which would draw a progress bar for each image.
-        (batch,) = model.preprocess([path], batch_size=1)
-        (sample,) = model.forward(batch)
-        check_folder(folder)
-        visualizer.visualize_cls(
-            read_image(path)[..., ::-1],
-            sample,
-            classes=model.classes,
-            draw_gt=False,
-            out_file=osp.join(folder, f'{Path(path).stem}.png'),
-        )
-        scores = sample.pred_score.tolist()
-        names = distinct(model.classes or list(map(str, range(len(scores)))))
-        return dict(size=sample.img_shape[:2], scores=dict(zip(names, scores, strict=True)))
+    segmentor.postprocess_result = postprocess_result
 
-    return classify
+
+def resized_argmax(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """``resize(logits, size).argmax(0)`` of logits (C, h, w), a few classes at a time. Gives (1, H, W)."""
+    step = max(1, MOST_LOGITS // (size[0] * size[1]))
+    best = torch.full(size, -torch.inf, dtype=logits.dtype, device=logits.device)
+    labels = torch.zeros(size, dtype=torch.int64, device=logits.device)
+    for first in range(0, len(logits), step):
+        part = logits[None, first : first + step]
+        value, label = interpolate(part, size, mode='bilinear', align_corners=align_corners)[0].max(0)
+        better = value > best
+        best, labels = torch.where(better, value, best), torch.where(better, first + label, labels)
+    return labels[None]
+
+
+def scores_of(sample: BaseDataElement, classes: Sequence[str] | None, config: str) -> dict[str, float]:
+    """The score of each class, of a segmentor its share of the image."""
+    if 'pred_sem_seg' in sample:
+        labels = sample.pred_sem_seg.data.flatten().long()
+        scores = labels.bincount(minlength=len(classes or ())) / labels.numel()
+    else:
+        scores = sample.pred_score
+    classes = classes or list(map(str, range(len(scores))))
+    if len(classes) != len(scores):
+        raise InputError(f'{config} names {len(classes)} classes for {len(scores)} outputs of the model')
+    return dict(zip(distinct(classes), scores.tolist(), strict=True))
+
+
+def predictor(cfg: Config, args) -> Callable[[str, str], dict]:
+    """A function that draws what the model predicts for an image, and gives the scores and the size seen."""
+    model, meta = load_model(cfg, args)
+    classes, read = meta.get('classes'), image_reader(cfg)
+
+    def predict(path: str, picture: str) -> dict:
+        with torch.no_grad():
+            (sample,) = model.test_step(pseudo_collate([read(path)]))
+        found = dict(size=sample.img_shape[:2], scores=scores_of(sample, classes, args.config))
+        image = mmcv.imread(path, channel_order='rgb')
+        if 'pred_sem_seg' in sample:
+            labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(int)
+            write_picture(picture, paint(image, labels, classes, meta.get('palette'), args.opacity))
+        else:
+            write_picture(picture, draw_sample(image, sample, classes))
+        return found
+
+    return predict
 
 
 def line(found: dict, shown: int) -> str:
@@ -170,23 +183,22 @@ def main(argv=None):
             raise InputError(f'--pred-out ends in .csv or .json, got {args.pred_out}')
         cfg = prepare_config(args, ('model', 'test_dataloader', 'default_scope'))
         images = find_images(args.img)
-        check_places(images, args.img, args.out_dir)
+        root = args.img if osp.isdir(args.img) else None
+        data = {*data_folders(cfg), *([root] if root else [])}
+        check_output(args.out_dir, data)
         if args.pred_out:
-            check_folder(osp.dirname(args.pred_out) or '.')
-        checkpoint = read_checkpoint(args.checkpoint)
+            check_output(osp.dirname(args.pred_out) or '.', data)
+        pictures = output_paths(images, args.out_dir, root)
         init_default_scope(cfg.default_scope)
-        is_classifier = cfg.default_scope == 'mmpretrain'
-        predict = (classifier if is_classifier else segmentor)(cfg, checkpoint, args)
+        predict = predictor(cfg, args)
         # One at a time: a large image takes memory enough.
         with progress_bar() as bar:
-            found = {
-                path: predict(path, place(path, args.img, args.out_dir))
-                for path in bar.track(images, description='images')
-            }
+            found = {path: predict(path, pictures[path]) for path in bar.track(images, description='images')}
         if args.pred_out:
             write_predictions(found, args.pred_out)
+    shown = SHOWN['classifier' if cfg.default_scope == 'mmpretrain' else 'segmentor']
     for path, row in found.items():
-        print(f'{path}: {line(row, SHOWN["classify" if is_classifier else "segment"])}')
+        print(f'{path}: {line(row, shown)}')
     print(f'{len(images)} pictures in {args.out_dir}' + (f', {args.pred_out}' if args.pred_out else ''))
 
 

@@ -1,1 +1,0 @@
-"""Measuring models and operators: time, memory, operations."""

@@ -1,0 +1,103 @@
+"""confusion_matrix.py counts what the metric counts, and writes nothing else."""
+
+import csv
+import itertools
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
+
+from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
+from tools import test as test_tool
+from tools.analysis_tools import confusion_matrix
+
+# Class 1 is what data set and metric ignore, and nothing else is.
+IGNORE_1 = """
+test_dataloader['dataset'].update(ignore_index=1, reduce_zero_label=False)
+test_evaluator = dict(type='IoUMetric', ignore_index=1)
+model['decode_head']['ignore_index'] = 1
+"""
+
+
+@pytest.mark.parametrize(
+    ('text', 'data', 'extra', 'metric'),
+    [
+        (SEGMENTATION, 'ade', '', 'aAcc'),
+        (SEGMENTATION, 'ade', IGNORE_1, 'aAcc'),
+        (CLASSIFICATION, 'inet', '', 'accuracy/top1'),
+    ],
+    ids=['segmentor', 'ignoring 1', 'classifier'],
+)
+def test_diagonal_is_the_metric(workplace, capsys, text, data, extra, metric):
+    cfg = Config.fromfile(write_config(workplace / 'tiny.py', text, data, f"launcher = 'none'\n{extra}"))
+    if extra:
+        for path in Path('ade/annotations/validation').iterdir():
+            Image.fromarray(np.asarray(Image.open(path)) % 3).save(path)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        torch.manual_seed(0)
+        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), 'model.pth')
+    test_tool.main(
+        ['tiny.py', 'model.pth', '--work-dir', 'tested', '--out', 'metrics.json', '--out-item', 'metrics']
+    )
+    before = os.listdir()
+    capsys.readouterr()
+    confusion_matrix.main(['tiny.py', 'model.pth', '--out', 'matrices/m'])
+    out = capsys.readouterr().out
+    assert 'tensor(' not in out
+    assert 'on the diagonal' in out
+    assert sorted(os.listdir('matrices')) == ['m.csv', 'm.pdf', 'm.png']
+    assert set(os.listdir()) == {*before, 'matrices'}
+    with open('matrices/m.csv', encoding='utf-8') as file:
+        head, *rows = csv.reader(file)
+    assert head[1:] == [row[0] for row in rows]
+    counts = np.array([[int(cell) for cell in row[1:]] for row in rows])
+    expected = json.loads(Path('metrics.json').read_text())[metric]
+    assert 100 * counts.trace() / counts.sum() == pytest.approx(expected, abs=0.01)
+    assert (counts[1].sum() == 0) == bool(extra)
+    with Image.open('matrices/m.png') as picture:
+        assert picture.info['dpi'] == pytest.approx((200, 200), abs=0.1)
+
+
+def test_worst_confusions_by_hand():
+    matrix = torch.tensor([[6, 2, 0], [5, 90, 5], [0, 0, 0]])
+    found = confusion_matrix.worst_confusions(matrix, ['a', 'b', 'c'])
+    assert found == [
+        ' 25.0% of a is taken for b (2 of 8)',
+        '  5.0% of b is taken for a (5 of 100)',
+        '  5.0% of b is taken for c (5 of 100)',
+    ]
+    assert confusion_matrix.worst_confusions(matrix, ['a', 'b', 'c'], most=1) == found[:1]
+
+
+@pytest.mark.parametrize('classes', [3, 26, 150])
+def test_names_of_the_classes_do_not_overlap(classes):
+    names = [f'class {i}' for i in range(classes)]
+    figure = confusion_matrix.draw(torch.eye(classes), names)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    for labels, low, high in (
+        (axes.get_xticklabels(), 'x0', 'x1'),
+        (axes.get_yticklabels()[::-1], 'y0', 'y1'),
+    ):
+        assert sorted(label.get_text() for label in labels) == sorted(names)
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(getattr(a, high) <= getattr(b, low) for a, b in itertools.pairwise(boxes))
+
+
+def test_counts_of_batches_are_one_matrix():
+    """One for each image of ImageNet would be 380 GB."""
+    metric = confusion_matrix.Confusion()
+    metric.dataset_meta = dict(classes=('a', 'b'))
+    true, predicted = torch.tensor([[0, 1, 255]]), torch.tensor([[0, 0, 1]])
+    sample = dict(pred_sem_seg=dict(data=predicted), gt_sem_seg=dict(data=true))
+    metric.process(None, [sample, sample])
+    metric.process(None, [sample])
+    assert len(metric.results) == 1
+    metric.compute_metrics(metric.results)
+    assert metric.matrix.tolist() == [[3, 0], [3, 0]]

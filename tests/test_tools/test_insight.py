@@ -1,0 +1,166 @@
+"""Receptive fields and gate memories, against what follows by hand and through the scripts."""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from mmvisiongru.errors import InputError
+from mmvisiongru.insight import central_side, gate_memories, receptive_fields
+from mmvisiongru.models import VisionGRU
+from mmvisiongru.ops import mingru_scan
+from tools.visualization import gate_memory, receptive_field
+
+PICO = 'mmvisiongru.VisionGRU:pico'
+
+
+class Mean(nn.Module):
+    """Two maps: means over 3 x 3 and over 5 x 5 pixels."""
+
+    def forward(self, x):
+        return tuple(nn.functional.avg_pool2d(x, n, 1, n // 2) for n in (3, 5))
+
+
+def test_the_field_of_a_mean_is_its_window():
+    images = [torch.randn(1, 3, 11, 13) for _ in range(2)]
+    for field, n in zip(receptive_fields(Mean(), images), (3, 5), strict=True):
+        expected = torch.zeros(11, 13)
+        expected[5 - n // 2 : 6 + n // 2, 6 - n // 2 : 7 + n // 2] = 1 / n**2
+        torch.testing.assert_close(field, expected)
+
+
+def test_all_stages_of_a_classifiers_backbone():
+    backbone = VisionGRU(dict(embed_dims=[8, 16], depths=[1, 1]), out_indices=(1,))
+    fields = receptive_fields(backbone, [torch.randn(1, 3, 32, 32)])
+    assert len(fields) == 2
+    assert all(field.sum() == pytest.approx(1) for field in fields)
+    # The second stage sees more.
+    assert central_side(fields[0], 0.9) < central_side(fields[1], 0.9)
+
+
+@pytest.mark.parametrize('share', [0.25, 0.5, 0.9])
+def test_an_even_field_fills_a_box_of_that_share(share):
+    assert central_side(torch.full((101, 101), 1.0), share) == pytest.approx(math.sqrt(share), abs=0.02)
+
+
+def test_time_constants_are_those_of_the_scan():
+    backbone = VisionGRU(dict(embed_dims=[8], depths=[1]), out_indices=(0,))
+    mixer = backbone.stages[0].blocks[0].mixer
+    seen = []
+    mixer.in_proj.register_forward_hook(lambda module, inputs, out: seen.append(out))
+    ((paths, tau),) = gate_memories(backbone, torch.randn(1, 3, 12, 20))
+    assert paths == ('row', 'row_reverse')
+    assert tau.shape == (3, 5, 2, 16)
+    gate = seen[0].view(3, 5, 2, 2, 16)[1, 2, 1, 1, 3]
+    # A state of 1 that nothing is added to, after as many tokens.
+    tokens = 40
+    gates = gate.double().detach().expand(1, tokens + 1, 1).clone()
+    hidden = torch.zeros_like(gates)
+    hidden[:, 0] = 1
+    h = mingru_scan(gates, hidden, candidate='linear').flatten()
+    assert float(h[tokens] / h[0]) == pytest.approx(math.exp(-tokens / float(tau[1, 2, 1, 3])), rel=1e-4)
+    backbone(torch.randn(1, 3, 12, 20))
+    assert len(seen) == 2
+
+
+def test_other_backbones_have_no_gates():
+    with pytest.raises(InputError, match='Mean has no minGRU gates'):
+        gate_memories(Mean(), torch.randn(1, 3, 4, 4))
+
+
+def table(path):
+    with path.open(newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+def is_for_papers(path):
+    """PNG at 200 dots per inch, and PDF."""
+    with Image.open(path.with_suffix('.png')) as picture:
+        assert picture.info['dpi'] == pytest.approx((200, 200), abs=0.1)
+    assert path.with_suffix('.pdf').read_bytes().startswith(b'%PDF')
+
+
+def test_receptive_field(tmp_path, capsys):
+    out = tmp_path / 'näw folder' / 'erf'
+    receptive_field.main([PICO, '--number', '1', '--shape', '64', '96', '--out', str(out)])
+    rows = table(out.with_suffix('.csv'))
+    sides = [[float(row[f'side_of_{share}%']) for share in (50, 90, 99)] for row in rows]
+    assert len(rows) == 4
+    assert all(side == sorted(side) and side[-1] <= 100 for side in sides)
+    is_for_papers(out)
+    printed = capsys.readouterr().out
+    assert f'map 3: 50% within {sides[3][0]}' in printed
+    assert '96 x 64' in printed
+
+
+def test_titles_are_complete_and_the_legend_hides_nothing():
+    fields = [torch.rand(48, 64) for _ in range(2)]
+    figure = receptive_field.draw(fields, [[0.1, 0.4, 0.9]] * 2)
+    figure.draw_without_rendering()
+    inside, (legend,) = figure.bbox, figure.legends
+    for panel in figure.axes[:2]:
+        title = panel.title.get_window_extent()
+        assert inside.x0 <= title.x0
+        assert title.x1 <= inside.x1
+        assert title.y1 <= inside.y1
+        assert not legend.get_window_extent().overlaps(panel.get_window_extent())
+
+
+def test_gate_memory(tmp_path, capsys):
+    gate_memory.main([PICO, '--shape', '64', '96', '--out', str(tmp_path / 'memory')])
+    rows = table(tmp_path / 'memory.csv')
+    assert [(row['stage'], row['block'], row['height'], row['width']) for row in rows] == [
+        ('0', '0', '16', '24'),
+        ('1', '0', '8', '12'),
+        ('2', '0', '4', '6'),
+        ('2', '1', '4', '6'),
+        ('3', '0', '2', '3'),
+    ]
+    assert all(float(row['q25']) <= float(row['median']) <= float(row['q75']) for row in rows)
+    is_for_papers(tmp_path / 'memory')
+    printed = capsys.readouterr().out
+    assert 'stage 3, block 0: tau' in printed
+    assert '96 x 64' in printed
+
+
+def test_histograms_name_paths_and_spread_one_peak_over_the_axis():
+    narrow, wide = torch.full((4, 6, 2, 8), 1.5), torch.logspace(-1, 3, 384).view(4, 6, 2, 8)
+    narrow[0] = 1.6
+    memories = [(('row', 'column_reverse'), tau) for tau in (narrow, wide)]
+    rows = gate_memory.summarise(memories, [1, 1])
+    figure = gate_memory.draw(np.zeros((8, 8, 3), np.uint8), memories, rows)
+    first, second = (axes for axes in figure.axes if axes.get_xlabel())
+    assert (first.get_xscale(), second.get_xscale()) == ('linear', 'log')
+    assert first.get_xlim()[1] < 3
+    legend = next(axes.get_legend() for axes in figure.axes if axes.get_legend())
+    assert [text.get_text() for text in legend.get_texts()] == ['row', 'column_reverse']
+    assert '1/e' in figure.get_suptitle()
+
+
+def test_quartiles_of_a_large_map_are_of_all_channels():
+    tau = torch.arange(1, 289.0).view(1, 1, 2, 144).expand(512, 512, 2, 144)
+    (row,) = gate_memory.summarise([(('row', 'row_reverse'), tau)], [1])
+    found = dict(zip(gate_memory.HEAD, row, strict=True))
+    assert found['median'] == pytest.approx(144.5, abs=1)
+    assert found['q25'] == pytest.approx(72.75, abs=1)
+
+
+@pytest.mark.parametrize(
+    ('tool', 'arguments', 'message'),
+    [
+        (gate_memory, ['mmpretrain.ConvNeXt:atto'], 'ConvNeXt has no minGRU gates'),
+        (receptive_field, [PICO, '--number', '0'], '--number must be at least 1'),
+        (receptive_field, [PICO, 'nowhere.pth'], 'checkpoint nowhere.pth does not exist'),
+        (receptive_field, [PICO, '--img', 'nowhere'], 'image nowhere does not exist'),
+    ],
+)
+def test_bad_input_is_one_line(tool, arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        tool.main([*arguments, '--out', str(tmp_path / 'x')])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
