@@ -19,23 +19,24 @@ from mmvisiongru.checkpoint import load_weights
 from mmvisiongru.drawing import as_rgb
 from mmvisiongru.errors import InputError
 from mmvisiongru.images import find_images, image_reader, normalised
+from mmvisiongru.launch.options import add_config_options
 from mmvisiongru.models import VisionGRU
 from mmvisiongru.models.layers import MinGRU2D
-from mmvisiongru.zoo import build_model, image_size, model_config
+from mmvisiongru.zoo import build_model, image_channels, image_size, model_config
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Add the model and the size of its images."""
-    parser.add_argument('config', help='config file, model or backbone')
+    """Add the model and its images."""
+    add_config_options(parser)
     parser.add_argument('checkpoint', nargs='?', help='checkpoint (default: random weights)')
+    parser.add_argument('--img', help='image or folder (default: noise)')
     parser.add_argument(
         '--shape',
         type=int,
         nargs=2,
         metavar=('H', 'W'),
-        help="size to resize and crop images to (default: what the config's test pipeline makes of them)",
+        help="resize and crop images to this size (default: what the config's test pipeline makes of them)",
     )
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
 
 def backbone_and_images(args: Namespace, number: int) -> tuple[nn.Module, list[Tensor], list[np.ndarray]]:
@@ -49,18 +50,18 @@ def backbone_and_images(args: Namespace, number: int) -> tuple[nn.Module, list[T
         tuple: The backbone; the images (1, C, H, W), all of one size; and the same before they were
         normalised, (H, W, 3), RGB.
     """
-    model = build_model(args.config)
+    cfg = model_config(args.config, args.cfg_options)
+    model = build_model(cfg)
     # Some backbones of mmpretrain return nothing here.
     model.eval()
     if args.checkpoint:
         load_weights(model, args.checkpoint)
     backbone = getattr(model, 'backbone', model)
     if args.img is None:
-        channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-        size = args.shape or image_size(args.config)
-        noise = torch.randn(number, 1, channels, *size, generator=torch.Generator().manual_seed(0))
+        size = (1, image_channels(model), *(args.shape or image_size(cfg)))
+        noise = torch.randn(number, *size, generator=torch.Generator().manual_seed(0))
         return backbone, list(noise), [as_rgb(64 * image[0] + 128) for image in noise]
-    read, paths = image_reader(model_config(args.config), args.shape), find_images(args.img)
+    read, paths = image_reader(cfg, args.shape), find_images(args.img)
     number = min(number, len(paths))
     samples = [read(paths[i * len(paths) // number]) for i in range(number)]
     if isinstance(samples[0]['inputs'], list):

@@ -93,7 +93,7 @@ def write_picture(path: str, picture: np.ndarray) -> None:
 
 
 def save_figure(figure, rows: Iterable[Iterable], out: str) -> str:
-    """Write a matplotlib figure as OUT.png (200 dpi) and OUT.pdf, and its table as OUT.csv. Returns the names."""
+    """Write a matplotlib figure as OUT.png (200 dpi) and OUT.pdf, its table as OUT.csv; give the names."""
     figure.savefig(f'{out}.png', dpi=200)
     figure.savefig(f'{out}.pdf')
     with open(f'{out}.csv', 'w', newline='', encoding='utf-8') as file:

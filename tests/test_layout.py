@@ -30,7 +30,7 @@ MAY_IMPORT = {
     'drawing': set(),
     'image_files': set(),
     'images': {'errors', 'image_files'},
-    'insight': {*GROUND, 'images', 'models', 'zoo'},
+    'insight': {*GROUND, 'images', 'models', 'launch', 'zoo'},
     'registry': set(),
     'checkpoint': {'_compat', 'errors', 'files'},
     'config': {'_compat', 'errors', 'files'},

@@ -81,7 +81,6 @@ def parse_args(argv=None):
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
-    parser.add_argument('--img', help='image (default: noise)')
     parser.add_argument('--out', default='work_dirs/gate_memory', help='write OUT.png, OUT.pdf and OUT.csv')
     return parser.parse_args(argv)
 

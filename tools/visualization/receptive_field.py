@@ -52,7 +52,6 @@ def parse_args(argv=None):
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
-    parser.add_argument('--img', help='image or folder (default: noise)')
     parser.add_argument('--number', type=int, default=16, help='images to average over')
     parser.add_argument(
         '--out', default='work_dirs/receptive_field', help='write OUT.png, OUT.pdf and OUT.csv'
