@@ -1,8 +1,8 @@
-"""The backends of an operator: which there are, which can run, and which is taken.
+"""Table of an operator's backends, and the choice among them.
 
 A backend is a module that exports ``unsupported(device, dtype)``, the reasons why it cannot run there, and
-the passes of its operator. It is imported when it is first asked for, so that Triton and compiled code cost
-nothing until then.
+the functions of its operator's ``interface.py``. It is imported on first use, so that Triton and compiled
+code cost nothing until then.
 """
 
 from importlib import import_module
@@ -18,13 +18,13 @@ class Backends:
     Args:
         operator (str): Name of the operator, for messages.
         package (str): Package of the modules.
-        modules (dict[str, str]): Name of each backend and its module. The last but one runs everywhere; the
-            last is the reference, which 'auto' never takes.
+        modules (dict[str, str]): Module of each backend by name. The last but one runs everywhere, so that
+            'auto' never takes the last, the reference.
     """
 
     def __init__(self, operator: str, package: str, modules: dict[str, str]):
         self.operator, self.package, self.modules = operator, package, modules
-        # To ask importlib in each call would take longer than the rest of it.
+        # Cached: importlib would dominate a call.
         self._imported: dict[str, ModuleType] = {}
 
     def __iter__(self):
@@ -64,16 +64,16 @@ class Backends:
         return self.module(name)
 
     def describe(self, name: str, device: torch.device, dtype: torch.dtype) -> str:
-        """One line for a log: which backend serves such tensors, and why those that 'auto' prefers do not."""
-        taken, passed = name, []
+        """One line for a log: the backend that is used, and why those that 'auto' prefers are not."""
+        taken, skipped = name, []
         if name == 'auto':
             taken = self.runnable(device, dtype)[0]
             for other in list(self)[: list(self).index(taken)]:
                 reasons = self.module(other).unsupported(device, dtype)
-                # A backend for other devices is not missed.
+                # A backend for another device needs no explanation.
                 if not any(reason.startswith('tensors are on') for reason in reasons):
-                    passed.append(f"; not '{other}': {'; '.join(reasons)}")
-        return f"{self.operator} on {device}, {str(dtype)[6:]}: backend '{taken}'{''.join(passed)}"
+                    skipped.append(f"; not '{other}': {'; '.join(reasons)}")
+        return f"{self.operator} on {device}, {str(dtype)[6:]}: backend '{taken}'{''.join(skipped)}"
 
     def check(self, name: str) -> None:
         """Raise ValueError unless ``name`` is 'auto' or a backend."""
@@ -82,10 +82,10 @@ class Backends:
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Sums over tokens are kept in float32, or in float64 for float64 input."""
+    """The dtype of sums over tokens: float32, or float64 for float64 input."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def unit_stride(x: Tensor) -> Tensor:
-    """Backends read rows of contiguous channels; anything between the rows is addressed by stride."""
+    """x with contiguous channels, as backends need it; all other strides may be any."""
     return x if x.stride(-1) == 1 or x.size(-1) == 1 else x.contiguous()

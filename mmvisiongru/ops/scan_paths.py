@@ -7,26 +7,26 @@ from torch import Tensor
 
 
 class Path(NamedTuple):
-    """Where a path begins and which way it runs. Every backend reads a path by these two."""
+    """Direction of a scan path, from which every backend derives its addresses."""
 
     column: bool  # down the columns: the rows of the transposed map
     reverse: bool  # from the last token to the first
 
     def by_rows(self, x: Tensor) -> Tensor:
-        """View a map (B, H, W, D) as the one whose rows this path reads."""
+        """View a map (B, H, W, D) so that this path reads it along rows."""
         return x.transpose(1, 2) if self.column else x
 
     @property
     def along_rows(self) -> str:
-        """Name of the path that reads the map of :meth:`by_rows` in the same order."""
+        """Name of this path on the map of :meth:`by_rows`."""
         return 'row_reverse' if self.reverse else 'row'
 
-    def in_order(self, strips: Sequence) -> Sequence:
-        """The strips of a map, top to bottom, in the order in which the path comes by."""
-        return strips[::-1] if self.reverse else strips
+    def in_order(self, tiles: Sequence) -> Sequence:
+        """Reorder the tiles of a map, given from top to bottom, as the path reads them."""
+        return tiles[::-1] if self.reverse else tiles
 
     def last(self, h: Tensor) -> Tensor:
-        """The state (B, 1, D) after the last token read of a map (B, H, W, D) of :meth:`by_rows`."""
+        """State (B, 1, D) after the last token, given the states of a map (B, H, W, D) of :meth:`by_rows`."""
         return h[:, 0, :1] if self.reverse else h[:, -1, -1:]
 
 
@@ -39,13 +39,13 @@ PATHS = {
 
 
 def check_paths(paths: Sequence[str], name: str = 'paths') -> None:
-    """Raise ValueError unless ``paths``, the argument ``name``, is a list of known paths."""
+    """Raise ValueError unless ``paths``, an argument called ``name``, is a list of known paths."""
     if isinstance(paths, str) or not paths or any(path not in PATHS for path in paths):
         raise ValueError(f'{name} must be a list out of {tuple(PATHS)}, got {paths!r}')
 
 
 def as_sequence(x: Tensor, column: bool) -> Tensor:
-    """Read a map (B, H, W, D) as a sequence (B, L, D); a column path needs a copy unless the map is thin."""
+    """Read a map (B, H, W, D) as a sequence (B, L, D), a copy for columns."""
     return (x.transpose(1, 2) if column else x).flatten(1, 2)
 
 

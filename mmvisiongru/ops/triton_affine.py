@@ -1,15 +1,14 @@
 r"""Affine scans along the paths of a map, for Triton kernels; importing this module needs Triton.
 
 h_t = keep_t h_{t-1} + add_t.  A program owns LANES channels of one path of one image. Its tile is
-ROWS x LANES, and each row holds STEPS successive tokens in registers while the loads of the next tile are in
-flight. There are two kinds of rows:
+ROWS x LANES, and each row holds STEPS consecutive tokens in registers while the next tile is being loaded.
+There are two kinds of rows:
 
-- cooperating: the rows hold neighbouring spans of tokens and exchange their (keep, add) once a tile, so that
-  one sequence has ROWS x STEPS tokens in flight and every byte is read once;
-- chunked: each row walks a chunk of its own, from the state that a pass over the chunks and ``chunk_states``
-  found.
+- cooperating: rows hold adjacent spans of tokens and exchange their (keep, add) once per tile, so that a
+  sequence has ROWS x STEPS tokens in flight and every byte is read once;
+- chunked: each row scans a chunk of its own, from the state that ``chunk_sums`` and ``chunk_states`` found.
 
-A reading order is a matter of addresses: the number of a token is computed from its time, nothing is copied.
+The reading order only changes addresses: a token's position is computed from its time, and nothing is copied.
 """
 
 # ruff: noqa: N803 (constants of a kernel and sizes are upper case)
@@ -19,14 +18,14 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-# Numbers that change from map to map: a value of theirs must not make a kernel of its own. They are arguments
-# one by one, because in a tuple Triton (3.3 to 3.9) makes a kernel for each that is 1 or divisible by 16,
-# whatever do_not_specialize says. Nor are constants in a tuple: hashing them takes time in every launch.
+# Arguments that vary with the map: do not specialise kernels on their values. They are separate arguments,
+# because Triton (3.3 to 3.9) ignores do_not_specialize inside a tuple. Constants are separate, too, because a
+# tuple of them would be hashed in every launch.
 SHAPES = ('L', 'W', 'magic', 'shift', 'chunk', 'chunks')
 
 
 class Place(NamedTuple):
-    """What a program works on: image, path, channels (1, LANES), those that there are, and reading order."""
+    """Work of a program: image, path, channels (1, LANES) with their mask, and reading order."""
 
     image: tl.tensor
     path: tl.tensor
@@ -39,7 +38,7 @@ class Place(NamedTuple):
 def locate(
     L, W, magic, shift, D, P: tl.constexpr, COLUMN: tl.constexpr, REVERSE: tl.constexpr, LANES: tl.constexpr
 ):
-    """Place of this program."""
+    """The Place of this program."""
     blocks = tl.cdiv(D, LANES)
     sequence = tl.program_id(0) // blocks
     channel = tl.program_id(0) % blocks * LANES + tl.arange(0, LANES)[None, :]
@@ -53,22 +52,22 @@ def locate(
 
 @triton.jit
 def start(pointer, strides, place):
-    """Address of the token 0 of a map (B, H, W, P, D) with ``strides`` of image, token and path."""
+    """Address of token 0 in a map (B, H, W, P, D) with ``strides`` of image, token and path."""
     return pointer + (place.image * strides.image + place.path * strides.path + place.channel)
 
 
 @triton.jit
 def start_dense(pointer, L, P, D, place):
-    """As :func:`start` in a dense map."""
+    """Same as :func:`start`, for a dense map."""
     return pointer + (place.image * L * P * D + place.path * D + place.channel)
 
 
 @triton.jit
 def _token(time, order, COLUMN: tl.constexpr):
-    """Row-major number of the token read at ``time``; a column path reads (time % H) W + time // H."""
+    """Row-major position of the token read at ``time``; for columns (time % H) W + time // H."""
     first, sign, height, pitch, magic, shift = order
     if COLUMN:
-        # time // H as a multiplication: a division is some twenty instructions.
+        # time // H as a multiplication: a division takes some twenty instructions.
         quotient = ((time.to(tl.int64) * magic) >> shift).to(tl.int32)
         time = (time - quotient * height) * pitch + quotient
     return first + sign * time
@@ -76,7 +75,7 @@ def _token(time, order, COLUMN: tl.constexpr):
 
 @triton.jit
 def at(pointer, stride, time, step: tl.constexpr, order, COLUMN: tl.constexpr):
-    """Address of the token ``step`` after ``time``: along rows one product serves all steps."""
+    """Address of the token ``step`` after ``time``; along rows all steps share one product."""
     if COLUMN:
         return pointer + _token(time + step, order, COLUMN).to(tl.int64) * stride
     else:
@@ -86,7 +85,7 @@ def at(pointer, stride, time, step: tl.constexpr, order, COLUMN: tl.constexpr):
 
 @triton.jit
 def load(pointer, stride, time, end, place, fill, COLUMN: tl.constexpr, STEPS: tl.constexpr):
-    """STEPS tokens from ``time`` (ROWS, 1) on, as a tuple of (ROWS, LANES); ``fill`` from ``end`` on."""
+    """STEPS tokens from ``time`` (ROWS, 1), as a tuple of (ROWS, LANES); ``fill`` at and after ``end``."""
     steps = ()
     for i in tl.static_range(STEPS):
         here = at(pointer, stride, time, i, place.order, COLUMN)
@@ -96,13 +95,13 @@ def load(pointer, stride, time, end, place, fill, COLUMN: tl.constexpr, STEPS: t
 
 @triton.jit
 def _then(keep, add, keep_before, add_before, keep_2, add_2, keep_before_2, add_before_2):
-    """Compose two runs of rows, as (keep, add) of all their rows and of all but the last."""
+    """Compose two runs of rows, each given by (keep, add) of all its rows and of all but the last."""
     return keep * keep_2, keep_2 * add + add_2, keep * keep_before_2, keep_before_2 * add + add_before_2
 
 
 @triton.jit
 def exchange(keep, add, state, ROWS: tl.constexpr):
-    """States that enter the rows (ROWS, LANES) and that leaves the tile; ``state`` (1, LANES) enters it."""
+    """States entering the rows (ROWS, LANES) and the one leaving the tile; ``state`` (1, LANES) enters it."""
     keep, add, keep_before, add_before = tl.associative_scan(
         (keep, add, tl.full(keep.shape, 1, tl.float32), tl.zeros(add.shape, tl.float32)), 0, _then
     )
@@ -113,7 +112,7 @@ def exchange(keep, add, state, ROWS: tl.constexpr):
 
 @triton.jit
 def rows(L, chunk, CHUNKED: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr):
-    """Number, first time and end of each row (ROWS, 1), and the time from tile to tile."""
+    """Index, first time and end of each row (ROWS, 1), and the time between tiles."""
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
     if CHUNKED:
         return row, row * chunk, tl.minimum(row * chunk + chunk, L), STEPS
@@ -123,7 +122,7 @@ def rows(L, chunk, CHUNKED: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexp
 
 @triton.jit
 def enter(states, row, lane, valid, chunks, lanes, CHUNKED: tl.constexpr):
-    """States before each chunked row, or before the first row, from ``states`` (chunks, lanes) or zero."""
+    """State before each chunked row, or before the first row: from ``states`` (chunks, lanes), or zero."""
     if states is None:
         return tl.zeros(lane.shape, tl.float32)
     elif CHUNKED:
@@ -134,7 +133,7 @@ def enter(states, row, lane, valid, chunks, lanes, CHUNKED: tl.constexpr):
 
 @triton.jit(do_not_specialize=SHAPES)
 def chunk_states(sums, first, lanes, chunks, STEPS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
-    """Replace the add of each chunk in sums (2, chunks, lanes) by the state that enters it."""
+    """Replace add in sums (2, chunks, lanes) by the state that enters each chunk."""
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)[None, :]
     valid = lane < lanes
     row = tl.arange(0, ROWS)[:, None] * STEPS

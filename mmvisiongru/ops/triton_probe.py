@@ -1,4 +1,4 @@
-"""The smallest kernel: whether Triton compiles and launches one at all. Importing this needs Triton."""
+"""The smallest kernel, to find out whether Triton compiles and launches any. Importing this needs Triton."""
 
 import torch
 import triton
@@ -12,7 +12,7 @@ def fill(x):
 
 
 def launch(device: torch.device) -> bool:
-    """Whether a kernel that was compiled and launched wrote what it should."""
+    """Compile and launch the kernel; True if it wrote the right value."""
     x = torch.zeros(1, device=device)
     with torch.cuda.device(device):
         fill[(1,)](x)

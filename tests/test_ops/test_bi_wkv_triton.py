@@ -46,6 +46,7 @@ class Case(NamedTuple):
 CASES = {
     'one token': Case((2, 1, 3), decay=HARD),
     'a chunk and one token, masked channels': Case((1, 17, 35), decay=HARD, deviation=4.0),
+    'a few tokens, at the limit': Case((1, 3, 5), decay=(50.0, 64.0), deviation=10.0),
     'chunks of two programs, two images': Case((2, 75, 2)),
     'bfloat16': Case((1, 40, 3), torch.bfloat16),
     'float16': Case((1, 16, 3), torch.float16),
@@ -62,7 +63,7 @@ def run_case(case, guarded):
     class Launch(triton_wkv._Launch):
         def __init__(self, x):
             super().__init__(x)
-            for name in ('delta', 'bonus', 'powers', 'top'):
+            for name in ('decay', 'bonus', 'powers', 'top'):
                 setattr(self, name, guarded.copy(getattr(self, name)))
 
         def enter(self, totals):

@@ -23,7 +23,7 @@ import torch
 
 from mmvisiongru.ops import mingru_scan, mingru_scan_2d, runnable_backends, triton_launch
 from mmvisiongru.ops.mingru import triton_scan
-from mmvisiongru.ops.mingru.interface import Gates, Mode
+from mmvisiongru.ops.mingru.interface import PreActivations, ScanOptions
 from mmvisiongru.ops.mingru.op import BACKENDS
 from mmvisiongru.ops.scan_paths import PATHS as KNOWN
 from tests.harness.children import PATIENCE, in_child
@@ -105,8 +105,10 @@ def measure_far(device):
     hidden.copy_(values[1])
     grad = values[2].to(device)
     out = torch.empty_like(grad)
-    triton_scan.forward(Gates(gate, hidden), out, Mode.of('row', 'g'))
-    triton_scan.backward(grad, Gates(gate, hidden), out, Gates(d_gate, d_hidden), Mode.of('row', 'g'))
+    triton_scan.forward(PreActivations(gate, hidden), out, ScanOptions.of('row', 'g'))
+    triton_scan.backward(
+        grad, PreActivations(gate, hidden), out, PreActivations(d_gate, d_hidden), ScanOptions.of('row', 'g')
+    )
     scan = partial(mingru_scan, backend='reference')
     leaves = [x.double().view(1, L, D) for x in values]
     ref = run(scan, *leaves[:2], cotangent=leaves[2])
@@ -179,7 +181,10 @@ def compiled(name, capability, launched, **further):
     kernel = getattr(triton_affine if name == 'chunk_states' else triton_kernels, name)
     options = {k: launched[k] for k in ('num_warps', 'maxnreg') if k in launched} | triton_launch.OPTIONS
     strides = triton_launch.Strides(144, 144, 144)
-    gates, map_ = triton_kernels.Gates('*bf16', '*bf16', strides), triton_kernels.Map('*bf16', strides)
+    gates, map_ = (
+        triton_kernels.PreActivations('*bf16', '*bf16', strides),
+        triton_kernels.Map('*bf16', strides),
+    )
     arguments = dict(grad='*bf16', h='*bf16', x=gates, gate=map_, value=map_, sums='*fp32', first=None)
     arguments.update(out=gates if name == 'scan_backward' else '*bf16')
     arguments.update(states='*fp32' if further.get('CHUNKED') else None, **launched, **further)

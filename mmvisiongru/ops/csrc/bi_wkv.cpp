@@ -1,11 +1,11 @@
 // Bi-WKV on the CPU, compiled on first use by native.py. C interface.
 //
 //   y = K[x v] / K[x],   x_t = e^{k_t - top},   K[z]_t = P[z]_t + F[z]_t + e^u z_t
-//   P[z]_t = sum_{i<t} e^{-w (t-1-i)} z_i,  the past;  F is the same of the tokens read from the last one, the future
+//   P[z]_t = sum_{i<t} e^{-w (t-1-i)} z_i,  the past;  F, the future, is the same for the tokens in reverse order
 //
-// The tokens are cut into chunks. A first pass finds the total of each chunk, float64 carries them from chunk to
-// chunk, a second pass sums inside of the chunks. There a step keeps 1 - delta of a state, where delta = 1 - e^{-w} has
-// all its digits: e^{-w} itself, near 1, would be a rounded decay to the power of the number of tokens.
+// The tokens are cut into chunks. A first pass finds the total of each chunk, which is carried from chunk to chunk in
+// float64; a second pass sums inside of the chunks. There a step keeps e^{-w} of a state. Near 1, as for most channels,
+// e^{-w} would round in every step: it is applied as 1 - delta, where delta = 1 - e^{-w} has all its digits.
 //
 // Backward, with g = dL/dy:  r = g / K[x],  s = r y;  K is its own transpose, so dv = x K[r],  dk = x (v K[r] - K[s]).
 // dw and du sum r times the slopes of K[x v] and K[x], a small difference of large numbers: these are float64.
@@ -16,9 +16,10 @@ namespace {
 constexpr int CHUNK = 32;
 constexpr int TILE = 96;  // channels, so that the rows of a chunk stay in the cache
 
-// For each channel 1 - e^{-w}, e^{-w CHUNK} and e^u; and e^{-w d} for d < CHUNK, (CHUNK, C) in the accumulation type.
+// Per channel 1 - e^{-w}, e^{-w}, e^{-w CHUNK} and e^u; and e^{-w d} for d < CHUNK, (CHUNK, C) in the accumulation
+// type.
 struct Decay {
-  const double *delta, *chunk, *bonus;
+  const double *delta, *keep, *chunk, *bonus;
   const void* powers;
 };
 
@@ -28,7 +29,7 @@ struct Sizes {
   int64_t chunks() const { return (T + CHUNK - 1) / CHUNK; }
 };
 
-// A row of channels for each token of a chunk.
+// One row of channels per token of a chunk.
 template <typename A>
 struct Rows {
   alignas(64) A row[CHUNK][TILE];
@@ -37,13 +38,13 @@ struct Rows {
   const A* operator[](int t) const { return row[t]; }
 };
 
-// The two tensors that K is taken of, [x v, x] or [r, s].
+// The two arguments of K, [x v, x] or [r, s].
 template <typename A>
 struct Pair {
   Rows<A> of[2];
 };
 
-// Where a task works: an image, a chunk and a range of channels.
+// Work of a task: an image, a chunk and a range of channels.
 struct Place {
   int64_t b, q, c;
   int tokens, lanes;
@@ -54,13 +55,24 @@ struct Place {
   }
 };
 
+// e^{-w} = base - delta: base is 1, or 0 where 1 - delta would lose the digits of a small e^{-w}.
 template <typename A>
 struct Channel {
-  alignas(64) A delta[TILE], bonus[TILE];
+  alignas(64) A base[TILE], delta[TILE], bonus[TILE];
+  bool any_small = false;
 
   Channel(const Decay& decay, const Place& at) {
-    for (int k = 0; k < at.lanes; ++k) delta[k] = A(decay.delta[at.c + k]), bonus[k] = A(decay.bonus[at.c + k]);
+    for (int k = 0; k < at.lanes; ++k) {
+      const bool small = decay.keep[at.c + k] < 0.5;
+      any_small |= small;
+      base[k] = small ? 0 : 1;
+      delta[k] = A(small ? -decay.keep[at.c + k] : decay.delta[at.c + k]);
+      bonus[k] = A(decay.bonus[at.c + k]);
+    }
   }
+
+  // The condition is the same for all channels, so that the compiler makes a loop for each case.
+  A decayed(int k, A state) const { return (any_small ? base[k] * state : state) - delta[k] * state; }
 };
 
 template <typename F>
@@ -85,16 +97,15 @@ inline double weight(double x) { return std::exp(x); }
 template <typename A>
 inline void step(const Channel<A>& channel, const A* state, const A* z, A* next, int lanes) {
 #pragma omp simd
-  for (int k = 0; k < lanes; ++k) next[k] = state[k] - channel.delta[k] * state[k] + z[k];
+  for (int k = 0; k < lanes; ++k) next[k] = channel.decayed(k, state[k]) + z[k];
 }
 
-// As step, and for the moment sum d e^{-w d} z, whose distances all grow by one.
+// Same as step, for the state and its moment, sum d e^{-w d} z, whose distances all grow by one.
 inline void step(const Channel<double>& channel, double* state, double* moment, const double* z, int lanes) {
 #pragma omp simd
   for (int k = 0; k < lanes; ++k) {
-    const double both = state[k] + moment[k];
-    moment[k] = both - channel.delta[k] * both;
-    state[k] = state[k] - channel.delta[k] * state[k] + z[k];
+    moment[k] = channel.decayed(k, state[k] + moment[k]);
+    state[k] = channel.decayed(k, state[k]) + z[k];
   }
 }
 
@@ -112,7 +123,7 @@ void read_pair(const Map& keys, const Map& values, const State<T>* top, const Pl
   }
 }
 
-// The states of a chunk, (..., C): one for each of past, future and of the pair, and then their moments.
+// States of a chunk, (kinds, C): past and future of both arguments of K, then their moments.
 struct States {
   double* data;
   int64_t kinds, C, chunks;
@@ -120,7 +131,7 @@ struct States {
   double* at(int64_t b, int64_t q, int64_t kind) const { return data + ((b * chunks + q) * kinds + kind) * C; }
 };
 
-// What a chunk by itself adds to the past of the next one and to the future of the one before.
+// Terms that a chunk adds to the past of the next chunk and to the future of the previous one.
 template <typename A>
 void total(const Pair<A>& z, const Channel<A>& channel, const Place& at, const States& states) {
   for (int kind = 0; kind < 4; ++kind) {
@@ -173,8 +184,8 @@ void carry(const Sizes& s, const Decay& decay, const States& states, bool moment
     }
 }
 
-// sums = K[z], given the states that enter the chunk. Those go in by e^{-w d} from the table: carried through the steps,
-// each token would round all that lies behind them.
+// sums = K[z], given the states that enter the chunk. These are scaled by e^{-w d} from the table: in a recurrence, each
+// token would round them.
 template <typename A>
 void mix(const Pair<A>& z, const Channel<A>& channel, const Place& at, const States& states, const A* powers, int64_t C,
          Pair<A>& sums) {
@@ -192,7 +203,7 @@ void mix(const Pair<A>& z, const Channel<A>& channel, const Place& at, const Sta
       for (int k = 0; k < at.lanes; ++k) {
         const A inside = o[k] + state[k] + channel.bonus[k] * x[k];
         o[k] = inside + from_past[k] * before[k] + from_future[k] * after[k];
-        state[k] = state[k] - channel.delta[k] * state[k] + x[k];
+        state[k] = channel.decayed(k, state[k]) + x[k];
       }
     }
   }
@@ -286,7 +297,7 @@ void backward(const Sizes& s, int threads, const Decay& decay, const State<T>* t
     }
     double* part = parts + (at.b * s.chunks() + at.q) * 2 * s.C + at.c;
     for (int i = 0; i < at.lanes; ++i) part[i] = dw[i], part[s.C + i] = channel.bonus[i] * du[i];
-    // The states have entered their chunk: their room is free.
+    // The entering states have been used: reuse their memory.
     total(rs, Channel<A>(decay, at), at, states);
   });
   carry(s, decay, states, false, threads);
@@ -310,7 +321,7 @@ void backward(const Sizes& s, int threads, const Decay& decay, const State<T>* t
   });
 }
 
-// Calls run(zero of the type) for the types that the numbers stand for: 0 float32, 1 float64, 2 bfloat16.
+// Calls run with a zero of the type: 0 is float32, 1 float64, 2 bfloat16.
 template <typename F>
 void dispatch(int dtype, F&& run) {
   if (dtype == 0) run(float{});
@@ -322,7 +333,7 @@ void dispatch(int dtype, F&& run) {
 
 extern "C" const int bi_wkv_chunk = CHUNK;
 
-// Maps are (B, 1, T, 1, C). top: the largest key, (B, C), in the accumulation type, as are r and s. space: room for 4
+// Maps are (B, 1, T, 1, C). top: the largest key, (B, C), in the accumulation type, as are r and s. space: memory for 4
 // (forward) or 8 states of each chunk, (B, chunks, ., C).
 extern "C" void bi_wkv_forward(int dtype, Sizes sizes, int threads, Decay decay, const void* top, Map k, Map v,
                                Map y, double* space) {

@@ -1,7 +1,7 @@
-// What scans over maps share: number types, the walk over a map, the division among threads. No framework headers.
+// Shared by the scans over maps: number types, the walk over a map, the division among threads. Standard headers only.
 //
-// One task is a path of one image and a range of its channels; it walks the tokens with its state in L1 and
-// reads each input once. A column path swaps two strides and a reverse path walks down: nothing is copied.
+// A task is one path of one image and a range of its channels. It walks the tokens with its state in L1 and reads
+// each input once. A column path swaps two strides, a reverse path walks backwards: nothing is copied.
 #pragma once
 
 #include <cmath>
@@ -62,12 +62,12 @@ inline float exponential(float x) {
 }
 inline double exponential(double x) { return std::exp(x); }
 
-// exp of numbers that were read as T.
+// exp of values that were read as T.
 template <typename T>
 struct Exponential {
   static State<T> of(State<T> x) { return exponential(x); }
 };
-// Of 16-bit numbers to 1e-4, a polynomial of degree 3 of 2^f on |f| <= 1/2: their rounding is 40 times that.
+// For 16-bit values a polynomial of degree 3 for 2^f, |f| <= 1/2: its error of 1e-4 is a fortieth of their rounding.
 template <>
 struct Exponential<bf16> {
   static float of(float x) {
@@ -86,7 +86,7 @@ struct Exponential<bf16> {
   }
 };
 
-// A map (B, H, W, P, D): where it is, and its element strides; that of the channels is 1.
+// A map (B, H, W, P, D): address and element strides; the stride of the channels is 1.
 struct Map {
   void* data;
   int64_t b, h, w, p;
@@ -101,8 +101,8 @@ struct Shape {
   int64_t B, H, W, P, D;
 };
 
-// Hardware prefetchers stop at page borders, and a token's rows are shorter than a page: fetch ahead by hand,
-// to read (rw = 0) or to write (rw = 1).
+// Prefetch for reading (rw = 0) or writing (rw = 1): hardware prefetchers stop at page borders, and the channels of
+// a token are shorter than a page.
 template <int rw, typename T>
 inline void prefetch(const T* row, int n) {
   for (int k = 0; k < n; k += 64 / int(sizeof(T))) __builtin_prefetch(row + k, rw);
@@ -116,18 +116,18 @@ struct Walk {
   int64_t offset(const Map& m, int64_t i, int64_t j) const {
     return column ? j * m.h + i * m.w : i * m.h + j * m.w;
   }
-  // Calls f(i, j) for every token, in reading order or, if not `along`, from the last one read to the first.
+  // Calls f(i, j) for every token, in reading order if `along`, otherwise in the opposite order.
   template <typename F>
   void each(bool along, F&& f) const {
     const bool down = reverse == along;
     for (int64_t a = 0; a < outer; ++a)
       for (int64_t b = 0; b < inner; ++b) f(down ? outer - 1 - a : a, down ? inner - 1 - b : b);
   }
-  // Distance to the token AHEAD steps later, within a row; wrong at its end, where it only prefetches in vain.
+  // Distance to the token AHEAD steps later in a row. Wrong at the end of a row, where a prefetch is wasted.
   int64_t ahead(const Map& m, bool along) const {
     return (reverse == along ? -AHEAD : AHEAD) * (column ? m.h : m.w);
   }
-  // Moves (i, j) to the token read before it; false at the first one.
+  // Moves (i, j) to the token read before; returns false at the first one.
   bool previous(int64_t& i, int64_t& j) const {
     const int64_t step = reverse ? 1 : -1;
     j += step;
@@ -138,14 +138,14 @@ struct Walk {
   }
 };
 
-// Runs run(b, p, d, lanes, walk) for every image, path and range of channels. Channels are split only to give
-// every thread work: a range is a strided walk over all tokens, and the wider it is the fewer pages it touches.
+// Calls run(b, p, d, lanes, walk) for every image, path and range of channels. Channels are split only as far as
+// threads need work: a range is a strided walk over all tokens, and a wider range touches fewer pages.
 template <typename F>
 void for_each_task(const Shape& shape, const uint8_t* column, const uint8_t* reverse, int threads, F&& run) {
   const int64_t walks = shape.B * shape.P;
   int64_t splits = (shape.D + LANES - 1) / LANES;
   while (walks * splits % threads && walks * splits < 4 * threads && shape.D / splits > 16) ++splits;
-  // Whole cache lines of float32, so that no two threads write the same one.
+  // Full cache lines of float32, so that no two threads write to the same one.
   const int64_t lanes = ((shape.D + splits - 1) / splits + 15) / 16 * 16;
   const int64_t tiles = (shape.D + lanes - 1) / lanes;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)

@@ -6,7 +6,7 @@
 
 namespace {
 
-// Lanes between which memory is fetched.
+// Lanes to compute between two prefetches.
 constexpr int PIECE = 160;
 
 template <typename A>
@@ -15,9 +15,9 @@ inline A clamp(A x, A low, A high) {
   return x > high ? high : x;
 }
 
-// z = sigmoid(gate), keep = sigmoid(-gate), c = g(hidden) and dc/dhidden with one division for all sigmoids. keep is
-// not 1 - z, which has no digit left where a gate is open. Beyond +-80 a gate counts as open or closed: sigmoid(-80)
-// is 2e-35, and the product of denominators stays finite.
+// z = sigmoid(gate), keep = sigmoid(-gate), c = g(hidden) and dc/dhidden, with one division for all sigmoids. For an
+// open gate, 1 - z would lose all digits of keep. Gates are clamped to +-80, where sigmoid(-80) = 2e-35, so that the
+// product of denominators stays finite.
 template <bool linear, typename T, typename A = State<T>>
 inline void activate(A gate, A hidden, A& z, A& keep, A& c, A& slope) {
   A closed = Exponential<T>::of(-clamp(gate, A(-80), A(80)));
@@ -39,34 +39,34 @@ inline void activate(A gate, A hidden, A& z, A& keep, A& c, A& slope) {
   z = gate < A(-80) ? A(0) : z;
 }
 
-// A row of T in the type of the state: itself, or for 16 bit a copy in the room. Compilers cut a loop that holds both
-// types into 64 lanes, and take the rest of a row one by one.
+// A row of T in the type of the state: the row itself, or for 16-bit types a copy in `buffer`. Compilers vectorise a
+// loop over both types 64 lanes at a time and leave the rest of a row scalar.
 template <typename T>
-inline const State<T>* widened(const T* row, int n, State<T>* room) {
+inline const State<T>* widened(const T* row, int n, State<T>* buffer) {
   if constexpr (std::is_same_v<T, State<T>>) return row;
 #pragma omp simd
-  for (int k = 0; k < n; ++k) room[k] = load(row[k]);
-  return room;
+  for (int k = 0; k < n; ++k) buffer[k] = load(row[k]);
+  return buffer;
 }
 
-// Where to compute a row of T that `narrow` writes.
+// Where to compute a row of T before `narrow` writes it.
 template <typename T>
-inline State<T>* room_for(T* row, State<T>* room) {
+inline State<T>* buffer_for(T* row, State<T>* buffer) {
   if constexpr (std::is_same_v<T, State<T>>)
     return row;
   else
-    return room;
+    return buffer;
 }
 
 template <typename T>
-inline void narrow(const State<T>* room, int n, T* row) {
+inline void narrow(const State<T>* buffer, int n, T* row) {
   if constexpr (std::is_same_v<T, State<T>>) return;
 #pragma omp simd
-  for (int k = 0; k < n; ++k) store(row + k, room[k]);
+  for (int k = 0; k < n; ++k) store(row + k, buffer[k]);
 }
 
-// Calls f(first, lanes) for the pieces of a row: to fetch a whole row at once would keep the processor waiting for
-// memory, where the arithmetic of a piece hides what the next one fetches.
+// Calls f(first, lanes) for the pieces of a row. The arithmetic of a piece hides the prefetches of the next one; all
+// prefetches of a row at once would stall the processor.
 template <typename F>
 inline void each_piece(int n, F&& f) {
   for (int first = 0; first < n; first += PIECE) f(first, n - first < PIECE ? n - first : PIECE);
@@ -80,7 +80,7 @@ template <typename T, bool linear>
 void forward_task(const Inputs& in, const Map& m, const State<T>* state, int64_t b, int64_t p, int64_t d,
                   const Walk& walk, int n) {
   using A = State<T>;
-  A h[LANES] = {}, rooms[3][PIECE];
+  A h[LANES] = {}, buffers[3][PIECE];
   if (state) std::memcpy(h, state, n * sizeof(A));
   const T *gate = in.gate.at<const T>(b, p, d), *hidden = in.hidden.at<const T>(b, p, d);
   T* out = m.at<T>(b, p, d);
@@ -92,8 +92,8 @@ void forward_task(const Inputs& in, const Map& m, const State<T>* state, int64_t
       prefetch<0>(g + first + walk.ahead(in.gate, true), lanes);
       prefetch<0>(x + first + walk.ahead(in.hidden, true), lanes);
       prefetch<1>(o + first + walk.ahead(m, true), lanes);
-      const A *g_row = widened(g + first, lanes, rooms[0]), *x_row = widened(x + first, lanes, rooms[1]);
-      A *o_row = room_for(o + first, rooms[2]), *h_row = h + first;
+      const A *g_row = widened(g + first, lanes, buffers[0]), *x_row = widened(x + first, lanes, buffers[1]);
+      A *o_row = buffer_for(o + first, buffers[2]), *h_row = h + first;
 #pragma omp simd
       for (int k = 0; k < lanes; ++k) {
         A z, keep, c, slope;
@@ -122,7 +122,7 @@ template <typename T, bool linear>
 void backward_task(const Inputs& in, const Gradients& m, int64_t b, int64_t p, int64_t d, const Walk& walk, int n) {
   using A = State<T>;
   static const T zeros[LANES] = {};
-  A carry[LANES] = {}, rooms[6][PIECE];
+  A carry[LANES] = {}, buffers[6][PIECE];
   const T *grad = m.grad.at<const T>(b, p, d), *gate = in.gate.at<const T>(b, p, d);
   const T *hidden = in.hidden.at<const T>(b, p, d), *h = m.h.at<const T>(b, p, d);
   T *d_gate = m.d_gate.at<T>(b, p, d), *d_hidden = m.d_hidden.at<T>(b, p, d);
@@ -141,16 +141,16 @@ void backward_task(const Inputs& in, const Gradients& m, int64_t b, int64_t p, i
       prefetch<0>(h_here + first + walk.ahead(m.h, false), lanes);
       prefetch<1>(dg + first + walk.ahead(m.d_gate, false), lanes);
       prefetch<1>(dx + first + walk.ahead(m.d_hidden, false), lanes);
-      const A *y_row = widened(y + first, lanes, rooms[0]), *before_row = widened(before + first, lanes, rooms[1]);
-      const A *g_row = widened(g + first, lanes, rooms[2]), *x_row = widened(x + first, lanes, rooms[3]);
-      A *dg_row = room_for(dg + first, rooms[4]), *dx_row = room_for(dx + first, rooms[5]), *carried = carry + first;
+      const A *y_row = widened(y + first, lanes, buffers[0]), *before_row = widened(before + first, lanes, buffers[1]);
+      const A *g_row = widened(g + first, lanes, buffers[2]), *x_row = widened(x + first, lanes, buffers[3]);
+      A *dg_row = buffer_for(dg + first, buffers[4]), *dx_row = buffer_for(dx + first, buffers[5]), *carried = carry + first;
 #pragma omp simd
       for (int k = 0; k < lanes; ++k) {
         A z, keep, c, slope;
         activate<linear, T>(g_row[k], x_row[k], z, keep, c, slope);
         A s = y_row[k] + carried[k];
         A zs = z * s;
-        // Where a gate is nearly closed, keep is 1 less a rest that it rounds, and every token would round it again.
+        // For a nearly closed gate, keep = 1 - z rounds z away in each token; s - z s keeps it.
         carried[k] = z < A(0.5) ? s - zs : keep * s;
         dg_row[k] = zs * keep * (c - before_row[k]);
         dx_row[k] = zs * slope;
@@ -169,7 +169,7 @@ void backward(const Inputs& in, const Gradients& m, const Shape& shape, const ui
   });
 }
 
-// Calls run(T, linear) for the types that the numbers stand for: 0 float32, 1 float64, 2 bfloat16.
+// Calls run with a zero of the type, 0 for float32, 1 for float64, 2 for bfloat16, and with `linear`.
 template <typename F>
 void dispatch(int dtype, int linear, F&& run) {
   auto with = [&](auto zero) {
@@ -182,7 +182,7 @@ void dispatch(int dtype, int linear, F&& run) {
 
 }  // namespace
 
-// column, reverse: one flag a path. state: null, or h before the first token, (B, P, D) in the accumulation type.
+// column, reverse: one flag per path. state: null, or h before the first token, (B, P, D) in the accumulation type.
 extern "C" void mingru_forward(int linear, int dtype, Shape shape, const uint8_t* column, const uint8_t* reverse,
                                int threads, Map gate, Map hidden, Map out, const void* state) {
   dispatch(dtype, linear, [&](auto zero, auto is_linear) {

@@ -1,7 +1,7 @@
 """CPU backend: the fused scan of ``csrc/mingru_scan.cpp``, compiled on first use.
 
-Sigmoid, candidate and recurrence of all paths are one pass over memory, parallel over images, paths and
-channels on the framework's threads.
+Sigmoid, candidate and recurrence of all paths take one pass over memory, parallel over images, paths and
+channels, with as many threads as torch uses.
 """
 
 from ctypes import POINTER, c_int, c_uint8, c_void_p
@@ -14,7 +14,7 @@ from .. import native
 from ..backends import accumulation_dtype
 from ..native import Map, Shape
 from ..scan_paths import Path
-from .interface import Gates, Mode
+from .interface import PreActivations, ScanOptions
 
 LIBRARY = 'mingru_scan'
 
@@ -33,27 +33,27 @@ def _functions() -> dict:
 
 @cache
 def _flags(paths: tuple[Path, ...]) -> tuple:
-    """Of each path whether it reads columns, and whether it begins at the end."""
+    """For each path: whether it reads columns, and whether it is reversed."""
     return tuple((c_uint8 * len(paths))(*flags) for flags in zip(*paths, strict=True))
 
 
-def _call(name: str, h: Tensor, mode: Mode, *arguments) -> None:
-    # Nothing to scan, and nothing to divide among the threads.
+def _call(name: str, h: Tensor, options: ScanOptions, *arguments) -> None:
+    # The library divides work among threads, which needs some.
     if not h.numel():
         return
-    column, reverse = _flags(mode.paths)
-    linear, threads = mode.candidate == 'linear', native.threads(h.numel())
+    column, reverse = _flags(options.paths)
+    linear, threads = options.candidate == 'linear', native.threads(h.numel())
     _functions()[name](linear, native.DTYPES[h.dtype], Shape(*h.shape), column, reverse, threads, *arguments)
 
 
-def forward(x: Gates, out: Tensor, mode: Mode, state: Tensor | None = None) -> None:
-    """Scan, see ``passes.py``."""
+def forward(x: PreActivations, out: Tensor, options: ScanOptions, state: Tensor | None = None) -> None:
+    """Scan, see ``interface.py``."""
     if state is not None:
         state = state.to(accumulation_dtype(out.dtype)).contiguous()
     maps = map(Map.of, (*x, out))
-    _call('forward', out, mode, *maps, None if state is None else state.data_ptr())
+    _call('forward', out, options, *maps, None if state is None else state.data_ptr())
 
 
-def backward(grad: Tensor, x: Gates, h: Tensor, out: Gates, mode: Mode) -> None:
-    """Write the gradients of :func:`forward`, see ``passes.py``."""
-    _call('backward', h, mode, *map(Map.of, (grad, *x, h, *out)))
+def backward(grad: Tensor, x: PreActivations, h: Tensor, out: PreActivations, options: ScanOptions) -> None:
+    """Write the gradients of :func:`forward`, see ``interface.py``."""
+    _call('backward', h, options, *map(Map.of, (grad, *x, h, *out)))

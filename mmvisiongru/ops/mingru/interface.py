@@ -1,9 +1,9 @@
-"""What the passes of every backend take.
+"""Arguments of forward and backward in every backend of the scan.
 
-    forward(x, out, mode, state=None)       scan x into out, from state (B, P, D) or from 0
-    backward(grad, x, h, out, mode)         gradients of x into out, given dL/dh and h
+    forward(x, out, options, state=None)    scan x into out, from state (B, P, D) or from 0
+    backward(grad, x, h, out, options)      write the gradients of x into out, given grad = dL/dh and h
 
-All maps are (B, H, W, P, D), one path p of the P after the other.
+All maps are (B, H, W, P, D), with P paths.
 """
 
 from functools import cache
@@ -14,25 +14,25 @@ from torch import Tensor
 from ..scan_paths import PATHS, Path
 
 
-class Gates(NamedTuple):
-    """The pre-activations, or their gradients: two maps (B, H, W, P, D)."""
+class PreActivations(NamedTuple):
+    """Gate and hidden before their nonlinearities, or the gradients of both: two maps (B, H, W, P, D)."""
 
     gate: Tensor
     hidden: Tensor
 
-    def path(self, p: int) -> 'Gates':
+    def path(self, p: int) -> 'PreActivations':
         """The maps (B, H, W, D) of one path."""
-        return Gates(self.gate[..., p, :], self.hidden[..., p, :])
+        return PreActivations(self.gate[..., p, :], self.hidden[..., p, :])
 
 
-class Mode(NamedTuple):
-    """How a map is scanned."""
+class ScanOptions(NamedTuple):
+    """Paths and candidate of a scan."""
 
     paths: tuple[Path, ...]
     candidate: str
 
     @classmethod
     @cache
-    def of(cls, paths: str, candidate: str) -> 'Mode':
-        """Read paths as the operator takes them, 'row,column_reverse'."""
+    def of(cls, paths: str, candidate: str) -> 'ScanOptions':
+        """From the arguments of the operator, which takes paths as 'row,column_reverse'."""
         return cls(tuple(PATHS[path] for path in paths.split(',')), candidate)

@@ -1,8 +1,8 @@
 """The minGRU scan: validation, and registration with the framework.
 
-Two public functions share the backends. ``mingru_scan`` scans a sequence with separate pre-activations;
-``mingru_scan_2d`` scans a projected map along several paths at once, which is what the mixer calls: the
-backends address the paths inside the one tensor, so nothing is flipped, split or concatenated.
+Two public functions share the backends. ``mingru_scan`` scans a sequence with separate pre-activations.
+``mingru_scan_2d``, which the mixer calls, scans a projected map along several paths at once: backends address
+the paths inside one tensor, so nothing is flipped, split or concatenated.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ..autograd import with_gradient
 from ..backends import Backends, unit_stride
 from ..scan_paths import check_paths
-from .interface import Gates, Mode
+from .interface import PreActivations, ScanOptions
 
 BACKENDS = Backends(
     'scan',
@@ -26,7 +26,7 @@ FLOPS_PER_ELEMENT = 4  # keep h + z c: two multiply-adds
 
 
 def runnable_backends(device='cpu', dtype: torch.dtype = torch.float32) -> list[str]:
-    """Names of the scan's backends that can run on ``device``, the one that 'auto' takes first.
+    """Names of the scan's backends that can run on ``device``, in the order in which 'auto' prefers them.
 
     Examples:
         >>> import torch
@@ -53,8 +53,10 @@ def _row_map(x: Tensor) -> Tensor:
 @torch.library.custom_op('mmvisiongru::mingru_scan', mutates_args=())
 def _scan_op(gate: Tensor, hidden: Tensor, reverse: bool, candidate: str, backend: str) -> Tensor:
     out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    mode = Mode.of('row_reverse' if reverse else 'row', candidate)
-    BACKENDS.resolve(backend, gate).forward(Gates(_row_map(gate), _row_map(hidden)), _row_map(out), mode)
+    options = ScanOptions.of('row_reverse' if reverse else 'row', candidate)
+    BACKENDS.resolve(backend, gate).forward(
+        PreActivations(_row_map(gate), _row_map(hidden)), _row_map(out), options
+    )
     return out
 
 
@@ -70,8 +72,10 @@ def _scan_backward_op(
 ) -> tuple[Tensor, Tensor]:
     grads = tuple(torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) for _ in range(2))
     grad, gate, hidden, h, *out = map(_row_map, (grad, gate, hidden, h, *grads))
-    mode = Mode.of('row_reverse' if reverse else 'row', candidate)
-    BACKENDS.resolve(backend, gate).backward(grad, Gates(gate, hidden), h, Gates(*out), mode)
+    options = ScanOptions.of('row_reverse' if reverse else 'row', candidate)
+    BACKENDS.resolve(backend, gate).backward(
+        grad, PreActivations(gate, hidden), h, PreActivations(*out), options
+    )
     return grads
 
 
@@ -82,8 +86,8 @@ def _scan_2d_op(
     x = _gates(_split_paths(projected, paths))
     B, H, W, P, D = x.gate.shape
     out = projected.new_empty((B, H, W, P * D))
-    mode = Mode.of(paths, candidate)
-    BACKENDS.resolve(backend, projected).forward(x, out.view(x.gate.shape), mode, state)
+    options = ScanOptions.of(paths, candidate)
+    BACKENDS.resolve(backend, projected).forward(x, out.view(x.gate.shape), options, state)
     return out
 
 
@@ -94,8 +98,8 @@ def _scan_2d_backward_op(
     x = _gates(_split_paths(projected, paths))
     out = projected.new_empty(projected.shape)
     grad, h = (t.contiguous().view(x.gate.shape) for t in (grad, h))
-    mode = Mode.of(paths, candidate)
-    BACKENDS.resolve(backend, projected).backward(grad, x, h, _gates(_split_paths(out, paths)), mode)
+    options = ScanOptions.of(paths, candidate)
+    BACKENDS.resolve(backend, projected).backward(grad, x, h, _gates(_split_paths(out, paths)), options)
     return out
 
 
@@ -106,10 +110,10 @@ def _split_paths(projected: Tensor, paths: str) -> Tensor:
     return projected.contiguous().view(B, H, W, number, 2, C // (2 * number))
 
 
-def _gates(x: Tensor) -> Gates:
+def _gates(x: Tensor) -> PreActivations:
     """View (B, H, W, P, 2, D) as two maps."""
     hidden, gate = x.unbind(4)
-    return Gates(gate, hidden)
+    return PreActivations(gate, hidden)
 
 
 @_scan_op.register_fake
@@ -183,7 +187,7 @@ def mingru_scan(
     Args:
         gate, hidden (Tensor): Pre-activations, (B, L, D), same dtype and device; any strides.
         reverse (bool): Read the tokens from the last to the first; h_t stays at position t.
-        candidate (str): 'g': g(x) = x + 0.5 for x >= 0, sigmoid(x) elsewhere (the released model);
+        candidate (str): 'g': g(x) = x + 0.5 for x >= 0, sigmoid(x) otherwise (the released model);
             'linear': c_t = hidden_t (arXiv:2412.18178, eq. 8).
         backend (str): 'auto' takes the first of :func:`runnable_backends`.
 
@@ -195,7 +199,7 @@ def mingru_scan(
         RuntimeError: The named backend cannot run here; the message says why.
 
     Examples:
-        Gates of 0 keep half of the state and take half of the candidate, g(0) = 1/2:
+        PreActivations of 0 keep half of the state and take half of the candidate, g(0) = 1/2:
 
         >>> import torch
         >>> from mmvisiongru.ops import mingru_scan
@@ -228,11 +232,11 @@ def mingru_scan_2d(
         paths (Sequence[str]): Reading order of each path: 'row' is the row-major raster order,
             'column' the column-major one, ``'*_reverse'`` the same order from the end.
         candidate, backend: As in :func:`mingru_scan`.
-        state (Tensor, optional): h before the first token of each path, (B, P, D), to go on from an earlier
-            strip of the map; zero by default. Inference only: no gradient is defined.
+        state (Tensor, optional): h before the first token of each path, (B, P, D), to continue an earlier
+            tile of the map; zero by default. Inference only: it has no gradient.
 
     Returns:
-        Tensor: (B, H, W, P * D), the states of each path at the token they belong to.
+        Tensor: (B, H, W, P * D), the state of each path at each token, in projected.dtype.
 
     Raises:
         ValueError: The channels do not divide into P * 2 parts, or an option is unknown.

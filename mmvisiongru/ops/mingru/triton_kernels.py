@@ -2,7 +2,7 @@ r"""Triton kernels of the minGRU scan; importing this module needs Triton.
 
 Both passes are an affine scan along a path, h_t = keep_t h_{t-1} + add_t, where keep_t = 1 - z_t. Forward,
 add_t = z_t c_t. Backward, from the last token on, r_t = keep_t s_t is r_t = keep_t r_{t+1} + keep_t dh_t,
-because s_t = dh_t + r_{t+1}. ``triton_affine.py`` says how programs share the work.
+because s_t = dh_t + r_{t+1}. ``triton_affine.py`` describes how programs share the work.
 """
 
 # ruff: noqa: N803 (constants of a kernel and sizes are upper case)
@@ -23,8 +23,8 @@ class Map(NamedTuple):
     strides: Strides
 
 
-class Gates(NamedTuple):
-    """The pre-activations or their gradients: two maps, which share their strides."""
+class PreActivations(NamedTuple):
+    """Gate and hidden before their nonlinearities, or their gradients: two maps with the same strides."""
 
     gate: tl.tensor
     hidden: tl.tensor
@@ -33,16 +33,16 @@ class Gates(NamedTuple):
 
 @triton.jit
 def _sigmoid(x):
-    # One instruction each; exp and a division in float32 take five and eight, most of them for denormals.
+    # exp2 and rsqrt are one instruction each; exp and a float32 division are five and eight.
     root = tl.rsqrt(1 + tl.exp2(x * -1.4426950408889634))
     return root * root
 
 
 @triton.jit
 def _gates(x):
-    """z = sigmoid(x) and keep = sigmoid(-x), which 1 - z would lose where a gate is open."""
+    """z = sigmoid(x) and keep = sigmoid(-x); 1 - z would lose all digits for an open gate."""
     power = x * -1.4426950408889634
-    # Below 2^127, so that keep = closed z is no inf * 0; tl.minimum would drop a NaN.
+    # Clamp below 2^127, so that keep = closed z is not inf * 0; tl.minimum would drop a NaN.
     closed = tl.exp2(tl.where(power > 126, 126, power))
     root = tl.rsqrt(1 + closed)
     z = root * root
@@ -79,7 +79,7 @@ def scan_forward(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """h from x, of Gates; out is dense."""
+    """h from x, a PreActivations; out is dense."""
     place = locate(L, W, magic, shift, D, P, COLUMN, REVERSE, LANES)
     row, time, end, advance = rows(L, chunk, CHUNKED, STEPS, ROWS)
     gate, hidden = start(x.gate, x.strides, place), start(x.hidden, x.strides, place)
@@ -88,7 +88,7 @@ def scan_forward(
     lane = (place.image * P + place.path) * D + place.channel
     state = enter(states, row, lane, place.valid, chunks, lanes, CHUNKED)
 
-    # A gate of -inf keeps the state: z = 0.
+    # Past the end, a gate of -inf gives z = 0, which keeps the state.
     gates = load(gate, token, time, end, place, float('-inf'), COLUMN, STEPS)
     hiddens = load(hidden, token, time, end, place, 0.0, COLUMN, STEPS)
     for _ in range(tl.cdiv(chunk, advance)):
@@ -152,9 +152,9 @@ def scan_backward(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Gradients of x into out, both Gates, read from the last token on; grad and h are dense.
+    """Gradients of x into out, both PreActivations, in reverse reading order; grad and h are dense.
 
-    REVERSE is the opposite of the forward pass's.
+    REVERSE is the complement of the forward pass's.
     """
     place = locate(L, W, magic, shift, D, P, COLUMN, REVERSE, LANES)
     row, time, end, advance = rows(L, chunk, CHUNKED, STEPS, ROWS)
@@ -168,7 +168,7 @@ def scan_backward(
     gates = load(gate, token, time, end, place, float('-inf'), COLUMN, STEPS)
     grads = load(grad, P * D, time, end, place, 0.0, COLUMN, STEPS)
     hiddens = load(hidden, token, time, end, place, 0.0, COLUMN, STEPS)
-    # The token before, in the forward pass's order, is the next one in this.
+    # The previous token of the forward pass is the next one here.
     befores = load(h, P * D, time + 1, L, place, 0.0, COLUMN, STEPS)
     for _ in range(tl.cdiv(chunk, advance)):
         then = time + advance
@@ -230,8 +230,8 @@ def chunk_sums(
 ):
     """(keep, add) of each chunk into sums (2, chunks, lanes), from two Maps.
 
-    ``value`` is hidden, or backward the gradient of h. Chunks are read from their end, so that the pass which
-    follows finds their beginnings in the L2 cache.
+    ``value`` is hidden, or backward dL/dh. Chunks are read from their end, so that the next kernel finds
+    their beginnings in the L2 cache.
     """
     place = locate(L, W, magic, shift, D, P, COLUMN, REVERSE, LANES)
     row, time, end, _ = rows(L, chunk, True, STEPS, ROWS)
@@ -245,7 +245,7 @@ def chunk_sums(
     values = load(value_start, value.strides.token, time, end, place, 0.0, COLUMN, STEPS)
     for n in range(tiles):
         time -= STEPS
-        # After the last tile the time of row 0 is -STEPS, and no token may pass for one of the sequence.
+        # After the last tile row 0 has time -STEPS: mask its tokens, which precede the sequence.
         more = tl.where(n + 1 < tiles, end, -STEPS)
         next_gates = load(gate_start, gate.strides.token, time, more, place, float('-inf'), COLUMN, STEPS)
         next_values = load(value_start, value.strides.token, time, more, place, 0.0, COLUMN, STEPS)

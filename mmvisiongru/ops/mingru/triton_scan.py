@@ -1,6 +1,6 @@
-"""Triton backend: one fused kernel a pass over all paths, for NVIDIA GPUs; see ``triton_kernels.py``.
+"""Triton backend: one fused kernel for all paths, forward and backward; see ``triton_kernels.py``.
 
-A pass that is one launch moves 6 bytes per inner element in 16-bit types, 12 backward; in chunks, 10 and 16.
+In 16-bit types a single launch moves 6 bytes per inner element forward and 12 backward, in chunks 10 and 16.
 """
 
 from typing import NamedTuple
@@ -9,35 +9,32 @@ import torch
 from torch import Tensor
 
 from .. import triton_launch
-from ..triton_launch import OPTIONS, STATES, Strides, alike, on, unsupported
-from .interface import Gates, Mode
+from ..triton_launch import OPTIONS, STATES, Strides, on, same_layout, unsupported
+from .interface import PreActivations, ScanOptions
 
 __all__ = ['backward', 'forward', 'unsupported']
 
 
 class _Launch(NamedTuple):
-    """How the kernels of a pass are launched."""
+    """Grid and arguments of the kernels of a forward or backward call."""
 
     grid: tuple[int, int]
     arguments: dict
     backward: bool
 
     @classmethod
-    def of(cls, x: Gates, mode: Mode, backward: bool) -> '_Launch':
+    def of(cls, x: PreActivations, options: ScanOptions, backward: bool) -> '_Launch':
         """The launch for maps (B, H, W, P, D)."""
         processors = triton_launch.processors(x.gate.device)
-        grid, arguments = triton_launch.launch(x.gate.shape, mode.paths, backward, processors)
-        return cls(grid, dict(arguments, LINEAR=mode.candidate == 'linear'), backward)
+        grid, arguments = triton_launch.launch(x.gate.shape, options.paths, backward, processors)
+        return cls(grid, dict(arguments, LINEAR=options.candidate == 'linear'), backward)
 
     @property
     def chunked(self) -> bool:
         return self.arguments['chunks'] > 1
 
     def enter_chunks(self, gate, value, state: Tensor | None) -> Tensor:
-        """State before each chunk, (chunks, lanes), of maps as kernels take them.
-
-        ``value`` is hidden, or backward the gradient of h.
-        """
+        """State before each chunk, (chunks, lanes), from Maps; ``value`` is hidden, or backward dL/dh."""
         from .. import triton_affine
         from . import triton_kernels
 
@@ -51,15 +48,15 @@ class _Launch(NamedTuple):
         return sums[1]
 
 
-def forward(x: Gates, out: Tensor, mode: Mode, state: Tensor | None = None) -> None:
-    """Scan, see ``passes.py``."""
+def forward(x: PreActivations, out: Tensor, options: ScanOptions, state: Tensor | None = None) -> None:
+    """Scan, see ``interface.py``."""
     if not out.numel():
         return
     from . import triton_kernels as kernels
 
     assert out.is_contiguous()
-    x = kernels.Gates(*alike(*x))
-    launch = _Launch.of(x, mode, backward=False)
+    x = kernels.PreActivations(*same_layout(*x))
+    launch = _Launch.of(x, options, backward=False)
     with on(out.device):
         if state is not None:
             state = state.to(torch.float32).contiguous()
@@ -69,16 +66,16 @@ def forward(x: Gates, out: Tensor, mode: Mode, state: Tensor | None = None) -> N
         kernels.scan_forward[launch.grid](x, out, state, CHUNKED=launch.chunked, **launch.arguments)
 
 
-def backward(grad: Tensor, x: Gates, h: Tensor, out: Gates, mode: Mode) -> None:
-    """Write the gradients of :func:`forward`, see ``passes.py``."""
+def backward(grad: Tensor, x: PreActivations, h: Tensor, out: PreActivations, options: ScanOptions) -> None:
+    """Write the gradients of :func:`forward`, see ``interface.py``."""
     if not h.numel():
         return
     from . import triton_kernels as kernels
 
-    x, out = kernels.Gates(*alike(*x)), kernels.Gates(*out, Strides.of(out.gate))
+    x, out = kernels.PreActivations(*same_layout(*x)), kernels.PreActivations(*out, Strides.of(out.gate))
     assert out.strides == Strides.of(out.hidden)
-    grad, h, dense = alike(grad.contiguous(), h.contiguous())
-    launch = _Launch.of(x, mode, backward=True)
+    grad, h, dense = same_layout(grad.contiguous(), h.contiguous())
+    launch = _Launch.of(x, options, backward=True)
     state = None
     with on(h.device):
         if launch.chunked:

@@ -1,7 +1,7 @@
 """CPU backend: Bi-WKV of ``csrc/bi_wkv.cpp``, compiled on first use.
 
-Keys, sums and averages are two passes over memory, parallel over images, chunks of tokens and channels on the
-framework's threads. The backward pass is three: what dw and du need in float64, then the sums of gradients.
+Forward takes two passes over memory, parallel over images, chunks of tokens and channels, with as many
+threads as torch uses. Backward takes three: the sums for dw and du in float64, then the sums of gradients.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ class Sizes(ctypes.Structure):
 class Decay(ctypes.Structure):
     """``struct Decay`` of csrc/bi_wkv.cpp."""
 
-    _fields_ = [(name, c_void_p) for name in ('delta', 'chunk', 'bonus', 'powers')]
+    _fields_ = [(name, c_void_p) for name in ('delta', 'keep', 'chunk', 'bonus', 'powers')]
 
 
 def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
@@ -59,7 +59,7 @@ def _call(name: str, x: Wkv, *arguments) -> None:
     B, T, C = x.k.shape
     w, dtype = x.w.double(), accumulation_dtype(x.k.dtype)
     powers = torch.exp(-w * torch.arange(_chunk() + 1)[:, None])
-    tables = -torch.expm1(-w), powers[-1], x.u.double().exp(), powers[:-1].to(dtype)
+    tables = -torch.expm1(-w), powers[1], powers[-1], x.u.double().exp(), powers[:-1].to(dtype)
     top = x.k.amax(1).to(dtype)
     states = torch.empty(B, -(-T // _chunk()), 4 if name == 'forward' else 8, C, dtype=torch.float64)
     head = native.DTYPES[x.k.dtype], Sizes(B, T, C), native.threads(x.k.numel())
@@ -68,12 +68,12 @@ def _call(name: str, x: Wkv, *arguments) -> None:
 
 
 def forward(x: Wkv, y: Tensor, distance: str) -> None:
-    """Average, see ``passes.py``."""
+    """Average, see ``interface.py``."""
     _call('forward', x, _map(y))
 
 
 def backward(grad: Tensor, x: Wkv, out: Wkv, distance: str) -> None:
-    """Write the gradients of :func:`forward`, see ``passes.py``."""
+    """Write the gradients of :func:`forward`, see ``interface.py``."""
     B, T, C = x.k.shape
     adjoint = torch.empty(2, B, T, C, dtype=accumulation_dtype(x.k.dtype))
     parts = torch.empty(B, -(-T // _chunk()), 2, C, dtype=torch.float64)

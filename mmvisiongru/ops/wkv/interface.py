@@ -1,10 +1,10 @@
-"""What the passes of every backend take.
+"""Arguments of forward and backward in every backend of Bi-WKV.
 
-    forward(x, y, distance)             Bi-WKV of x into y
-    backward(grad, x, out, distance)    gradients by x into out, given dL/dy
+    forward(x, y, distance)             write Bi-WKV of x into y
+    backward(grad, x, out, distance)    write the gradients of x into out, given grad = dL/dy
 
-A backend also exports ``LIMIT``: by dtype of accumulation, the largest magnitude that the exponents of one
-sequence may reach, |w| T (which is |decay|) and |u|.
+A backend also exports ``LIMIT``: by dtype of its sums, the largest difference between the exponents -w T, 0
+and u of a channel that it handles.
 """
 
 from typing import NamedTuple
@@ -12,22 +12,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Of a backend that sums without running maxima: leaves e^24 of float32 and e^69 of float64 for the number of
-# tokens and the values.
+# For backends that sum without a running maximum. A weight may be e^64 times another, and keys that are more
+# than e^87 below the largest, which float32 drops, still count for less than 1e-9 of a sum.
 LIMIT = {torch.float32: 64.0, torch.float64: 640.0}
 
 
 class Wkv(NamedTuple):
     """The arguments of Bi-WKV, or their gradients."""
 
-    w: Tensor  # (C), decay a token
+    w: Tensor  # (C), decay per token
     u: Tensor  # (C), bonus of the token itself
     k: Tensor  # (B, T, C)
     v: Tensor  # (B, T, C)
 
 
-# The released kernel cuts a sequence into so many pieces, whatever its length.
-PIECES = 32
+PIECES = 32  # of a sequence in the released kernel, whatever its length
 
 
 def piece_length(tokens: int) -> int:

@@ -15,39 +15,45 @@ BACKENDS = {
     'released': Backends("bi_wkv(distance='released')", __package__, _EVERYWHERE),
 }
 DISTANCES = tuple(BACKENDS)
-# Multiply-adds of a token and channel: x v; numerator and denominator of past, future and the token itself.
+# Multiply-adds per token and channel: x v, and numerator and denominator of past, future and token.
 FLOPS_PER_ELEMENT = 14
 
 
 def runnable_backends(device='cpu', dtype: torch.dtype = torch.float32, distance: str = 'paper') -> list[str]:
-    """Names of the operator's backends that can run on ``device``, the one that 'auto' takes first."""
+    """Names of the backends that can run on ``device``, in the order in which 'auto' prefers them."""
     return BACKENDS[distance].runnable(device, dtype)
 
 
-def _checked(name: str, distance: str, x: Wkv):
-    """The module to run, once the exponents are known to stay in its range."""
+def _span(x: Wkv) -> Tensor:
+    """Largest less smallest of the exponents -w T, 0 and u of the weights, (C)."""
+    exponents = torch.stack((-x.w * x.k.size(1), x.u, torch.zeros_like(x.u)))
+    return exponents.amax(0) - exponents.amin(0)
+
+
+def _within_limit(name: str, distance: str, x: Wkv):
+    """The module to run, and x; a channel beyond the limit raises, or becomes NaN on a GPU."""
     backend = BACKENDS[distance].resolve(name, x.k)
-    limit = backend.LIMIT[accumulation_dtype(x.k.dtype)]
-    # Reading a value of a GPU would stall it: there a channel beyond the limit becomes infinite or NaN.
-    if x.k.device.type == 'cpu' and x.w.numel():
-        for label, value in (('|w| T', x.w.abs().max() * x.k.size(1)), ('|u|', x.u.abs().max())):
-            if not value <= limit:
-                raise ValueError(
-                    f"bi_wkv backend '{BACKENDS[distance].name(backend)}' holds {label} up to {limit:g} with "
-                    f"{x.k.dtype}, got {value:.4g}; backend='reference' has no limit"
-                )
-    return backend
+    limit, span = backend.LIMIT[accumulation_dtype(x.k.dtype)], _span(x)
+    if x.k.device.type != 'cpu':
+        # Reading a value would stall the GPU.
+        return backend, x._replace(w=x.w.where(span <= limit, torch.nan))
+    if span.numel() and not span.max() <= limit:
+        name = BACKENDS[distance].name(backend)
+        raise ValueError(
+            f"bi_wkv backend '{name}' needs exponents -w T, 0 and u within {limit:g} of each other for "
+            f"{x.k.dtype}, they span {span.max():.4g}; backend='reference' has no limit"
+        )
+    return backend, x
 
 
 @torch.library.custom_op('mmvisiongru::bi_wkv', mutates_args=())
 def _op(w: Tensor, u: Tensor, k: Tensor, v: Tensor, distance: str, backend: str) -> Tensor:
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    x = Wkv(w, u, *map(unit_stride, (k, v)))
-    run = _checked(backend, distance, x).forward
-    # The dtypes of the sums are the backend's.
+    module, x = _within_limit(backend, distance, Wkv(w, u, *map(unit_stride, (k, v))))
+    # The backend chooses the dtypes of its sums.
     with torch.autocast(v.device.type, enabled=False):
         if v.numel():
-            run(x, y, distance)
+            module.forward(x, y, distance)
     return y
 
 
@@ -62,7 +68,7 @@ def _backward_op(
         if v.numel():
             run(unit_stride(grad), x, out, distance)
         else:
-            # No token, and nothing depends on what there is of w and u.
+            # Without tokens, nothing depends on w and u.
             out.w.zero_(), out.u.zero_()
     return tuple(out)
 
@@ -96,14 +102,14 @@ def _flops(*args, out_shape=None, **kwargs) -> int:
 
 @register_flop_formula(torch.ops.mmvisiongru.bi_wkv_backward)
 def _backward_flops(grad_shape, *args, **kwargs) -> int:
-    # The forward sums again, theirs of the gradients, and the moments of both for the decay.
+    # Forward sums again, sums of gradients, and the moments of both for the decay.
     return 3 * FLOPS_PER_ELEMENT * torch.Size(grad_shape).numel()
 
 
 def bi_wkv(
     w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, distance: str = 'paper', backend: str = 'auto'
 ) -> Tensor:
-    r"""Average the values v with weights that fall with the distance of tokens (arXiv:2403.02308, eq. 5)::
+    r"""Average the values v with weights that decay with the distance of tokens (arXiv:2403.02308, eq. 5)::
 
         y_t = sum_i a_ti e^{k_i} v_i / sum_i a_ti e^{k_i},   a_ti = e^{-w (|t - i| - 1)},   a_tt = e^u.
 
@@ -111,22 +117,22 @@ def bi_wkv(
         w, u (Tensor): Decay and bonus of a token, (C), float32 or float64 whatever k and v are. The model
             divides both by the number of tokens T. A negative w lets weights grow with distance.
         k, v (Tensor): Keys and values, (B, T, C), same dtype and device; any strides.
-        distance (str): 'paper' is the equation above. 'released' is what the released CUDA kernel computes,
+        distance (str): 'paper' is the equation above. 'released' is the function of the released CUDA kernel,
             which cuts T into 32 pieces and mixes ``|t - i| - 1`` with ``|t - i|``; its gradients are exact,
             those of the kernel are not. Backends 'torch' and 'reference' have it.
         backend (str): 'auto' takes the first of :func:`mmvisiongru.ops.wkv.runnable_backends`.
 
     Returns:
-        Tensor: y, (B, T, C), in v.dtype; sums are kept in at least float32.
+        Tensor: y, (B, T, C), in v.dtype; sums are at least float32.
 
     Raises:
-        ValueError: Shapes, dtypes or devices do not go together, an option is unknown, or ``|w| T`` or
-            ``|u|`` is beyond what the backend holds (64 in float32, 640 in float64; no limit in the
-            reference).
+        ValueError: Shapes, dtypes or devices do not match, an option is unknown, or the exponents ``-w T``, 0
+            and ``u`` of a channel are farther apart than the backend allows (64 in float32, 640 in float64;
+            no limit in the reference). On a GPU, such a channel becomes NaN.
         RuntimeError: The named backend cannot run here; the message says why.
 
     Examples:
-        Without decay, bonus and keys each token gets the mean of all values; with decay near ones count more:
+        Without decay, bonus and keys, y is the mean of all values; with decay, near ones count more:
 
         >>> import torch
         >>> from mmvisiongru.ops import bi_wkv

@@ -8,7 +8,7 @@ Backward, with r_t = dL/dy_t / D_t and R' the transpose of R, which is R itself 
 
 dv = e^k R'[r],   dk = e^k (v R'[r] - R'[r y]),   du, dw = sum_t r_t (dR[e^k v]_t - y_t dR[e^k]_t)
 
-Everything is float64, and every sum is kept as e^exponent times a mantissa, so that no decay overflows.
+Everything is float64, and every sum is stored as e^exponent times a mantissa, so that no decay overflows.
 """
 
 from math import inf
@@ -29,7 +29,7 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
 
 
 class Scaled(NamedTuple):
-    """Numbers e^exponent * value (B, T, 2, C), exponent (B, T, 1, C), and e^exponent * slope by w."""
+    """Numbers e^exponent * value, (B, T, 2, C), and their derivatives by w, e^exponent * slope."""
 
     value: Tensor
     slope: Tensor
@@ -37,7 +37,7 @@ class Scaled(NamedTuple):
 
 
 def _earlier(x: Scaled, w: Tensor, reverse: bool, piece: int = 0) -> Scaled:
-    """sum e^{-w d} x over the tokens read before, d + 1 steps away, since the piece began."""
+    """Sum of e^{-w d} x over the tokens read before, d + 1 steps away, in the same piece if any."""
     out = Scaled(*map(torch.empty_like, x))
     length = x.value.size(1)
     start = [torch.zeros_like(x.value[:, 0]), torch.zeros_like(x.value[:, 0])]
@@ -56,7 +56,7 @@ def _earlier(x: Scaled, w: Tensor, reverse: bool, piece: int = 0) -> Scaled:
 
 
 def _sum(terms: list[tuple[Tensor | float, Tensor | float, Scaled]]) -> Scaled:
-    """Sum of c x, where c comes with its slope by w."""
+    """Sum of c x over triples (c, derivative of c by w, x)."""
     exponent = torch.stack([x.exponent for _, _, x in terms]).amax(0)
     value = slope = 0
     for c, dc, x in terms:
@@ -102,12 +102,12 @@ def _forward(x: Wkv, distance: str) -> tuple[Wkv, Scaled, Tensor]:
 
 
 def forward(x: Wkv, y: Tensor, distance: str) -> None:
-    """Average, see ``passes.py``."""
+    """Average, see ``interface.py``."""
     y.copy_(_forward(x, distance)[2])
 
 
 def backward(grad: Tensor, x: Wkv, out: Wkv, distance: str) -> None:
-    """Write the gradients of :func:`forward`, see ``passes.py``."""
+    """Write the gradients of :func:`forward`, see ``interface.py``."""
     x, sums, y = _forward(x, distance)
     r = grad / sums.value[:, :, 1]
     adjoint = _mix(_pair(r, r * y, -sums.exponent), x.w, x.u, distance, transpose=True)

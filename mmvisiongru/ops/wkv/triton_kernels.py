@@ -1,14 +1,15 @@
 r"""Triton kernels of Bi-WKV; importing this module needs Triton.
 
-The tokens are cut into chunks of STEPS, which a thread holds in registers: a program owns a tile of ROWS
-chunks and LANES channels of an image. ``totals`` finds what each chunk adds to the past of the next and to
-the future of the one before; what enters a chunk is found outside, in float64. The others then take
+The tokens are cut into chunks of STEPS, which a thread holds in registers; a program owns a tile of ROWS
+chunks and LANES channels of an image. ``totals`` sums what each chunk adds to the past of the next chunk and
+to the future of the previous one, from which torch computes what enters each chunk, in float64. The other
+kernels compute
 
 K[z]_t = P[z]_t + F[z]_t + e^u z_t,   P[z]_t = sum_{i<t} e^{-w (t-1-i)} z_i,   F the same from the last token,
 
 of pairs of tensors, z = [x v, x] with x = e^{k - top}, or [r, r y] with r = dL/dy / K[x]. A step keeps
-1 - delta of a sum, where delta = 1 - e^{-w} has all its digits. States are (kinds, B, chunks, 2, D): past and
-future, and for the slopes by w their moments, sum d e^{-w d} z.
+e^{-w} = base - delta of a sum: base is 1 where e^{-w} is near 1, so that delta has all its digits. States are
+(kinds, B, chunks, 2, D): past and future, and for the slopes by w their moments, sum d e^{-w d} z.
 """
 
 # ruff: noqa: N803 (constants of a kernel and sizes are upper case)
@@ -23,7 +24,7 @@ from ..triton_affine import at, load, locate, rows
 
 
 class Map(NamedTuple):
-    """A tensor (B, L, D) whose channels are contiguous: where it is, and its strides."""
+    """A tensor (B, L, D) whose channels are contiguous: address and strides."""
 
     data: tl.tensor
     image: int
@@ -31,21 +32,21 @@ class Map(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor) -> 'Map':
-        """The tensor as an argument of a kernel."""
+        """The tensor as a kernel argument."""
         return cls(x, *x.stride()[:2])
 
 
 class Inputs(NamedTuple):
-    """What all kernels read: keys, values, the largest key (B, D) and 1 - e^{-w}, (D)."""
+    """Tensors that all kernels read: keys, values, the largest key (B, D), and base and delta, (2, D)."""
 
     key: Map
     value: Map
     top: tl.tensor
-    delta: tl.tensor
+    decay: tl.tensor
 
 
 class Place(NamedTuple):
-    """Where a program works: image, channels (1, LANES), reading order, times (ROWS, 1), masks, states."""
+    """Work of a program: image, channels (1, LANES), reading order, times (ROWS, 1), masks and states."""
 
     image: tl.tensor
     channel: tl.tensor
@@ -68,7 +69,7 @@ def _place(L, D, chunks, STEPS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.cons
 
 @triton.jit
 def _start(x: Map, place: Place):
-    """Address of the first token of the image, in the channels of the program."""
+    """Address of the first token of the image, in the program's channels."""
     return x.data + place.image * x.image + place.channel
 
 
@@ -80,7 +81,7 @@ def _tokens(start, stride, place: Place, fill, STEPS: tl.constexpr):
 
 @triton.jit
 def _channels(x, place: Place):
-    """A number for each channel, of (D)."""
+    """One value per channel, from (D)."""
     return tl.load(x + place.channel, mask=place.valid, other=0.0)
 
 
@@ -93,7 +94,7 @@ def _inputs(x: Inputs, place: Place, STEPS: tl.constexpr):
 
 @triton.jit
 def _pair(keys, values, top, STEPS: tl.constexpr):
-    """[x v, x] of the tokens of a tile; a key of -inf, after the last token, gives zeros."""
+    """[x v, x] of a tile; after the last token, keys of -inf give zeros."""
     products, weights = (), ()
     for i in tl.static_range(STEPS):
         x = tl.exp(keys[i].to(tl.float32) - top)
@@ -103,59 +104,70 @@ def _pair(keys, values, top, STEPS: tl.constexpr):
 
 
 @triton.jit
-def _total(z, delta, STEPS: tl.constexpr):
-    """Past and future that the tokens of a chunk leave."""
+def _decay(x: Inputs, place: Place, D, dtype: tl.constexpr):
+    """(base, delta) of the channels, base as a truth value: it then takes no register."""
+    return _channels(x.decay, place) > 0, _channels(x.decay + D, place).to(dtype)
+
+
+@triton.jit
+def _kept(state, decay):
+    return tl.where(decay[0], state, 0.0) - decay[1] * state
+
+
+@triton.jit
+def _total(z, decay, STEPS: tl.constexpr):
+    """Past and future that a chunk adds to its neighbours."""
     past = tl.zeros(z[0].shape, z[0].dtype)
     future = past
     for i in tl.static_range(STEPS):
-        past = past - delta * past + z[i]
-        future = future - delta * future + z[STEPS - 1 - i]
+        past = _kept(past, decay) + z[i]
+        future = _kept(future, decay) + z[STEPS - 1 - i]
     return past, future
 
 
 @triton.jit
-def _moments(z, delta, STEPS: tl.constexpr):
-    """As _total in float64, and the moments."""
+def _moments(z, decay, STEPS: tl.constexpr):
+    """Same as _total in float64, and the moments."""
     past = tl.zeros(z[0].shape, tl.float64)
     future, past_moment, future_moment = past, past, past
     for i in tl.static_range(STEPS):
-        past_moment = past_moment + past - delta * (past_moment + past)
-        future_moment = future_moment + future - delta * (future_moment + future)
-        past = past - delta * past + z[i].to(tl.float64)
-        future = future - delta * future + z[STEPS - 1 - i].to(tl.float64)
+        past_moment = _kept(past_moment + past, decay)
+        future_moment = _kept(future_moment + future, decay)
+        past = _kept(past, decay) + z[i].to(tl.float64)
+        future = _kept(future, decay) + z[STEPS - 1 - i].to(tl.float64)
     return past, future, past_moment, future_moment
 
 
 @triton.jit
-def _mix(z, bonus, delta, powers, entered_past, entered_future, STEPS: tl.constexpr):
-    """K[z] of a chunk. What entered it goes in by e^{-w d}: in a sum it would be rounded with each token."""
+def _mix(z, bonus, decay, powers, entered_past, entered_future, STEPS: tl.constexpr):
+    """K[z] of a chunk. Entering sums are scaled by e^{-w d}: in a recurrence, each token would round them."""
     sums = ()
     past = tl.zeros(z[0].shape, z[0].dtype)
     for i in tl.static_range(STEPS):
         sums += (past + powers[i] * entered_past + bonus * z[i],)
-        past = past - delta * past + z[i]
+        past = _kept(past, decay) + z[i]
     future, out = tl.zeros(z[0].shape, z[0].dtype), ()
     for i in tl.static_range(STEPS):
         out += (sums[STEPS - 1 - i] + future + powers[i] * entered_future,)
-        future = future - delta * future + z[STEPS - 1 - i]
+        future = _kept(future, decay) + z[STEPS - 1 - i]
     return out
 
 
 @triton.jit
-def _mix_with_slopes(z, bonus, delta, past, future, past_moment, future_moment, STEPS: tl.constexpr):
-    """K[z] and -dK[z]/dw in float64, from the states that enter the chunk; last token first, like _mix."""
+def _mix_with_slopes(z, bonus, decay, past, future, past_moment, future_moment, STEPS: tl.constexpr):
+    """K[z] and -dK[z]/dw in float64, from the states entering the chunk; last token first, as in _mix."""
     sums, slopes = (), ()
     for i in tl.static_range(STEPS):
         sums += (past + bonus * z[i].to(tl.float64),)
         slopes += (past_moment,)
-        past_moment = past_moment + past - delta * (past_moment + past)
-        past = past - delta * past + z[i].to(tl.float64)
+        past_moment = _kept(past_moment + past, decay)
+        past = _kept(past, decay) + z[i].to(tl.float64)
     out, out_slopes = (), ()
     for i in tl.static_range(STEPS):
         out += (sums[STEPS - 1 - i] + future,)
         out_slopes += (slopes[STEPS - 1 - i] + future_moment,)
-        future_moment = future_moment + future - delta * (future_moment + future)
-        future = future - delta * future + z[STEPS - 1 - i].to(tl.float64)
+        future_moment = _kept(future_moment + future, decay)
+        future = _kept(future, decay) + z[STEPS - 1 - i].to(tl.float64)
     return out, out_slopes
 
 
@@ -165,11 +177,11 @@ def _entered(states, kinds_stride, place: Place, kind, half):
 
 
 @triton.jit
-def _mixed(z, entering, kinds_stride, place: Place, half, bonus, delta, powers, STEPS: tl.constexpr):
-    """K[z], given what enters the chunks, of which z is the first (half 0) or the second (half D)."""
+def _mixed(z, entering, kinds_stride, place: Place, half, bonus, decay, powers, STEPS: tl.constexpr):
+    """K[z], given the states entering the chunks; z is the first (half 0) or second (half D) of its pair."""
     past = _entered(entering, kinds_stride, place, 0, half)
     future = _entered(entering, kinds_stride, place, 1, half)
-    return _mix(z, bonus, delta, powers, past, future, STEPS)
+    return _mix(z, bonus, decay, powers, past, future, STEPS)
 
 
 @triton.jit(do_not_specialize=['L', 'chunks'])
@@ -190,9 +202,9 @@ def totals(
     keys, values = _inputs(x, place, STEPS)
     top = _channels(x.top + place.image * D, place)
     pair = _pair(keys, values, top, STEPS)
-    delta = _channels(x.delta, place).to(states.dtype.element_ty)
+    decay = _decay(x, place, D, states.dtype.element_ty)
     for half in tl.static_range(2):
-        found = _moments(pair[half], delta, STEPS) if MOMENTS else _total(pair[half], delta, STEPS)
+        found = _moments(pair[half], decay, STEPS) if MOMENTS else _total(pair[half], decay, STEPS)
         for kind in tl.static_range(4 if MOMENTS else 2):
             here = states + kind * kinds_stride.to(tl.int64) + place.state + half * D
             tl.store(here, found[kind], mask=place.kept)
@@ -226,11 +238,11 @@ def average(
     keys, values = _inputs(x, place, STEPS)
     top = _channels(x.top + place.image * D, place)
     products, weights = _pair(keys, values, top, STEPS)
-    delta = _channels(x.delta, place).to(tl.float32)
+    decay = _decay(x, place, D, tl.float32)
     own = _channels(bonus, place).to(tl.float32)
     steps = _powers(powers, place, D, STEPS)
-    numerators = _mixed(products, states, kinds_stride, place, 0, own, delta, steps, STEPS)
-    denominators = _mixed(weights, states, kinds_stride, place, D, own, delta, steps, STEPS)
+    numerators = _mixed(products, states, kinds_stride, place, 0, own, decay, steps, STEPS)
+    denominators = _mixed(weights, states, kinds_stride, place, D, own, decay, steps, STEPS)
     out += place.image * L * D + place.channel
     for i in tl.static_range(STEPS):
         y = numerators[i] / denominators[i]
@@ -257,20 +269,20 @@ def adjoint(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """[r, r y] into ``ratios`` (2, B, L, D), their totals, and what each chunk adds to dw and du."""
+    """[r, r y] into ``ratios`` (2, B, L, D), their totals, and the share of each chunk in dw and du."""
     place = _place(L, D, chunks, STEPS, ROWS, LANES)
     keys, values = _inputs(x, place, STEPS)
     top = _channels(x.top + place.image * D, place)
     products, weights = _pair(keys, values, top, STEPS)
-    delta, own = _channels(x.delta, place), _channels(bonus, place)
+    decay, own = _decay(x, place, D, tl.float64), _channels(bonus, place)
     entered = ()
     for n in tl.static_range(8):
         entered += (_entered(states, kinds_stride, place, n % 4, n // 4 * D),)
     numerators, slopes = _mix_with_slopes(
-        products, own, delta, entered[0], entered[1], entered[2], entered[3], STEPS
+        products, own, decay, entered[0], entered[1], entered[2], entered[3], STEPS
     )
     denominators, weight_slopes = _mix_with_slopes(
-        weights, own, delta, entered[4], entered[5], entered[6], entered[7], STEPS
+        weights, own, decay, entered[4], entered[5], entered[6], entered[7], STEPS
     )
     start = _start(grad, place)
     ratios += place.image * L * D + place.channel
@@ -280,10 +292,10 @@ def adjoint(
     for i in tl.static_range(STEPS):
         inside = (place.time + STEPS - 1 - i < place.end) & place.valid
         y = numerators[i] / denominators[i]
-        # Read where it is used: the registers are full.
+        # Loaded here and not earlier: registers are full.
         here = at(start, grad.token, place.time, STEPS - 1 - i, place.order, 0)
         g = tl.load(here, mask=inside, other=0.0)
-        # After the last token nothing may count.
+        # Mask what follows the last token.
         r = tl.where(inside, g.to(tl.float64) / denominators[i], 0.0)
         y = tl.where(inside, y, 0.0)
         dw -= r * (slopes[i] - y * weight_slopes[i])
@@ -294,9 +306,10 @@ def adjoint(
         ss += ((r * y).to(tl.float32),)
         tl.store(here, rs[i], mask=inside)
         tl.store(here + ratios_stride, ss[i], mask=inside)
-    # They were read from the last token on, so that past and future are each other's.
-    r_future, r_past = _total(rs, delta.to(tl.float32), STEPS)
-    s_future, s_past = _total(ss, delta.to(tl.float32), STEPS)
+    # rs and ss hold the last token first, so past and future are swapped.
+    narrow = (decay[0], decay[1].to(tl.float32))
+    r_future, r_past = _total(rs, narrow, STEPS)
+    s_future, s_past = _total(ss, narrow, STEPS)
     ratio_states += place.state
     tl.store(ratio_states, r_past, mask=place.kept)
     tl.store(ratio_states + D, s_past, mask=place.kept)
@@ -331,11 +344,11 @@ def gradients(
     rs = _tokens(ratios, D, place, 0.0, STEPS)
     ss = _tokens(ratios + ratios_stride, D, place, 0.0, STEPS)
     top = _channels(x.top + place.image * D, place)
-    delta = _channels(x.delta, place).to(tl.float32)
+    decay = _decay(x, place, D, tl.float32)
     own = _channels(bonus, place).to(tl.float32)
     steps = _powers(powers, place, D, STEPS)
-    krs = _mixed(rs, ratio_states, kinds_stride, place, 0, own, delta, steps, STEPS)
-    kss = _mixed(ss, ratio_states, kinds_stride, place, D, own, delta, steps, STEPS)
+    krs = _mixed(rs, ratio_states, kinds_stride, place, 0, own, decay, steps, STEPS)
+    kss = _mixed(ss, ratio_states, kinds_stride, place, D, own, decay, steps, STEPS)
     products, weights = _pair(keys, values, top, STEPS)
     grad_key += place.image * L * D + place.channel
     grad_value += place.image * L * D + place.channel

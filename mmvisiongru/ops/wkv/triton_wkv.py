@@ -1,6 +1,6 @@
-"""Triton backend: two passes over chunks of tokens, three backward; see ``triton_kernels.py``.
+"""Triton backend: two kernels over chunks of tokens, three backward; see ``triton_kernels.py``.
 
-Nothing is added atomically: the results are the same from run to run.
+It uses no atomics, so results are the same from run to run.
 """
 
 import torch
@@ -13,12 +13,12 @@ from .interface import LIMIT, Wkv
 __all__ = ['LIMIT', 'backward', 'forward', 'unsupported']
 
 STEPS = 16  # tokens of a chunk, in registers
-# A thread has one channel: a warp reads 64 bytes of 16-bit types at a time.
+# One channel per thread: a warp reads 64 bytes of 16-bit types at a time.
 TILE = dict(STEPS=STEPS, ROWS=4, LANES=32, num_warps=4)
 
 
 class _Launch:
-    """What the kernels of both passes share for x."""
+    """Arguments that the kernels share for x."""
 
     def __init__(self, x: Wkv):
         B, T, C = x.k.shape
@@ -26,8 +26,11 @@ class _Launch:
         self.k, self.v, self.device = x.k, x.v, x.k.device
         self.chunks = -(-T // STEPS)
         self.w = x.w.double()
-        self.delta, self.bonus = -torch.expm1(-self.w), x.u.double().exp()
-        # No further than the tokens go: what belongs to none stays finite.
+        keep, self.bonus = torch.exp(-self.w), x.u.double().exp()
+        # 1 - delta would lose the digits of a small e^{-w}.
+        small = keep < 0.5
+        self.decay = torch.stack(((~small).double(), torch.where(small, -keep, -torch.expm1(-self.w))))
+        # Clamp to T, so that masked steps stay finite.
         step = torch.arange(STEPS, device=self.device).clamp(max=T)[:, None]
         self.powers = torch.exp(-self.w * step).float()
         self.top = x.k.amax(1).float()
@@ -37,21 +40,21 @@ class _Launch:
         """``triton_kernels.Inputs``."""
         from .triton_kernels import Inputs, Map
 
-        return Inputs(Map.of(self.k), Map.of(self.v), self.top, self.delta)
+        return Inputs(Map.of(self.k), Map.of(self.v), self.top, self.decay)
 
     def states(self, kinds: int, dtype: torch.dtype) -> Tensor:
-        """Room for what leaves each chunk: past, future and perhaps their moments."""
+        """Memory for the states of the chunks: past, future and, for kinds = 4, their moments."""
         B, _, C = self.k.shape
         return torch.empty(kinds, B, self.chunks, 2, C, dtype=dtype, device=self.device)
 
     def sizes(self) -> dict:
-        """Arguments of any kernel."""
+        """Sizes, as arguments of any kernel."""
         B, T, C = self.k.shape
         return dict(D=C, L=T, chunks=self.chunks, kinds_stride=B * self.chunks * 2 * C, **TILE, **OPTIONS)
 
     def enter(self, totals: Tensor) -> Tensor:
-        """What enters each chunk, given what leaves each, in float64; the dtype stays."""
-        # Kinds alternate between past and future, and the future is the past of the chunks read backwards.
+        """States entering each chunk, from those leaving each; computed in float64."""
+        # Kinds alternate between past and future; the future is the past of the chunks in reverse order.
         past = self._enter(*totals[0::2].double())
         future = [x.flip(1) for x in self._enter(*totals[1::2].double().flip(2))]
         return torch.stack([x for pair in zip(past, future, strict=True) for x in pair]).to(totals.dtype)
@@ -59,7 +62,7 @@ class _Launch:
     def _enter(self, totals: Tensor, moments: Tensor | None = None) -> list[Tensor]:
         """Sums over the chunks before each one of totals (B, chunks, 2, C), and their moments."""
         q = torch.arange(self.chunks, device=self.device, dtype=torch.float64).view(-1, 1, 1)
-        # A total decays by the chunks in between, of which there are q - p - 1.
+        # A total decays over the q - p - 1 chunks in between.
         grow, decay = torch.exp(self.w * STEPS * q), torch.exp(-self.w * STEPS * (q - 1))
         sums = before(totals * grow)
         if moments is None:
@@ -69,7 +72,7 @@ class _Launch:
 
 
 def forward(x: Wkv, y: Tensor, distance: str) -> None:
-    """Average, see ``passes.py``."""
+    """Average, see ``interface.py``."""
     from . import triton_kernels
 
     assert y.is_contiguous()
@@ -83,7 +86,7 @@ def forward(x: Wkv, y: Tensor, distance: str) -> None:
 
 
 def backward(grad: Tensor, x: Wkv, out: Wkv, distance: str) -> None:
-    """Write the gradients of :func:`forward`, see ``passes.py``."""
+    """Write the gradients of :func:`forward`, see ``interface.py``."""
     from . import triton_kernels
 
     launch = _Launch(x)
