@@ -90,7 +90,7 @@ def quoted_accuracy(key: str, task: str) -> tuple[float | None, str]:
         entry = mmseg_entry(key) if task == 'segmentation' else ModelHub.get(key).results[0].metrics
         library = 'mmseg' if task == 'segmentation' else 'mmpretrain'
         return entry.get(METRIC[task]), f'model index of {library}'
-    index = yaml.safe_load((CONFIGS / task / 'metafile.yml').read_text())
+    index = yaml.safe_load((CONFIGS / task / 'metafile.yml').read_text(encoding='utf-8'))
     entry = next(m for m in index['Models'] if m['Name'] == Path(key).stem)
     paper = next(c['Paper']['URL'] for c in index['Collections'] if c['Name'] == entry['In Collection'])
     return entry['Results'][0]['Metrics'][f'{METRIC[task]} (paper)'], paper.replace(
@@ -105,7 +105,7 @@ def mmseg_entry(name: str) -> dict:
     found = {}
     for metafile in config.parent.glob('metafile.y*ml'):
         # Where two entries have the same name, the first has a shorter schedule: its weights' name says so.
-        for entry in yaml.safe_load(metafile.read_text())['Models']:
+        for entry in yaml.safe_load(metafile.read_text(encoding='utf-8'))['Models']:
             if entry['Name'] == name:
                 found = entry['Results']
     return (found[0] if isinstance(found, list) else found)['Metrics']
@@ -230,8 +230,10 @@ def main(argv=None):
     machine = measure.describe_machine(device) | dict(dtype=args.dtype, repeats=args.repeats)
     out.parent.mkdir(parents=True, exist_ok=True)
     page = markdown(rows, machine)
-    (out.parent / f'{out.name}.json').write_text(json.dumps(dict(machine=machine, rows=rows), indent=1))
-    (out.parent / f'{out.name}.md').write_text(page)
+    (out.parent / f'{out.name}.json').write_text(
+        json.dumps(dict(machine=machine, rows=rows), indent=1), encoding='utf-8'
+    )
+    (out.parent / f'{out.name}.md').write_text(page, encoding='utf-8')
     print(page)
 
 

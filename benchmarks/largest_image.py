@@ -130,14 +130,14 @@ def read(path: Path) -> list[dict]:
     """Rows of the table of an earlier run."""
     if not path.exists():
         return []
-    lines = [line for line in path.read_text().splitlines() if not line.startswith('#')]
+    lines = [line for line in path.read_text(encoding='utf-8').splitlines() if not line.startswith('#')]
     return [dict(row, side=int(row['side'])) for row in csv.DictReader(lines)]
 
 
 def append(path: Path, row: dict, machine: dict) -> None:
     """Append a row; before the first, write what it was measured on."""
     new = not path.exists()
-    with path.open('a', newline='') as file:
+    with path.open('a', encoding='utf-8', newline='') as file:
         if new:
             file.write(f'# {", ".join(f"{key} {value}" for key, value in machine.items())}\n')
         writer = csv.DictWriter(file, COLUMNS)

@@ -78,7 +78,7 @@ def measured_memory(run, device, what: str) -> float | None:
 
 def write_csv(rows: list[dict], machine: dict, path: Path) -> None:
     """Write the circumstances of the measurement as a comment, then one line per row."""
-    with path.open('w', newline='') as file:
+    with path.open('w', encoding='utf-8', newline='') as file:
         file.write(f'# {", ".join(f"{key} {value}" for key, value in machine.items())}\n')
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

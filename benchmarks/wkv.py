@@ -135,7 +135,7 @@ def main(argv=None) -> None:
     print(', '.join(f'{k} {v}' for k, v in machine.items()))
     print_table(rows)
     if args.json:
-        with open(args.json, 'w') as file:
+        with open(args.json, 'w', encoding='utf-8') as file:
             json.dump(dict(machine=machine, rows=rows), file, indent=1)
 
 

@@ -238,7 +238,7 @@ def main(argv=None):
     # As the file will have it, which knows no tuples.
     settings = json.loads(json.dumps(settings))
     path = out / 'results.json'
-    kept = json.loads(path.read_text()) if path.exists() else dict(settings=settings, runs=[])
+    kept = json.loads(path.read_text(encoding='utf-8')) if path.exists() else dict(settings=settings, runs=[])
     if kept['settings'] != settings:
         raise SystemExit(f'error: {path} is of other settings; take another --out or move it away')
     with one_line_errors():

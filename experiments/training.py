@@ -139,7 +139,7 @@ def train_command(run: Run, launcher: str, gpus: int) -> list[str]:
 
 def test_command(run: Run) -> list[str]:
     """The command that tests the last checkpoint."""
-    checkpoint = (run.work_dir / 'last_checkpoint').read_text().strip()
+    checkpoint = (run.work_dir / 'last_checkpoint').read_text(encoding='utf-8').strip()
     folder = run.work_dir / 'test'
     return [sys.executable, str(TOOLS / 'test.py'), str(run.config), checkpoint, '--work-dir', str(folder)]
 
@@ -208,7 +208,7 @@ class Process:
 
     def _start(self, command: list[str]) -> None:
         self.began = time.time()
-        with open(self.run.work_dir / 'output.txt', 'a') as output:
+        with open(self.run.work_dir / 'output.txt', 'a', encoding='utf-8') as output:
             # The output of earlier starts is in the same file.
             self.offset = output.tell()
             self.child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=self.env)
@@ -245,7 +245,7 @@ class Process:
 
     def _count_seconds(self) -> None:
         path = self.run.work_dir / 'seconds'
-        path.write_text(str(seconds_of(self.run) + time.time() - self.began))
+        path.write_text(str(seconds_of(self.run) + time.time() - self.began), encoding='utf-8')
 
 
 def failure(output: str, code: int) -> str:
@@ -262,7 +262,7 @@ def failure(output: str, code: int) -> str:
 def seconds_of(run: Run) -> float:
     """Seconds that the processes of a run took in all its starts."""
     path = run.work_dir / 'seconds'
-    return float(path.read_text()) if path.exists() else 0.0
+    return float(path.read_text(encoding='utf-8')) if path.exists() else 0.0
 
 
 def fraction(run: Run) -> float:
@@ -280,7 +280,7 @@ def record(run: Run, tested: bool) -> dict:
     train, validation = read_run(str(run.work_dir))
     metrics = {key: values[max(values)] for key, values in validation.items()}
     if tested:
-        metrics = json.loads(max((run.work_dir / 'test').glob('*/*.json')).read_text())
+        metrics = json.loads(max((run.work_dir / 'test').glob('*/*.json')).read_text(encoding='utf-8'))
     metrics = {key: value for key, value in metrics.items() if key not in ('step', 'time', 'data_time')}
     metric = next((key for key in METRICS if key in metrics), next(iter(metrics)))
     loss = sorted(train['loss'].items())

@@ -54,7 +54,7 @@ def describe_machine(device: torch.device) -> dict:
 
 def _processor() -> str:
     try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
         return next(line.split(':', 1)[1].strip() for line in lines if line.startswith('model name'))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -113,7 +113,7 @@ def peak_memory(function: Callable[[], object], device: torch.device, warm_up: b
     try:
         # Memory that the allocator kept from earlier calls would hide the need of this one.
         ctypes.CDLL(None).malloc_trim(0)
-        Path('/proc/self/clear_refs').write_text('5')
+        Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')
         before = _status('VmRSS')
         function()
         return _status('VmHWM') - before
@@ -122,5 +122,5 @@ def peak_memory(function: Callable[[], object], device: torch.device, warm_up: b
 
 
 def _status(key: str) -> int:
-    lines = Path('/proc/self/status').read_text().splitlines()
+    lines = Path('/proc/self/status').read_text(encoding='utf-8').splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ':'))

@@ -224,6 +224,24 @@ def test_imports_point_one_way():
     assert violations(ROOT) == []
 
 
+def opens_text(call: ast.Call) -> bool:
+    """Whether a call opens a file in text mode, as far as its source tells."""
+    name = ast.unparse(call.func)
+    modes = [arg.value for arg in call.args if isinstance(arg, ast.Constant) and 'b' in str(arg.value)[:3]]
+    is_open = name == 'open' or (name.endswith('.open') and not name.startswith(('Image.', 'os.')))
+    return (is_open and not modes) or name.endswith(('.read_text', '.write_text'))
+
+
+def test_text_files_are_utf_8_in_every_locale():
+    wrong = []
+    for path in (path for folder in ('mmvisiongru', 'tools') for path in (ROOT / folder).rglob('*.py')):
+        calls = (node for node in ast.walk(ast.parse(path.read_text('utf-8'))) if isinstance(node, ast.Call))
+        for call in filter(opens_text, calls):
+            if not any(keyword.arg == 'encoding' for keyword in call.keywords):
+                wrong.append(f'{path.relative_to(ROOT)}:{call.lineno}')
+    assert wrong == []
+
+
 def test_no_test_imports_another():
     for path in (ROOT / 'tests').rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -137,7 +137,9 @@ def _damage(path: Path) -> str:
 
 
 def _file_name(name: str, compiler: str) -> str:
-    texts = [file.read_text() for file in (SOURCES / f'{name}.cpp', *sorted(SOURCES.glob('*.h')))]
+    texts = [
+        file.read_text(encoding='utf-8') for file in (SOURCES / f'{name}.cpp', *sorted(SOURCES.glob('*.h')))
+    ]
     parts = (*texts, *FLAGS, compiler, _processor(), torch.__version__)
     return f'{name}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so'
 
@@ -145,7 +147,7 @@ def _file_name(name: str, compiler: str) -> str:
 def _processor() -> str:
     """Processor model and flags, on which '-march=native' depends: machines may share a cache."""
     try:
-        lines = Path('/proc/cpuinfo').read_text().split('\n\n')[0].split('\n')
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').split('\n\n')[0].split('\n')
         return ''.join(line for line in lines if line.startswith(('model', 'flags', 'Features', 'CPU')))
     except OSError:
         return platform.processor() + platform.machine()

@@ -47,7 +47,7 @@ def read_run(run: str) -> tuple[dict, dict]:
     """
     train, validation, steps = defaultdict(dict), defaultdict(dict), {}
     for file in log_files(run):
-        iteration, lines = None, file.read_text('utf-8').splitlines()
+        iteration, lines = None, file.read_text(encoding='utf-8').splitlines()
         for number, line in enumerate(lines, 1):
             try:
                 values = json.loads(line)

@@ -208,7 +208,7 @@ def main(argv=None):
     )
     print_table(rows, machine)
     if args.json:
-        with open(args.json, 'w') as file:
+        with open(args.json, 'w', encoding='utf-8') as file:
             json.dump(dict(machine=machine, rows=rows), file, indent=1)
     if args.plot:
         plot(rows, args.plot)

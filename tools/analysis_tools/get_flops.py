@@ -84,7 +84,7 @@ def main(argv=None):
     rows = [dict(model=args.model, shape=shape, **count(model, shape)) for shape in shapes]
     print_table(rows)
     if args.json:
-        with open(args.json, 'w') as file:
+        with open(args.json, 'w', encoding='utf-8') as file:
             json.dump(dict(convention='multiply-accumulates', rows=rows), file, indent=1)
 
 

@@ -216,7 +216,7 @@ def main(argv=None):
     for note in notes:
         console.print(note)
     if args.json:
-        with open(args.json, 'w') as file:
+        with open(args.json, 'w', encoding='utf-8') as file:
             json.dump(dict(machine=machine, rows=rows, notes=notes), file, indent=1)
 
 

@@ -143,7 +143,7 @@ def run(*command, show=('',), each=lambda: None):
         [sys.executable, *map(str, command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding='utf-8',
         env=dict(os.environ, PYTHONUNBUFFERED='1'),
     ) as process:
         for line in process.stdout:
@@ -159,7 +159,7 @@ def train(task: Task, cfg: Config) -> float:
     """Train, or go on, or reuse what was trained with the same config. Returns the seconds it took."""
     record = task.work_dir / 'training.json'
     fresh = dict(config=hashlib.sha256(cfg.pretty_text.encode()).hexdigest(), seconds=0.0)
-    known = json.loads(record.read_text()) if record.exists() else {}
+    known = json.loads(record.read_text(encoding='utf-8')) if record.exists() else {}
     if known.get('config') != fresh['config']:
         for checkpoint in (*task.work_dir.glob('*.pth'), *task.work_dir.glob('last_checkpoint')):
             print(f'{checkpoint}: of another config, removed')
@@ -198,7 +198,7 @@ def evaluate(task: Task) -> dict[str, float]:
         show=('(test)', 'Error'),
     )
     # One folder a run, named after its time.
-    metrics = json.loads(max(folder.glob('*/*.json')).read_text())
+    metrics = json.loads(max(folder.glob('*/*.json')).read_text(encoding='utf-8'))
     return {name: round(float(metrics[key]), 2) for name, key in task.metrics.items()}
 
 
@@ -266,7 +266,7 @@ def main():
         'checkpoint': str(task.work_dir / task.last_checkpoint),
         'picture': str(picture),
     }
-    (task.work_dir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
+    (task.work_dir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
     print(report(task, name, summary))
 
 

@@ -93,9 +93,9 @@ def update(folder: str) -> dict[Path, str]:
     """Text of the metafile and the README of a folder, brought up to date."""
     metafile, readme = (ROOT / 'configs' / folder / name for name in ('metafile.yml', 'README.md'))
     configs = sorted(str(p.relative_to(ROOT)) for p in metafile.parent.glob('*.py'))
-    index = yaml.safe_load(metafile.read_text())
+    index = yaml.safe_load(metafile.read_text(encoding='utf-8'))
     index['Models'] = update_entries(index['Models'] or [], configs, index['Collections'])
-    before, rest = readme.read_text().split(BEGIN)
+    before, rest = readme.read_text(encoding='utf-8').split(BEGIN)
     text = f'{before}{BEGIN}\n\n{table(index["Models"])}\n\n{END}{rest.split(END)[1]}'
     return {metafile: yaml.safe_dump(index, sort_keys=False, width=120), readme: text}
 
@@ -111,11 +111,16 @@ def main(argv=None) -> int:
     """Update or check all folders."""
     args = parse_args(argv)
     MMLogger.get_instance('mmengine', log_level=ERROR)
-    changed = {path: text for f in FOLDERS for path, text in update(f).items() if path.read_text() != text}
+    changed = {
+        path: text
+        for f in FOLDERS
+        for path, text in update(f).items()
+        if path.read_text(encoding='utf-8') != text
+    }
     for path, text in changed.items():
         print(path.relative_to(ROOT), 'is out of date' if args.check else 'updated')
         if not args.check:
-            path.write_text(text)
+            path.write_text(text, encoding='utf-8')
     return int(args.check and bool(changed))
 
 
