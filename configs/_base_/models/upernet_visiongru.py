@@ -20,7 +20,8 @@ model = dict(
     ),
     backbone=dict(type='mmvisiongru.VisionGRU', arch='tiny'),
     decode_head=dict(
-        type='UPerHead',
+        # mmseg's head in half of its operations, with the same weights; type='UPerHead' is mmseg's own.
+        type='mmvisiongru.UPerHead',
         in_channels=[72, 144, 288, 576],
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),

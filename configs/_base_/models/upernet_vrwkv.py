@@ -24,7 +24,8 @@ model = dict(
         type='MultiLevelNeck', in_channels=[192, 192, 192, 192], out_channels=192, scales=[4, 2, 1, 0.5]
     ),
     decode_head=dict(
-        type='UPerHead',
+        # mmseg's head in half of its operations, with the same weights; type='UPerHead' is mmseg's own.
+        type='mmvisiongru.UPerHead',
         in_channels=[192, 192, 192, 192],
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),

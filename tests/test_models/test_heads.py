@@ -1,0 +1,303 @@
+"""Heads of mmvisiongru against mmseg's: the same values and gradients from fewer operations."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from mmseg.models import SegformerHead, UPerHead
+from mmseg.registry import MODELS
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmvisiongru.models.heads import joined_conv
+
+HEADS = (UPerHead, SegformerHead)
+BN = dict(type='BN', requires_grad=True)
+# Strides of maps as of a backbone, odd and not square ones, one with an axis of a single pixel, and some of
+# which a part is larger than the first map.
+SIZES = (
+    ((40, 56), (20, 28), (10, 14), (5, 7)),
+    ((33, 17), (17, 9), (9, 5), (5, 3)),
+    ((1, 30), (1, 15), (1, 8), (1, 4)),
+    ((12, 20), (6, 30), (24, 5)),
+    ((9, 11), (9, 11)),
+)
+
+
+def build(kind, widths, norm_cfg=BN, **options):
+    """mmseg's head and ours, with the same weights out of their own initialisation."""
+    heads = []
+    for name in (f'mmseg.{kind.__name__}', f'mmvisiongru.{kind.__name__}'):
+        torch.manual_seed(0)
+        cfg = dict(
+            type=name, in_channels=widths, in_index=list(range(len(widths))), channels=40, num_classes=5,
+            norm_cfg=norm_cfg, dropout_ratio=0.0,
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            heads.append(MODELS.build(cfg | options))
+    for ours, theirs in zip(*(list(head.state_dict().items()) for head in heads), strict=True):
+        assert ours[0] == theirs[0]
+        assert torch.equal(ours[1], theirs[1])
+    return heads
+
+
+def maps(widths, sizes, dtype=torch.float64, batch=2):
+    generator = torch.Generator().manual_seed(1)
+    pairs = zip(widths, sizes, strict=True)
+    return [torch.randn(batch, n, *size, dtype=dtype, generator=generator) for n, size in pairs]
+
+
+def run(head, inputs, call=lambda head, inputs: head(inputs)):
+    """Output, gradients of the inputs and of all parameters for a random cotangent."""
+    head.zero_grad()
+    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+    out = call(head, inputs)
+    cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    out.backward(cotangent.to(out.dtype))
+    return [out.detach(), *(x.grad for x in inputs), *(p.grad for p in head.parameters())]
+
+
+def distance(found, wanted):
+    """The largest difference in any tensor, over its largest value."""
+    pairs = list(zip(found, wanted, strict=True))
+    assert all(a.shape == b.shape for a, b in pairs)
+    return max(float((a.double() - b.double()).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+@pytest.mark.parametrize('kind', HEADS)
+@pytest.mark.parametrize('sizes', SIZES, ids=str)
+@pytest.mark.parametrize('align_corners', [False, True])
+@pytest.mark.parametrize('training', [False, True])
+def test_values_and_gradients(kind, sizes, align_corners, training):
+    widths = [3, 7, 4, 9][: len(sizes)]
+    options = dict(align_corners=align_corners) | (dict(pool_scales=(1, 4)) if kind is UPerHead else {})
+    theirs, ours = (head.double().train(training) for head in build(kind, widths, **options))
+    inputs = maps(widths, sizes)
+    wanted = run(theirs, inputs)
+    assert distance(run(ours, inputs), wanted) <= 1e-12
+    inputs = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
+    assert distance(run(ours, inputs), wanted) <= 1e-12
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    if training:
+        run(theirs, inputs)
+        # Running statistics.
+        assert distance(ours.buffers(), theirs.buffers()) <= 1e-12
+
+
+WIDTHS, STAGES = [8, 16, 24, 32], SIZES[0]
+
+
+@pytest.mark.parametrize('kind', HEADS)
+def test_float32(kind):
+    """Compared in float64 with weights rounded to float32, with widths that sum up as many values."""
+    theirs, ours = build(kind, WIDTHS, channels=64)
+    inputs = maps(WIDTHS, STAGES, torch.float32)
+    assert distance(run(ours, inputs), run(theirs.double(), [x.double() for x in inputs])) <= 1e-5
+
+
+@pytest.mark.parametrize('kind', HEADS)
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_loses_no_more_than_the_head_of_mmseg(kind, dtype):
+    theirs, ours = build(kind, WIDTHS, channels=64)
+    inputs = maps(WIDTHS, STAGES, torch.float32)
+
+    def call(head, inputs):
+        with torch.autocast('cpu', dtype):
+            return head(inputs)
+
+    exact = run(copy.deepcopy(theirs).double(), [x.double() for x in inputs])
+    lost = [distance(run(head, inputs, call)[:5], exact[:5]) for head in (ours, theirs)]
+    assert 0 < lost[0] <= 1.5 * lost[1]
+
+
+def test_no_norm_and_the_norm_folded():
+    """Without a norm the convolutions have biases; mmcv's folding gives them one."""
+    from mmcv.cnn import fuse_conv_bn
+
+    for kind in HEADS:
+        theirs, ours = (head.double().eval() for head in build(kind, WIDTHS, norm_cfg=None))
+        inputs = maps(WIDTHS, STAGES)
+        assert distance(run(ours, inputs), run(theirs, inputs)) <= 1e-12
+        theirs, ours = (head.double().train() for head in build(kind, WIDTHS))
+        theirs(inputs), ours(inputs)
+        wanted = theirs.eval()(inputs)
+        folded = fuse_conv_bn(ours.eval())
+        assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert distance([folded(inputs)], [wanted]) <= 1e-12
+
+
+def test_sync_bn():
+    """It runs on the CPU in evaluation only, or after mmengine has replaced it."""
+    from mmengine.model import revert_sync_batchnorm
+
+    theirs, ours = (h.double() for h in build(UPerHead, WIDTHS, dict(type='SyncBN', requires_grad=True)))
+    inputs = maps(WIDTHS, STAGES)
+    assert distance([ours.eval()(inputs)], [theirs.eval()(inputs)]) <= 1e-12
+    theirs, ours = (revert_sync_batchnorm(head).train() for head in (theirs, ours))
+    assert distance(run(ours, inputs), run(theirs, inputs)) <= 1e-12
+
+
+def test_checkpoint_goes_both_ways(tmp_path):
+    theirs, ours = build(UPerHead, WIDTHS)
+    for source, target in ((theirs, ours), (ours, theirs)):
+        for p in source.parameters():
+            nn.init.normal_(p)
+        torch.save(source.state_dict(), tmp_path / 'head.pth')
+        assert not any(target.load_state_dict(torch.load(tmp_path / 'head.pth')))
+        inputs = maps(WIDTHS, STAGES, torch.float32)
+        assert distance([target.eval()(inputs)], [source.eval()(inputs)]) <= 1e-5
+
+
+def test_other_convolutions_are_refused():
+    with pytest.raises(ValueError, match=r"conv_cfg.*ConvWS2d.*mmseg's"):
+        build(UPerHead, WIDTHS, conv_cfg=dict(type='ConvWS'))
+
+
+def test_modes_of_segformer():
+    for mode, align_corners in (('nearest', None), ('bicubic', True)):
+        options = dict(interpolate_mode=mode, align_corners=align_corners)
+        theirs, ours = (head.double() for head in build(SegformerHead, WIDTHS, **options))
+        inputs = maps(WIDTHS, STAGES)
+        assert distance(run(ours, inputs), run(theirs, inputs)) <= 1e-12
+
+
+@pytest.mark.parametrize('kind', HEADS)
+def test_gradient_checkpointing(kind):
+    _, ours = build(kind, WIDTHS)
+    ours.double()
+    inputs = maps(WIDTHS, STAGES)
+    recomputed = run(ours, inputs, lambda head, x: checkpoint(head, x, use_reentrant=False))
+    assert distance(recomputed, run(ours, inputs)) <= 1e-14
+
+
+@pytest.mark.parametrize('kind', HEADS)
+def test_gradients_have_the_strides_of_their_parameters(kind):
+    """DistributedDataParallel warns and copies otherwise."""
+    _, ours = build(kind, WIDTHS)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        ours.to(memory_format=memory_format)
+        run(ours, [x.to(memory_format=memory_format) for x in maps(WIDTHS, STAGES, torch.float32)])
+        for name, p in ours.named_parameters():
+            assert p.grad.stride() == p.stride(), name
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    dist.init_process_group('gloo', store=dist.FileStore(str(tmp_path / 'store'), 1), rank=0, world_size=1)
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures('process_group')
+@pytest.mark.parametrize('kind', HEADS)
+def test_distributed_data_parallel(kind, recwarn):
+    _, ours = build(kind, WIDTHS)
+    inputs = maps(WIDTHS, STAGES, torch.float32)
+    wanted = run(ours, inputs)
+    found = run(DistributedDataParallel(ours), inputs)
+    assert distance(found, wanted) <= 1e-6
+    assert not [str(w.message) for w in recwarn if 'strides' in str(w.message)]
+
+
+@pytest.mark.parametrize('kind', HEADS)
+def test_compiled_without_a_break_in_its_graph(kind):
+    theirs, ours = (head.double() for head in build(kind, WIDTHS[:2]))
+    torch._dynamo.reset()
+    compiled = torch.compile(ours, fullgraph=True, dynamic=True, backend='aot_eager')
+    for sizes in (STAGES[:2], SIZES[1][:2]):
+        inputs = maps(WIDTHS[:2], sizes)
+        assert distance(run(compiled, inputs), run(theirs, inputs)) <= 1e-12
+
+
+class Images(nn.Module):
+    """A head over maps made of images."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, images):
+        return self.head([images[:, :, ::n, ::n] for n in (1, 2, 8)])
+
+
+def images_head(kind):
+    theirs, ours = build(kind, [3] * 3)
+    for p, q in zip(theirs.parameters(), ours.parameters(), strict=True):
+        q.data.copy_(nn.init.normal_(p, std=0.5))
+    return Images(theirs.double().eval()), Images(ours.eval())
+
+
+IMAGES = ((1, 3, 39, 58), (2, 3, 17, 9), (1, 3, 24, 100))
+
+
+@pytest.mark.parametrize('kind', HEADS)
+def test_exported_program_takes_any_size(kind):
+    theirs, ours = images_head(kind)
+    free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(ours, (torch.zeros(2, 3, 48, 80),), dynamic_shapes=(free,)).module()
+    for shape in IMAGES:
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+        assert distance([program(x)], [theirs(x.double())]) <= 1e-5, shape
+
+
+@pytest.mark.parametrize('kind', HEADS)
+def test_onnx_file_takes_any_size(kind):
+    onnxruntime, _ = (
+        pytest.importorskip(name, reason='ONNX export needs requirements/deploy.txt')
+        for name in ('onnxruntime', 'onnxscript')
+    )
+    from mmvisiongru.deployment.export import export
+
+    theirs, ours = images_head(kind)
+    session = onnxruntime.InferenceSession(export(ours, ['logits']).SerializeToString())
+    for shape in (*IMAGES, (1, 3, 1, 1), (2, 3, 16, 8)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+        found = torch.from_numpy(session.run(None, {'images': x.numpy()})[0])
+        assert distance([found], [theirs(x.double())]) <= 2e-6, shape
+
+
+def test_deterministic_mode_needs_no_gradient_of_an_interpolation(monkeypatch):
+    """That of a GPU is not deterministic; the top-down path keeps its own, which torch replaces then."""
+    _, ours = build(UPerHead, WIDTHS)
+    interpolated = []
+    right = F.interpolate
+
+    def interpolate(x, *args, **kwargs):
+        interpolated.append(x.requires_grad)
+        return right(x, *args, **kwargs)
+
+    monkeypatch.setattr(joined_conv.F, 'interpolate', interpolate)
+    inputs = maps([40] * 4, STAGES)
+    ours.double().fpn_bottleneck([x.requires_grad_() for x in inputs])
+    assert interpolated
+    assert not any(interpolated)
+
+
+@pytest.mark.parametrize(('kind', 'channels', 'share'), [(UPerHead, 512, 0.6), (SegformerHead, 256, 0.5)])
+@pytest.mark.parametrize('size', [512, 1024])
+def test_operations_on_the_maps_of_ade20k(kind, channels, share, size):
+    widths = [72, 144, 288, 576]
+    with torch.device('meta'):
+        heads = build_on_meta(kind, widths, channels)
+        inputs = [
+            torch.empty(1, n, size // s, size // s) for n, s in zip(widths, (4, 8, 16, 32), strict=True)
+        ]
+    counts = []
+    for head in heads:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            assert head.eval()(inputs).shape == (1, 150, size // 4, size // 4)
+        counts.append(counter.get_total_flops())
+    assert counts[1] < share * counts[0]
+
+
+def build_on_meta(kind, widths, channels):
+    cfg = dict(in_channels=widths, in_index=[0, 1, 2, 3], channels=channels, num_classes=150, norm_cfg=BN)
+    return [MODELS.build(dict(cfg, type=f'{scope}.{kind.__name__}')) for scope in ('mmseg', 'mmvisiongru')]
