@@ -23,8 +23,8 @@ class GuardedDataset(Dataset):
     Args:
         dataset (dict): Config of the data set.
         seed (int): The seed of the run.
-        max_bad_samples (int, optional): Number of samples that may be skipped. A bad sample is replaced by
-            the next good one. None: an evaluation, which skips none.
+        max_bad_samples (int, optional): Number of samples that a process may skip. A bad sample is replaced
+            by the next good one. None: an evaluation, which skips none.
     """
 
     OWN = frozenset(('dataset', 'run_seed', 'max_bad_samples', 'bad', 'good'))
@@ -34,7 +34,7 @@ class GuardedDataset(Dataset):
         if hasattr(self.dataset, 'full_init'):
             self.dataset.full_init()
         self.run_seed, self.max_bad_samples = seed, max_bad_samples
-        # One flag per sample in memory that the workers share: skipped; files checked.
+        # One flag per sample in memory that the workers share: skipped; loaded before.
         self.bad, self.good = (
             torch.zeros(len(self.dataset), dtype=torch.uint8).share_memory_() for _ in range(2)
         )
@@ -58,17 +58,25 @@ class GuardedDataset(Dataset):
         if isinstance(index, Draw):
             seed_all(self.run_seed, 'sample', *index.position)
         index = int(index)
-        for _ in range(1 + (self.max_bad_samples or 0)):
+        while True:
             try:
                 return self.load(index)
             # A broken file fails in any way, in any transform.
             except Exception as error:
-                fault = self.describe(index, error)
-                if self.max_bad_samples is None:
-                    raise InputError(fault) from error
-                self.note(index, fault)
-                index = (index + 1) % len(self)
-        raise InputError(f'more consecutive bad samples than max_bad_samples={self.max_bad_samples}: {fault}')
+                self._skip(index, error)
+            index = (index + 1) % len(self)
+
+    def _skip(self, index: int, error: Exception) -> None:
+        fault = self.describe(index, error)
+        if self.max_bad_samples is None:
+            raise InputError(fault) from error
+        if not self.bad[index]:
+            self.bad[index] = 1
+            # Every rank shows messages of this level.
+            MMLogger.get_current_instance().error(f'bad sample skipped: {fault}')
+        if (count := int(self.bad.sum())) > self.max_bad_samples:
+            line = f'{count} bad samples, more than max_bad_samples={self.max_bad_samples}'
+            raise InputError(f'{line}: {", ".join(self.bad_files())}; the last: {fault}') from error
 
     def load(self, index: int):
         """Load a sample.
@@ -95,20 +103,12 @@ class GuardedDataset(Dataset):
         return self.dataset.get_data_info(index) if hasattr(self.dataset, 'get_data_info') else {}
 
     def _files(self, index: int) -> str:
-        info = self._info(index)
-        paths = [str(info[key]) for key in ('img_path', 'seg_map_path') if info.get(key)]
-        return ' with '.join(paths) or 'no file known'
+        paths = filter(None, map(self._info(index).get, ('img_path', 'seg_map_path')))
+        return ' with '.join(map(str, paths)) or 'no file known'
 
     def describe(self, index: int, error: Exception) -> str:
         """One line that names the files of a sample and what is wrong with it."""
         return f'sample {index}, {self._files(index)}: {in_one_line(error)}'
-
-    def note(self, index: int, fault: str) -> None:
-        """Log a bad sample when it is met for the first time."""
-        if not self.bad[index]:
-            self.bad[index] = 1
-            # Every rank shows messages of this level.
-            MMLogger.get_current_instance().error(f'bad sample skipped: {fault}')
 
     def bad_files(self) -> list[str]:
         """The files of the samples that were skipped."""
@@ -138,7 +138,7 @@ def check_labels(sample, dataset, info: dict, evaluation: bool = False) -> None:
     if not classes or not isinstance(packed, BaseDataElement):
         return
     if 'gt_label' in packed and packed.gt_label.ndim == 1:
-        _check_range(packed.gt_label, len(classes), None, info.get('img_path'), 0)
+        _check_range(packed.gt_label, len(classes), None, info.get('img_path'))
     if 'gt_sem_seg' in packed:
         labels, ignore = packed.gt_sem_seg.data, getattr(dataset, 'ignore_index', 255)
         path, shift = info.get('seg_map_path'), int(bool(info.get('reduce_zero_label')))
@@ -150,15 +150,9 @@ def check_labels(sample, dataset, info: dict, evaluation: bool = False) -> None:
                 raise ValueError(f'every pixel of {path} is ignored')
 
 
-def _check_range(labels, classes: int, ignore: int | None, path, shift: int) -> None:
-    # Most often one pass over the labels is enough.
-    low, high = labels.aminmax() if labels.numel() else (0, 0)
-    if low >= 0 and high < classes:
-        return
-    wrong = (labels < 0) | (labels >= classes)
-    if ignore is not None:
-        wrong &= labels != ignore
-    if wrong.any():
-        value = int(labels[wrong][0])
-        stored = f' ({value + shift} in the file)' if shift else ''
-        raise ValueError(f'{path} contains label {value}{stored}, but labels must be 0 to {classes - 1}')
+def _check_range(labels: torch.Tensor, classes: int, ignore: int | None, path: str, shift: int = 0) -> None:
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    for label in wrong.unique().tolist():
+        if label != ignore:
+            stored = f' ({label + shift} in the file)' if shift else ''
+            raise ValueError(f'{path} contains label {label}{stored}, but labels must be 0 to {classes - 1}')

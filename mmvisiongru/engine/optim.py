@@ -64,38 +64,27 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         params[:] = self._join(params, module)
 
     def _join(self, singles: list[dict], model: nn.Module) -> list[dict]:
-        scale = _layer_decay(model, self.paramwise_cfg)
-        groups = {}
+        names, groups = {id(p): name for name, p in model.named_parameters()}, {}
         for single in singles:
-            (parameter,) = single['params']
             settings = {k: v for k, v in single.items() if k not in ('params', *LR_MULTIPLIERS)}
             for name, base in (('lr', self.base_lr), ('weight_decay', self.base_wd)):
                 if base is not None:
                     settings.setdefault(name, base)
-            if scale:
-                settings['lr'] *= scale(parameter)
+            if 'layer_decay_rate' in self.paramwise_cfg:
+                settings['lr'] *= self._layer_decay(model, names[id(single['params'][0])])
             key = repr(sorted(settings.items()))
-            groups.setdefault(key, dict(settings, params=[]))['params'].append(parameter)
+            groups.setdefault(key, dict(settings, params=[]))['params'] += single['params']
         return list(groups.values())
 
-
-def _layer_decay(model: nn.Module, paramwise_cfg: dict):
-    """A function that gives the factor of the lr of a parameter, None without ``layer_decay_rate``."""
-    if 'layer_decay_rate' not in paramwise_cfg:
-        return None
-    backbone = getattr(model, 'backbone', None)
-    if not hasattr(backbone, 'get_layer_depth'):
-        raise InputError(
-            f'paramwise_cfg.layer_decay_rate needs a backbone that counts its layers; '
-            f'{type(backbone).__name__} of {type(model).__name__} has no get_layer_depth'
-        )
-    names = {id(p): name for name, p in model.named_parameters()}
-
-    def scale(parameter: nn.Parameter) -> float:
-        depth, layers = backbone.get_layer_depth(names[id(parameter)], prefix='backbone.')
-        return paramwise_cfg['layer_decay_rate'] ** (layers - 1 - depth)
-
-    return scale
+    def _layer_decay(self, model: nn.Module, name: str) -> float:
+        backbone = getattr(model, 'backbone', None)
+        if not hasattr(backbone, 'get_layer_depth'):
+            raise InputError(
+                f'paramwise_cfg.layer_decay_rate needs a backbone that counts its layers; '
+                f'{type(backbone).__name__} of {type(model).__name__} has no get_layer_depth'
+            )
+        depth, layers = backbone.get_layer_depth(name, prefix='backbone.')
+        return self.paramwise_cfg['layer_decay_rate'] ** (layers - 1 - depth)
 
 
 def single_wrappers(wrapper) -> list[OptimWrapper]:
@@ -118,11 +107,7 @@ def is_accumulating(wrapper: OptimWrapper | OptimWrapperDict) -> bool:
 
 
 def accept_state(path: str, optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Prepare the state of an optimizer in a checkpoint; how a step is computed stays this machine's choice.
-
-    Raises:
-        InputError: The state has other groups of parameters.
-    """
+    """Refuse the state of other groups of parameters with an InputError; keep how this machine steps."""
     old, new = saved['param_groups'], optimizer.param_groups
     sizes, wanted = ([len(group['params']) for group in groups] for groups in (old, new))
     if sizes != wanted:

@@ -9,6 +9,8 @@ import hashlib
 import random
 import warnings
 from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -18,10 +20,10 @@ from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, Sampler
 
-from mmvisiongru.engine.optim import all_schedulers, single_wrappers
+from mmvisiongru.engine.optim import accept_state, all_schedulers, single_wrappers
 from mmvisiongru.errors import InputError
 
-# Of resume_schedule in a config: which schedule a run follows that is resumed to another length.
+# Values of resume_schedule: the schedule that a run follows when it is resumed to another length.
 CHOICES = ('checkpoint', 'config')
 
 
@@ -119,12 +121,11 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         """Where in its epoch a checkpoint is, and what that epoch is made of; None between two epochs."""
         if epoch != self.epoch:
             return None
-        length = len(self.dataloader)
+        length, samples = len(self.dataloader), len(self.dataloader.dataset)
         batch_size = self.runner.world_size * getattr(self.dataloader.batch_sampler, 'batch_size', 1)
-        samples = len(self.dataloader.dataset)
         return dict(done=iteration - epoch * length, of=length, batch_size=batch_size, samples=samples)
 
-    def resume_at(self, saved: dict | None) -> str | None:
+    def resume_at(self, saved: dict | None) -> None:
         """Go on where a checkpoint is in its epoch, whose batches may be others than those of this run.
 
         With another batch size or number of processes, as many samples are skipped as were seen, rounded down
@@ -132,9 +133,6 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 
         Args:
             saved (dict, optional): What :meth:`position` gave when the checkpoint was written.
-
-        Returns:
-            str | None: What to log, unless the batches are the same.
         """
         now, before, self.done = self.position(self.epoch, 0), self.iter, 0
         if saved and saved['done'] == saved['of']:
@@ -142,62 +140,63 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         elif saved and saved['samples'] == now['samples']:
             self.done = min(saved['done'] * saved['batch_size'] // now['batch_size'], now['of'])
         self._iter = self.epoch * now['of'] + self.done
-        if self.iter == before and self.done == (saved or dict(done=0))['done']:
-            return None
-        return (
-            f'an epoch has {now["of"]} iterations now, which is not what the checkpoint counted: iteration '
-            f'{before} becomes {self.iter}, after {self.epoch} epochs and {self.done} iterations'
+        if self.iter != before or (saved and self.done != saved['done']):
+            self.runner.logger.warning(
+                f'the checkpoint counted other epochs: iteration {before} becomes {self.iter}, '
+                f'{self.done} of {now["of"]} in epoch {self.epoch + 1}'
+            )
+
+
+@contextmanager
+def resuming(runner: Runner, path: str) -> Iterator[None]:
+    """Fit the run to its checkpoint, which is loaded inside: optimizers, position in the data, schedule.
+
+    Raises:
+        InputError: The optimizers have other groups of parameters; the schedule ends elsewhere and
+            ``resume_schedule`` of the config does not say which one to follow.
+    """
+    handles = [
+        wrapper.optimizer.register_load_state_dict_pre_hook(partial(accept_state, path))
+        for wrapper in single_wrappers(runner.optim_wrapper)
+    ]
+    ends = [scheduler.end for scheduler in all_schedulers(runner.param_schedulers)]
+    rates = [group.get('initial_lr', group['lr']) for group in _groups(runner)]
+    yield
+    for handle in handles:
+        handle.remove()
+    if isinstance(runner.train_loop, ResumableEpochLoop):
+        runner.train_loop.resume_at(runner.position)
+    stored = [scheduler.end for scheduler in all_schedulers(runner.param_schedulers)]
+    if stored == ends:
+        return
+    line = f'the schedule in {path} ends at {max(stored)}, that of the config at {max(ends)}'
+    if runner.cfg.get('resume_schedule') == 'config':
+        _follow_config(runner, rates)
+    elif runner.cfg.get('resume_schedule') == 'checkpoint':
+        runner.logger.warning(f'{line}; the run follows the former, as resume_schedule says')
+    else:
+        raise InputError(
+            f'{line}, and the lr is {_groups(runner)[0]["lr"]:.3g} now; add --schedule config to go on as if '
+            'the other had been followed, or --schedule checkpoint to keep that lr after the end'
         )
 
 
-class Schedules:
-    """The schedulers of the config, noted before those of a checkpoint take their place."""
+def _groups(runner: Runner) -> list[dict]:
+    """The groups of all optimizers, and the one without parameters whose lr mmengine logs as base_lr."""
+    return [group for wrapper in single_wrappers(runner.optim_wrapper) for group in wrapper.param_groups]
 
-    def __init__(self, runner: Runner):
-        self.runner = runner
-        self.ends = self._ends()
-        self.rates = [group.get('initial_lr', group['lr']) for group in self._groups()]
 
-    def _ends(self) -> list[int]:
-        return [scheduler.end for scheduler in all_schedulers(self.runner.param_schedulers)]
-
-    def _groups(self) -> list[dict]:
-        """The groups of all optimizers, and the one without parameters whose lr mmengine logs as base_lr."""
-        return [g for wrapper in single_wrappers(self.runner.optim_wrapper) for g in wrapper.param_groups]
-
-    def settle(self, path: str) -> None:
-        """Decide which schedule a resumed run follows, if the config has another one than the checkpoint.
-
-        Raises:
-            InputError: They differ and ``resume_schedule`` of the config names none of the two.
-        """
-        choice, stored = self.runner.cfg.get('resume_schedule'), self._ends()
-        if choice not in (None, *CHOICES):
-            raise InputError(f'resume_schedule must be one of {", ".join(CHOICES)}, got {choice!r}')
-        if stored == self.ends:
-            return
-        if choice == 'config':
-            self._follow_config()
-            return
-        line = f'the schedule in {path} ends at {max(stored)}, that of the config at {max(self.ends)}'
-        if choice is None:
-            raise InputError(
-                f'{line}, and the lr is {self._groups()[0]["lr"]:.3g} now; add --schedule config to go on as '
-                'with the other from the start, or --schedule checkpoint to keep that lr after the end'
-            )
-        self.runner.logger.warning(f'{line}; the run follows the former, as resume_schedule says')
-
-    def _follow_config(self) -> None:
-        """Take the steps of the config's schedulers up to here: each value follows from the one before."""
-        runner, loop = self.runner, self.runner.train_loop
-        for group, rate in zip(self._groups(), self.rates, strict=True):
-            group['lr'] = group['initial_lr'] = rate
-        length = len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else None
-        with warnings.catch_warnings():
-            # Torch expects a step of the optimizer before each; those were taken in the run before.
-            warnings.simplefilter('ignore')
-            runner.param_schedulers = runner.build_param_scheduler(runner.cfg.param_scheduler)
-            for done in range(1, loop.iter + 1):
-                for scheduler in all_schedulers(runner.param_schedulers):
-                    if not scheduler.by_epoch or (length and done % length == 0):
-                        scheduler.step()
+def _follow_config(runner: Runner, rates: list[float]) -> None:
+    """Take the steps of the config's schedulers up to here: each value follows from the one before."""
+    for group, rate in zip(_groups(runner), rates, strict=True):
+        group['lr'] = group['initial_lr'] = rate
+    loop = runner.train_loop
+    length = len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else None
+    with warnings.catch_warnings():
+        # Torch expects a step of the optimizer before each; those were taken in the run before.
+        warnings.simplefilter('ignore')
+        runner.param_schedulers = runner.build_param_scheduler(runner.cfg.param_scheduler)
+        for done in range(1, loop.iter + 1):
+            for scheduler in all_schedulers(runner.param_schedulers):
+                if not scheduler.by_epoch or (length and done % length == 0):
+                    scheduler.step()

@@ -15,12 +15,9 @@ from mmvisiongru.ops.backends import Backends
 
 
 def silence(logger: MMLogger) -> list[tuple[logging.Handler, int]]:
-    """Keep what is no warning off the terminal; gives the handlers with the levels to restore."""
-    shown = [
-        (handler, handler.level)
-        for handler in logger.handlers
-        if not isinstance(handler, logging.FileHandler) and handler.level < logging.WARNING
-    ]
+    """Let the terminal show warnings only; gives its handlers with the levels to restore."""
+    handlers = [h for h in logger.handlers if not isinstance(h, logging.FileHandler)]
+    shown = [(handler, handler.level) for handler in handlers if handler.level < logging.WARNING]
     for handler, _ in shown:
         handler.setLevel(logging.WARNING)
     return shown
@@ -29,56 +26,47 @@ def silence(logger: MMLogger) -> list[tuple[logging.Handler, int]]:
 def summary(runner: Runner) -> list[str]:
     """Model, parameters, data, schedule, device, backends and work dir of a run whose loops are built."""
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    parameters = list(model.parameters())
-    parts = ', '.join(
-        type(part).__name__ for part in model.children() if any(True for _ in part.parameters())
-    )
-    total, trained = (sum(p.numel() for p in parameters if p.requires_grad or frozen) for frozen in (1, 0))
-    frozen = '' if trained == total else f', {trained / 1e6:.2f} M of them trained'
-    lines = [f'model: {type(model).__name__} ({parts}), {total / 1e6:.2f} M parameters{frozen}']
+    parts = ', '.join(type(part).__name__ for part in model.children() if list(part.parameters()))
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    total, frozen = sum(n for n, _ in sizes), sum(n for n, learns in sizes if not learns)
+    lines = [f'model: {type(model).__name__} ({parts}), {total / 1e6:.2f} M parameters']
+    lines[0] += f', {frozen / 1e6:.2f} M of them frozen' if frozen else ''
     loops = built_loops(runner)
-    for name, loader in ((name, loop.dataloader) for name, loop in loops.items()):
-        size = f'{len(loader.dataset)} samples, {loader.batch_size} per process'
-        lines.append(f'{name} data: {size}, {loader.num_workers} workers')
+    for name, loop in loops.items():
+        data = loop.dataloader
+        size = f'{len(data.dataset)} samples, {data.batch_size} per process'
+        lines.append(f'{name} data: {size}, {data.num_workers} workers')
     if 'train' in loops:
         lines += _schedule(runner)
-    if {'train', 'val'} <= loops.keys():
-        # A bad one would end the run there, hours after its start.
-        lines.append(
-            'validation labels: first read at the first validation; to check them before, run '
-            f'tools/misc/verify_dataset.py {runner.cfg.filename or "CONFIG"} --dataloaders val_dataloader'
-        )
-    weight = next(iter(parameters), torch.empty(0))
+    weight = next(model.parameters(), torch.empty(0))
     kind = torch.cuda.get_device_name(weight.device) if weight.is_cuda else 'cpu'
     lines.append(f'device: {get_world_size()} x {kind}, threads: {torch.get_num_threads()}')
     dtype = _dtype(runner, loops, weight)
     mixers = [m for m in model.modules() if isinstance(getattr(m, 'backends', None), Backends)]
     lines += sorted({m.backends.describe(m.backend, weight.device, dtype) for m in mixers})
     if weight.is_cuda and dtype == torch.float32:
-        tf32 = torch.get_float32_matmul_precision() != 'highest'
-        lines.append(f'products of float32: {"rounded to TF32" if tf32 else "float32, no TF32"}')
+        lines.append(f'float32 matmul precision: {torch.get_float32_matmul_precision()}')
     return [*lines, f'work dir: {runner.work_dir}, log file: {runner.logger.log_file}']
 
 
 def _schedule(runner: Runner) -> list[str]:
-    loop = runner.train_loop
+    """Length, optimizers and schedulers, and a table of the parameter groups if there are several."""
+    loop, table = runner.train_loop, {}
     by_epoch = isinstance(loop, EpochBasedTrainLoop)
-    parts = [f'{loop.max_epochs} epochs of {len(loop.dataloader)}' if by_epoch else str(loop.max_iters)]
-    parts[0] = f'schedule: {parts[0]} iterations'
-    settings = {}
+    length = f'{loop.max_epochs} epochs of {len(loop.dataloader)}' if by_epoch else loop.max_iters
+    parts = [f'schedule: {length} iterations']
     for optimizer in (wrapper.optimizer for wrapper in single_wrappers(runner.optim_wrapper)):
         rates = [group.get('initial_lr', group['lr']) for group in optimizer.param_groups]
         parts.append(f'{type(optimizer).__name__}, lr {max(rates):g}')
         for rate, group in zip(rates, optimizer.param_groups, strict=True):
-            settings.setdefault((rate, group.get('weight_decay', 0)), []).extend(group['params'])
+            table.setdefault((rate, group.get('weight_decay', 0)), []).extend(group['params'])
     for scheduler in all_schedulers(runner.param_schedulers):
         epochs = ' (epochs)' if scheduler.by_epoch else ''
         parts.append(f'{type(scheduler).__name__} {scheduler.begin} to {scheduler.end}{epochs}')
-    rows = [('lr', 'decay', 'tensors', 'parameters')]
-    for (rate, decay), group in settings.items():
-        rows.append((f'{rate:.4g}', f'{decay:.4g}', f'{len(group):,}', f'{sum(p.numel() for p in group):,}'))
-    table = '\n'.join(' '.join(f'{cell:>10}' for cell in row) for row in rows)
-    return [', '.join(parts), *([f'groups of parameters:\n{table}'] if len(settings) > 1 else [])]
+    rows = [f'{"lr":>10} {"decay":>10} {"tensors":>10} {"parameters":>12}']
+    for (rate, decay), group in table.items():
+        rows.append(f'{rate:10.4g} {decay:10.4g} {len(group):10} {sum(p.numel() for p in group):12}')
+    return [', '.join(parts), *(['\n'.join(['groups of parameters:', *rows])] if len(table) > 1 else [])]
 
 
 def _dtype(runner: Runner, loops: dict, weight: torch.Tensor) -> torch.dtype:

@@ -58,7 +58,6 @@ def test_a_run_starts_with_a_summary_of_at_most_20_lines(tmp_path, task):
         'parameters',
         'train data: ',
         'schedule: ',
-        'validation labels: ',
         'device: ',
         'backend ',
         'work dir: ',

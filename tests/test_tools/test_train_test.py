@@ -375,8 +375,7 @@ NO_GPU = pytest.mark.skipif(has_gpu(), reason='says what happens where there is 
         ),
         pytest.param(
             ['tiny.py', '--amp', '--cfg-options', 'optim_wrapper.dtype=float16'],
-            'optim_wrapper.dtype is float16, and a CPU has bfloat16 alone; '
-            'set --cfg-options optim_wrapper.dtype=bfloat16',
+            'a CPU has bfloat16 only: set optim_wrapper.dtype=bfloat16, not float16',
             marks=NO_GPU,
         ),
     ],

@@ -87,7 +87,7 @@ class GuardHook(Hook):
             all_reduce(flags, op='max')
             bad, number = bool(flags[0]), int(flags[1])
         if bad:
-            self._count(runner, lost, files_of_batch(data_batch))
+            self._count(runner, lost, data_batch)
         elif True in steps:
             self.consecutive, self.fault = 0, None
         # With half of an accumulated gradient, the resumed run would not be the same.
@@ -105,9 +105,12 @@ class GuardHook(Hook):
         # A loss scale is meant to enlarge: below 1, a smaller one does not help.
         return False if due and not 1 <= scale < before else None
 
-    def _count(self, runner, lost: str | None, files: list[str]) -> None:
+    def _count(self, runner, lost: str | None, data_batch) -> None:
         self.consecutive += 1
-        fault = f'iteration {runner.iter + 1}: {lost or "gradient not finite"}, {", ".join(files)}'
+        samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
+        samples = samples if isinstance(samples, (list, tuple)) else []
+        files = ', '.join(str(getattr(sample, 'img_path', None)) for sample in samples)
+        fault = f'iteration {runner.iter + 1}: {lost or "gradient not finite"}, {files or "files not known"}'
         # The first says most: what follows may be its consequence.
         self.fault = self.fault or (bool(lost), fault)
         runner.logger.warning(f'not finite: {fault}')
@@ -124,8 +127,8 @@ class GuardHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Refuse to save non-finite weights, which would replace good ones."""
-        states = [checkpoint['state_dict'], checkpoint.get('ema_state_dict', {})]
-        lost = [k for s in states for k, v in s.items() if v.is_floating_point() and not v.isfinite().all()]
+        states = [*checkpoint['state_dict'].items(), *checkpoint.get('ema_state_dict', {}).items()]
+        lost = [k for k, v in states if v.is_floating_point() and not v.isfinite().all()]
         if lost:
             raise InputError(
                 f'iteration {runner.iter + 1}: {len(lost)} tensors of the model are not finite, first '
@@ -133,13 +136,7 @@ class GuardHook(Hook):
             )
 
     def stop(self, runner, number: int, done: int) -> None:
-        """Save a checkpoint and end this process, all processes together.
-
-        Args:
-            runner (Runner): Between two iterations.
-            number (int): The signal.
-            done (int): Iterations done.
-        """
+        """Save a checkpoint after so many iterations and end all processes, because of a signal."""
         hook = next((h for h in runner.hooks if isinstance(h, AtomicCheckpointHook)), None)
         saved = f'saved {hook.save_stopped(runner)}, go on with --resume' if hook else 'nothing saved'
         runner.logger.warning(f'stopped by {signal.Signals(number).name} after iteration {done}: {saved}')
@@ -171,10 +168,3 @@ def _are_finite(gradients: list[torch.Tensor]) -> bool:
         return bool(nn.utils.get_total_norm(gradients).isfinite())
     norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients]
     return bool(torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all())
-
-
-def files_of_batch(data_batch) -> list[str]:
-    """The image files of a batch, as far as its samples name them."""
-    samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
-    samples = samples if isinstance(samples, (list, tuple)) else []
-    return [str(getattr(s, 'img_path', None)) for s in samples] or ['files not known']
