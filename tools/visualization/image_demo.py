@@ -26,18 +26,15 @@ from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from mmvisiongru.checkpoint import load_weights
+from mmvisiongru.apis import get_model
 from mmvisiongru.checkpoint.match import plain_model
 from mmvisiongru.drawing import draw_sample, paint
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
 from mmvisiongru.images import find_images, image_reader
-from mmvisiongru.launch.classes import dataset_meta
 from mmvisiongru.launch.options import add_config_options, one_line_errors
-from mmvisiongru.launch.prepare import building, prepare_config
-from mmvisiongru.launch.processes import replace_sync_bn
+from mmvisiongru.launch.prepare import prepare_config
 from mmvisiongru.measure import progress_bar
-from mmvisiongru.models.layers.precision import score_in_float32
 from mmvisiongru.outputs import check_output, data_folders, output_paths, write_picture
 
 # Classes that a line names, of a segmentor and of a classifier.
@@ -52,22 +49,18 @@ def distinct(classes: Sequence[str]) -> list[str]:
     return [name if times[name] == 1 else f'{name} ({i})' for i, name in enumerate(classes)]
 
 
-def load_model(cfg: Config, args) -> tuple[nn.Module, dict]:
-    """Build the model with its weights. Returns the classes and the palette that it was trained with, too."""
-    replace_sync_bn(cfg.model)
-    # As the Runner hands it to the model.
-    if cfg.get('data_preprocessor'):
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    with building(cfg):
-        model = MODELS.build(cfg.model)
-    checkpoint = load_weights(model, args.checkpoint)
-    model.to(args.device or get_device(), getattr(torch, args.dtype)).eval()
+def load_model(cfg: Config, args) -> nn.Module:
+    """The model with its weights, under test-time augmentation if the config is for that."""
+    device = args.device or get_device()
+    optimize = device == 'cpu' and not args.no_optimize
+    model = get_model(cfg, args.checkpoint, device, getattr(torch, args.dtype), optimize)
     # Means of images would lose digits.
     model.data_preprocessor.float()
-    score_in_float32(model)
-    if model is plain_model(model) and hasattr(model, 'postprocess_result'):
+    if 'module' in cfg.model:
+        return MODELS.build(dict(cfg.model, module=model))
+    if hasattr(model, 'postprocess_result'):
         label_without_logits(model)
-    return model, dataset_meta(cfg) or checkpoint.meta.get('dataset_meta') or {}
+    return model
 
 
 def label_without_logits(segmentor: nn.Module) -> None:
@@ -115,8 +108,9 @@ def scores_of(sample: BaseDataElement, classes: Sequence[str] | None, config: st
 
 def predictor(cfg: Config, args) -> Callable[[str, str], dict]:
     """A function that draws what the model predicts for an image, and gives the scores and the size seen."""
-    model, meta = load_model(cfg, args)
-    classes, read = meta.get('classes'), image_reader(cfg)
+    model, read = load_model(cfg, args), image_reader(cfg)
+    meta = plain_model(model).dataset_meta or {}
+    classes = meta.get('classes')
 
     def predict(path: str, picture: str) -> dict:
         with torch.no_grad():
@@ -170,6 +164,9 @@ def parse_args(argv=None):
         choices=['float32', 'bfloat16', 'float16'],
         default='float32',
         help='of the weights; bfloat16 is faster on CPUs that have instructions for it',
+    )
+    parser.add_argument(
+        '--no-optimize', action='store_true', help='on a CPU: keep the layers that training uses, to compare'
     )
     parser.add_argument('--opacity', type=float, default=0.5, help='opacity of the classes over the image')
     return parser.parse_args(argv)
