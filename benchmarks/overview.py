@@ -4,10 +4,9 @@
     python benchmarks/overview.py --sizes 224 512 --against ../other_checkout
 
 On the CPU: inference at batch 1, as built and through `mmvisiongru.optimize_for_inference`, and a training
-step at batch 8 x 224 with its peak memory. Ratios come first; below 1 is faster, or less memory. Runs are
-interleaved, so that noise of a shared machine hits all alike. With `--against`, a second process runs the
-code of another checkout of this repository, and the two take turns run by run. Without an optimized model
-there, this one's is compared with the plain one. About 5 minutes on two CPU cores, twice that for two.
+step at batch 8 x 224 with its peak memory. Ratios come first. Runs are interleaved, so that noise of a shared
+machine hits all alike. With `--against`, a second process runs another checkout of this repository, in turn
+with this one; a model optimized here is compared with the plain one where it has no other. About 5 minutes.
 """
 
 import argparse
@@ -18,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -50,11 +50,11 @@ class Jobs:
         self.measure = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self.measure)
         self.models = {name: build(name) for name in BACKBONES}
-        try:
+        # Older versions have no other form.
+        with suppress(ImportError):
             from mmvisiongru import optimize_for_inference
-        except ImportError:
-            return
-        self.models |= {name + OPTIMIZED: optimize_for_inference(build(name)) for name in BACKBONES}
+
+            self.models |= {name + OPTIMIZED: optimize_for_inference(build(name)) for name in BACKBONES}
 
     def prepare(self, what: str) -> list[str]:
         """Make the functions of an inference size or of the training step; returns the models' names."""
@@ -156,9 +156,9 @@ def rows_of(what: str, seconds: dict[tuple, list[float]], memory: dict[tuple, fl
         peer = side, PEER + (OPTIMIZED if OPTIMIZED in name else '')
         others = [median.get((OTHER, n)) for n in (name, name.removesuffix(OPTIMIZED)) if side == HERE]
         other = next(filter(None, others), None)
-        row = [what, name, side, f'{median[side, name] / median[peer]:.2f}']
-        row.append(f'{median[side, name] / other:.2f}' if other else '')
-        row.append(f'{1e3 * median[side, name]:.1f}')
+        mine = median[side, name]
+        row = [what, name, side, f'{mine / median[peer]:.2f}', f'{mine / other:.2f}' if other else '']
+        row.append(f'{1e3 * mine:.1f}')
         if memory:
             row += [f'{memory[side, name] / memory[peer]:.2f}', f'{memory[side, name] / 2**20:.0f}']
         rows.append(row)
