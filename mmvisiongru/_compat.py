@@ -13,15 +13,6 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-
-
-def is_transformed() -> bool:
-    """Whether ``torch.func`` or forward mode is active; public API has no question for it (torch 2.15)."""
-    try:
-        return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    except AttributeError:
-        return False
 
 
 def set_inference_attributes(model: nn.Module, cfg, dataset_meta: dict | None) -> None:

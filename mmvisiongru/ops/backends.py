@@ -5,6 +5,7 @@ the functions of its operator's ``interface.py``. It is imported on first use, s
 code cost nothing until then.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
@@ -20,10 +21,12 @@ class Backends:
         package (str): Package of the modules.
         modules (dict[str, str]): Module of each backend by name. The last but one runs everywhere, so that
             'auto' never takes the last, the reference.
+        example (Callable): ``example(backend, device)`` returns outputs and gradients of a small call, with
+            which ``first_use.py`` checks a Triton backend.
     """
 
-    def __init__(self, operator: str, package: str, modules: dict[str, str]):
-        self.operator, self.package, self.modules = operator, package, modules
+    def __init__(self, operator: str, package: str, modules: dict[str, str], example: Callable):
+        self.operator, self.package, self.modules, self.example = operator, package, modules, example
         # Cached: importlib would dominate a call.
         self._imported: dict[str, ModuleType] = {}
 
@@ -44,9 +47,18 @@ class Backends:
         return next(name for name in self if self.module(name) is module)
 
     def runnable(self, device='cpu', dtype: torch.dtype = torch.float32) -> list[str]:
-        """Names of the backends that can run on ``device``, the one that 'auto' takes first."""
+        """Names of the backends that can run on ``device``, in the order in which 'auto' prefers them."""
         device = torch.device(device)
-        return [name for name in self if not self.module(name).unsupported(device, dtype)]
+        names = [name for name in self if not self.module(name).unsupported(device, dtype)]
+        return sorted(names, key=lambda name: bool(self.distrust(name, device)))
+
+    def distrust(self, name: str, device: torch.device) -> str:
+        """Why 'auto' does not take a backend that can run: its first use on the device gave wrong results."""
+        if not self.modules[name].startswith('triton_'):
+            return ''
+        from .first_use import problem
+
+        return problem(self.operator, self.module(name), self.example, device)
 
     def resolve(self, name: str, x: Tensor) -> ModuleType:
         """Choose a backend for x: 'auto' takes the first that can run, a named one runs or raises.
@@ -55,7 +67,8 @@ class Backends:
             RuntimeError: The named backend cannot run; the message has every reason.
         """
         if name == 'auto':
-            return next(b for b in map(self.module, self) if not b.unsupported(x.device, x.dtype))
+            names = (name for name in self if not self.module(name).unsupported(x.device, x.dtype))
+            return self.module(next(name for name in names if not self.distrust(name, x.device)))
         if reasons := self.module(name).unsupported(x.device, x.dtype):
             where = f'{x.device}, {x.dtype}'
             raise RuntimeError(
@@ -69,7 +82,7 @@ class Backends:
         if name == 'auto':
             taken = self.runnable(device, dtype)[0]
             for other in list(self)[: list(self).index(taken)]:
-                reasons = self.module(other).unsupported(device, dtype)
+                reasons = self.module(other).unsupported(device, dtype) or [self.distrust(other, device)]
                 # A backend for another device needs no explanation.
                 if not any(reason.startswith('tensors are on') for reason in reasons):
                     skipped.append(f"; not '{other}': {'; '.join(reasons)}")

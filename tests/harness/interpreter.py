@@ -9,10 +9,10 @@ from tests.harness.children import environment
 
 
 @contextmanager
-def interpreted(file: str, *args: str) -> Iterator[subprocess.Popen]:
+def interpreted(file: str, *args: str, **variables: str) -> Iterator[subprocess.Popen]:
     """The process that runs a file with its kernels interpreted, as long as it is needed."""
     command, pipe = [sys.executable, '-W', 'ignore', file, *args], subprocess.PIPE
-    settings = dict(env=environment(TRITON_INTERPRET='1'), stdout=pipe, stderr=pipe, text=True)
+    settings = dict(env=environment(TRITON_INTERPRET='1', **variables), stdout=pipe, stderr=pipe, text=True)
     with subprocess.Popen(command, **settings) as process:
         yield process
         process.kill()

@@ -21,7 +21,7 @@ from unittest import mock
 import pytest
 import torch
 
-from mmvisiongru.ops import mingru_scan, mingru_scan_2d, runnable_backends, triton_launch
+from mmvisiongru.ops import first_use, mingru_scan, mingru_scan_2d, runnable_backends, triton_launch
 from mmvisiongru.ops.mingru import triton_scan
 from mmvisiongru.ops.mingru.interface import PreActivations, ScanOptions
 from mmvisiongru.ops.mingru.op import BACKENDS
@@ -364,6 +364,7 @@ def gpu(monkeypatch):
     """A machine that says it has a GPU."""
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
+    monkeypatch.setattr(first_use, 'problem', lambda *_: '')
     for function in (triton_launch.probe, triton_launch.unsupported):
         function.cache_clear()
     yield torch.device('cuda:0')

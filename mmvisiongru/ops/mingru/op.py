@@ -16,10 +16,18 @@ from ..backends import Backends, unit_stride
 from ..scan_paths import check_paths
 from .interface import PreActivations, ScanOptions
 
+
+def _example(backend: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    projected = torch.arange(1.0, 5 * 7 * 80 + 1, device=device).square().sin().view(1, 5, 7, 80)
+    h = _scan_2d_op(projected, 'row,column_reverse', 'g', backend)
+    return h, _scan_2d_backward_op(h.cos(), projected, h, 'row,column_reverse', 'g', backend)
+
+
 BACKENDS = Backends(
     'scan',
     __package__,
     {'cpu': 'cpu_scan', 'triton': 'triton_scan', 'torch': 'torch_scan', 'reference': 'reference'},
+    _example,
 )
 CANDIDATES = ('g', 'linear')
 FLOPS_PER_ELEMENT = 4  # keep h + z c: two multiply-adds

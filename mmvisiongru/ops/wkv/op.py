@@ -8,11 +8,20 @@ from ..autograd import with_gradient
 from ..backends import Backends, accumulation_dtype, unit_stride
 from .interface import Wkv
 
+
+def _example(backend: str, device: torch.device) -> tuple[Tensor, ...]:
+    w, u = torch.linspace(-5, 3, 20, device=device) / 40, torch.linspace(-1, 1, 20, device=device)
+    k, v = torch.arange(1.0, 2 * 40 * 20 + 1, device=device).square().sin().view(2, 1, 40, 20)
+    y = _op(w, u, k, v, 'paper', backend)
+    return y, *_backward_op(y.cos(), w, u, k, v, 'paper', backend)
+
+
 _EVERYWHERE = {'torch': 'torch_wkv', 'reference': 'reference'}
+_FAST = {'cpu': 'cpu_wkv', 'triton': 'triton_wkv'}
 # By distance.
 BACKENDS = {
-    'paper': Backends('bi_wkv', __package__, {'cpu': 'cpu_wkv', 'triton': 'triton_wkv'} | _EVERYWHERE),
-    'released': Backends("bi_wkv(distance='released')", __package__, _EVERYWHERE),
+    'paper': Backends('bi_wkv', __package__, _FAST | _EVERYWHERE, _example),
+    'released': Backends("bi_wkv(distance='released')", __package__, _EVERYWHERE, _example),
 }
 DISTANCES = tuple(BACKENDS)
 # Multiply-adds per token and channel: x v, and numerator and denominator of past, future and token.
