@@ -1,6 +1,7 @@
 """Layers that compute in one pass what follows them: linear layers through oneDNN, convolutions."""
 
 from mmcv.cnn import ConvModule
+from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm
 from torch import Tensor, nn
 
 from mmvisiongru._compat import linear
@@ -53,10 +54,8 @@ class FoldedConvModule(InferenceForm, ConvModule):
     @classmethod
     def fits(cls, layer: ConvModule) -> bool:
         """Whether a batch norm follows a convolution, both as built."""
-        parts, types = (layer.conv, layer.norm), (nn.Conv2d, (nn.BatchNorm2d, nn.SyncBatchNorm))
-        return all(
-            isinstance(part, kind) and is_as_built(part) for part, kind in zip(parts, types, strict=True)
-        )
+        is_pair = type(layer.conv) is nn.Conv2d and type(layer.norm) in (nn.BatchNorm2d, SyncBatchNorm)
+        return is_pair and is_as_built(layer.conv) and is_as_built(layer.norm)
 
     @classmethod
     def convert(cls, layer: ConvModule) -> None:

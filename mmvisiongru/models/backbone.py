@@ -1,8 +1,9 @@
-"""What the backbones share, whatever mixes their tokens."""
+"""Base class of the backbones: arguments, outputs, frozen parts and pretrained weights."""
 
 from collections.abc import Iterable, Sequence
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from mmcv.cnn.bricks import build_norm_layer
 from mmengine.model import BaseModule
@@ -11,14 +12,20 @@ from torch import Tensor, nn
 from mmvisiongru.checkpoint import pretrained
 
 
+# torch.fx would trace into it, where a size has no value.
+@torch.fx.wrap
 def interpolate_pos_embed(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize a positional embedding (1, H, W, C) to the map it is added to."""
+    """Resize a positional embedding (1, H, W, C) to a map's size, height and width."""
     if tuple(size) == tuple(pos_embed.shape[1:3]):
         return pos_embed
-    resized = F.interpolate(
-        pos_embed.permute(0, 3, 1, 2), size=tuple(size), mode='bicubic', align_corners=False
-    )
+    pos_embed = pos_embed.permute(0, 3, 1, 2)
+    resized = F.interpolate(pos_embed, size=tuple(size), mode='bicubic', align_corners=False)
     return resized.permute(0, 2, 3, 1)
+
+
+def add_pos_embed(x: Tensor, pos_embed: Tensor) -> Tensor:
+    """Add a positional embedding (1, H', W', C), resized to the map, to a map (B, H, W, C)."""
+    return x + interpolate_pos_embed(pos_embed, x.shape[1:3])
 
 
 class Backbone(BaseModule):
@@ -26,7 +33,7 @@ class Backbone(BaseModule):
 
     Args:
         parts (int): How many parts there are.
-        what (str): What they are called in messages.
+        what (str): Name of the list of parts, 'stages' or 'layers'.
         out_indices (int | Sequence[int]): Parts whose maps are returned; negative ones count from the end.
         frozen_stages (int): 0 freezes the stem, n the stem and the first n with their norms, -1 nothing.
         drop_path_rate (float): Stochastic depth rate of the last block.
@@ -34,6 +41,8 @@ class Backbone(BaseModule):
     """
 
     arch_settings: dict[str, dict]
+    # In timm's form: channels, stride and module of each map returned.
+    feature_info: list[dict]
 
     def __init__(
         self,
@@ -52,13 +61,14 @@ class Backbone(BaseModule):
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
         if not -1 <= frozen_stages <= parts:
             raise ValueError(f'frozen_stages must be in [-1, {parts}], got {frozen_stages}')
+        self.what = what
         self.out_indices = tuple(sorted({i % parts for i in indices}))
         self.frozen_stages = frozen_stages
         self.drop_path_rate = drop_path_rate
 
     @classmethod
     def _settings_of(cls, arch: str | dict) -> dict:
-        """What an arch stands for; names may be in any case."""
+        """The settings that an arch names, in any case, or the arch itself if it is a dict."""
         if not isinstance(arch, str):
             return arch
         if arch.lower() not in cls.arch_settings:
@@ -69,8 +79,18 @@ class Backbone(BaseModule):
         """Rates of the blocks, rising linearly from 0."""
         return torch.linspace(0, self.drop_path_rate, blocks, device='cpu').tolist()
 
-    def _build_outputs(self, widths: Sequence[int], norm_cfg: dict | None, contiguous: bool) -> None:
-        """Say how the maps of parts of these widths are returned, see :meth:`_output`."""
+    def _build_outputs(
+        self,
+        widths: Sequence[int],
+        reductions: Sequence[int | tuple[int, int]],
+        norm_cfg: dict | None,
+        contiguous: bool,
+    ) -> None:
+        """Set how maps are returned by :meth:`_output`, given the width and the stride of each part's map."""
+        self.feature_info = [
+            dict(num_chs=widths[i], reduction=reductions[i], module=f'{self.what}.{i}')
+            for i in self.out_indices
+        ]
         self.out_norms = nn.ModuleDict(
             {str(i): build_norm_layer(norm_cfg, widths[i])[1] for i in self.out_indices if norm_cfg}
         )
@@ -78,11 +98,19 @@ class Backbone(BaseModule):
         self.norms_tokens = all(type(norm) in (nn.LayerNorm, nn.RMSNorm) for norm in self.out_norms.values())
         self.out_contiguous = contiguous
 
+    @property
+    def num_features(self) -> int:
+        """Channels of the last map returned, as timm calls them."""
+        return self.feature_info[-1]['num_chs']
+
     def _output(self, x: Tensor, part: int) -> Tensor:
         """The map (B, H, W, C) of a part as it is returned, (B, C, H, W)."""
-        norm = self.out_norms[str(part)] if self.out_norms else nn.Identity()
-        out = norm(x).permute(0, 3, 1, 2) if self.norms_tokens else norm(x.permute(0, 3, 1, 2))
-        return out.contiguous() if self.out_contiguous else out
+        if self.out_norms and self.norms_tokens:
+            x = self.out_norms[str(part)](x)
+        x = x.permute(0, 3, 1, 2)
+        if self.out_norms and not self.norms_tokens:
+            x = self.out_norms[str(part)](x)
+        return x.contiguous() if self.out_contiguous else x
 
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says, after checking that a pretrained checkpoint fits."""
@@ -106,12 +134,12 @@ class Backbone(BaseModule):
                 elif module is not None:
                     module.eval().requires_grad_(False)
 
-    def _as_the_stem(self, x: Tensor) -> Tensor:
-        """Images for a stem of 16-bit weights, or what stands in its place; preprocessors give float32."""
+    def _cast_to_stem_dtype(self, x: Tensor) -> Tensor:
+        """Cast images, which preprocessors give in float32, for a stem with weights of 16 bits."""
         stem = next(iter(self._stem_and_parts()))[0]
         dtype = next((p.dtype for p in stem.parameters()), x.dtype)
         return x.to(dtype) if dtype in (torch.bfloat16, torch.float16) else x
 
     def _stem_and_parts(self) -> Iterable[Sequence[nn.Module | nn.Parameter | None]]:
-        """What is frozen together: the stem, then each part."""
+        """The modules and parameters that are frozen together: of the stem, then of each part."""
         raise NotImplementedError

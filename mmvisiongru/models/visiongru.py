@@ -16,7 +16,7 @@ from mmvisiongru.ops.mingru import BACKENDS, CANDIDATES
 from mmvisiongru.ops.scan_paths import check_paths
 from mmvisiongru.registry import MODELS
 
-from .backbone import Backbone, interpolate_pos_embed
+from .backbone import Backbone, add_pos_embed
 
 # Side of the grid on which the positional embedding is stored: the stage-1 map of a 224 x 224 image.
 POS_EMBED_GRID = 56
@@ -183,7 +183,8 @@ class VisionGRU(Backbone):
             downsample = Downsample(self.embed_dims[i - 1], dim) if i else None
             blocks = [Block(dim, mlp_ratio, next(rates), with_cp, **mixer) for _ in range(depth)]
             self.stages.append(Stage(dim, downsample, blocks))
-        self._build_outputs(self.embed_dims, out_norm_cfg, out_contiguous)
+        reductions = [4 * 2**i for i in range(len(self.depths))]
+        self._build_outputs(self.embed_dims, reductions, out_norm_cfg, out_contiguous)
         self._freeze_stages()
 
     def _parse_arch(self, arch) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -225,9 +226,9 @@ class VisionGRU(Backbone):
             tuple[Tensor]: Stage i is (B, embed_dims[i], ceil(H / 4 / 2^i), ceil(W / 4 / 2^i)), stored
             channels-last unless ``out_contiguous``.
         """
-        x = self.stem(self._as_the_stem(x).permute(0, 2, 3, 1))
+        x = self.stem(self._cast_to_stem_dtype(x).permute(0, 2, 3, 1))
         if self.pos_embed is not None:
-            x = x + interpolate_pos_embed(self.pos_embed, x.shape[1:3])
+            x = add_pos_embed(x, self.pos_embed)
         outs = []
         for i, stage in enumerate(self.stages[: self.out_indices[-1] + 1]):
             x = stage(x)

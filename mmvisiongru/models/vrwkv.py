@@ -17,7 +17,14 @@ from mmvisiongru.models.layers import ChannelMix, SpatialMix
 from mmvisiongru.ops.wkv import BACKENDS, DISTANCES
 from mmvisiongru.registry import MODELS
 
-from .backbone import Backbone, interpolate_pos_embed
+from .backbone import Backbone, add_pos_embed
+
+
+def pad_to_multiple(x: Tensor, of: tuple[int, int]) -> Tensor:
+    """Pad a map (B, C, H, W) with zeros below and on the right, to multiples of a height and a width."""
+    # Not -side % n: torch.compile has no remainder of a negative size.
+    below, right = ((n - side % n) % n for side, n in zip(x.shape[2:], of, strict=True))
+    return F.pad(x, (0, right, 0, below))
 
 
 class PatchEmbed(nn.Module):
@@ -29,11 +36,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, ceil(H / patch), ceil(W / patch), dim)."""
-        below, right = (
-            -side % patch for side, patch in zip(x.shape[2:], self.projection.stride, strict=True)
-        )
-        # Even by nothing: a graph that asked would hold for sizes of the one answer only.
-        return self.projection(F.pad(x, (0, right, 0, below))).permute(0, 2, 3, 1)
+        # Padded even by nothing: a branch on the size would make a compiled graph hold for some sizes only.
+        return self.projection(pad_to_multiple(x, self.projection.stride)).permute(0, 2, 3, 1)
 
 
 class Layer(nn.Module):
@@ -163,7 +167,8 @@ class VRWKV(Backbone):
         options.update(hidden_ratio=hidden_ratio, with_cp=with_cp, distance=distance, backend=wkv_backend)
         self.layers = nn.ModuleList(Layer(dim, i, depth, drop_path=rates[i], **options) for i in range(depth))
         self.ln1 = nn.LayerNorm(dim)
-        self._build_outputs([dim] * depth, out_norm_cfg, out_contiguous)
+        reduction = patch_size[0] if patch_size[0] == patch_size[1] else patch_size
+        self._build_outputs([dim] * depth, [reduction] * depth, out_norm_cfg, out_contiguous)
         self._freeze_stages()
 
     def _parse_arch(self, arch: str | dict) -> dict:
@@ -180,9 +185,7 @@ class VRWKV(Backbone):
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> tokens for the layers, (B, ceil(H / patch), ceil(W / patch), C)."""
-        x = self.patch_embed(x)
-        pos_embed = self.pos_embed.unflatten(1, self.grid)
-        return x + interpolate_pos_embed(pos_embed, x.shape[1:3])
+        return add_pos_embed(self.patch_embed(x), self.pos_embed.unflatten(1, self.grid))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the maps of the layers in ``out_indices``.
@@ -195,7 +198,7 @@ class VRWKV(Backbone):
             tuple[Tensor]: Each (B, embed_dims, ceil(H / patch_size), ceil(W / patch_size)), stored
             channels-last unless ``out_contiguous``.
         """
-        x = self.embed(self._as_the_stem(x))
+        x = self.embed(self._cast_to_stem_dtype(x))
         outs = []
         for i, layer in enumerate(self.layers[: self.out_indices[-1] + 1]):
             x = layer(x)

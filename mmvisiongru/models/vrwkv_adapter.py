@@ -15,7 +15,7 @@ from mmvisiongru.models.layers.deformable import DeformableAttention, cell_centr
 from mmvisiongru.ops.backends import accumulation_dtype
 from mmvisiongru.registry import MODELS
 
-from .vrwkv import VRWKV
+from .vrwkv import VRWKV, pad_to_multiple
 
 # Times that the layers and the prior exchange what they found, and strides of the returned maps.
 INTERACTIONS = 4
@@ -213,6 +213,9 @@ class VRWKVAdapter(VRWKV):
             self.interactions.append(Interaction(Injector(dim, **attention), extractors))
         self.up = nn.ConvTranspose2d(dim, dim, 2, stride=2)
         self.norm1, self.norm2, self.norm3, self.norm4 = (build_norm_layer(norm_cfg, dim)[1] for _ in STRIDES)
+        self.feature_info = [
+            dict(num_chs=dim, reduction=stride, module=f'norm{i}') for i, stride in enumerate(STRIDES, 1)
+        ]
         for part in (self.layers, self.spm, self.interactions, self.up):
             part.apply(_initialise)
 
@@ -226,10 +229,8 @@ class VRWKVAdapter(VRWKV):
         Returns:
             tuple[Tensor]: (B, embed_dims, ceil(H / s), ceil(W / s)) for s = 4, 8, 16, 32.
         """
-        x, size = self._as_the_stem(x), x.shape[2:]
-        below, right = (-side % STRIDES[-1] for side in size)
-        if below or right:
-            x = F.pad(x, (0, right, 0, below))
+        x, size = self._cast_to_stem_dtype(x), x.shape[2:]
+        x = pad_to_multiple(x, (STRIDES[-1], STRIDES[-1]))
         c1, *prior = self.spm(x)
         shapes = [tuple(m.shape[2:]) for m in prior]
         c = torch.cat(

@@ -278,19 +278,3 @@ def test_compile_export_and_trace():
         torch.testing.assert_close(exported(x.detach()), mlp(x.detach()))
     traced = torch.jit.trace(mlp.train(), (x,), check_trace=False)
     assert_same(gradients(traced, x), gradients(Plain(mlp), x))
-
-
-def test_compiled_backward():
-    torch._dynamo.reset()
-    mlp, x = mlp_and_input()
-    _, *ref = gradients(Plain(mlp), x)
-    generator = torch.Generator().manual_seed(1)
-    cotangent = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-
-    @torch.compile(backend='eager')
-    def backward(out):
-        out.backward(cotangent)
-
-    with torch._dynamo.config.patch(compiled_autograd=True):
-        backward(mlp(x))
-    assert_same([x.grad, *(p.grad for p in mlp.parameters())], ref)

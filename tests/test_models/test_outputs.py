@@ -143,3 +143,22 @@ def test_weights_of_16_bits_take_the_images_of_preprocessors(kind):
     with torch.no_grad():
         found, wanted = model(x), model(x.bfloat16())
     assert all(torch.equal(a, b) and a.dtype == torch.bfloat16 for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        lambda: build(out_indices=(0, 2)),
+        lambda: VRWKV(dict(embed_dims=6, depth=3), out_indices=(1, -1), patch_size=8),
+        lambda: VRWKVAdapter(dict(embed_dims=12, depth=4, num_heads=3), prior_channels=4, points=2),
+    ],
+    ids=['VisionGRU', 'VRWKV', 'VRWKVAdapter'],
+)
+def test_features_are_described_as_timm_does(model):
+    model = model()
+    maps = model(image())
+    assert model.num_features == maps[-1].size(1)
+    for out, info in zip(maps, model.feature_info, strict=True):
+        assert set(info) == {'num_chs', 'reduction', 'module'}
+        assert (info['num_chs'], info['reduction']) == (out.size(1), 64 // out.size(2))
+        assert model.get_submodule(info['module'])

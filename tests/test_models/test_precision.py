@@ -7,7 +7,12 @@ import torch
 from mmseg.models.decode_heads import FCNHead
 from torch import nn
 
-from mmvisiongru.models.layers.precision import WideConv2d, converted_once, score_in_float32
+from mmvisiongru.models.layers.precision import (
+    WideConv2d,
+    converted_once,
+    score_in_float32,
+    scores_in_float32,
+)
 from tests.harness.conversions import Conversions
 
 
@@ -38,6 +43,23 @@ def test_scores_are_not_rounded_to_16_bits(weights):
     torch.testing.assert_close(scores, expected.float(), rtol=1e-6, atol=1e-6)
 
 
+def test_convolutions_are_restored():
+    model = head()
+    conv = model.conv_seg
+    with scores_in_float32(model):
+        assert type(conv) is WideConv2d
+    assert type(conv) is nn.Conv2d
+    with pytest.raises(RuntimeError, match='channels'), scores_in_float32(model):
+        model([torch.zeros(1, 5, 4, 4)])
+    assert type(conv) is nn.Conv2d
+    assert model.conv_seg is conv
+    # A layer that was converted for good stays so.
+    score_in_float32(model)
+    with scores_in_float32(model):
+        pass
+    assert type(conv) is WideConv2d
+
+
 def test_weights_are_converted_once():
     layer, x = nn.Linear(4, 3), torch.randn(2, 4)
     with Conversions((3, 4)) as conversions, torch.no_grad():
@@ -55,8 +77,8 @@ def test_weights_are_converted_once():
 
 
 def test_float64_is_not_narrowed():
-    conv = WideConv2d(6, 3, 3, stride=2, padding=1, padding_mode='reflect').double()
-    plain = nn.Conv2d(6, 3, 3, stride=2, padding=1, padding_mode='reflect').double()
+    conv = WideConv2d(6, 3, 3, stride=2, padding=1).double()
+    plain = nn.Conv2d(6, 3, 3, stride=2, padding=1).double()
     plain.load_state_dict(conv.state_dict())
     x = torch.randn(2, 6, 5, 7, dtype=torch.float64)
     torch.testing.assert_close(conv(x), plain(x), rtol=0, atol=0)

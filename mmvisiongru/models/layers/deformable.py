@@ -87,14 +87,14 @@ class DeformableAttention(nn.Module):
 
 def _read(values: Tensor, shapes, places: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of what is at all places, (B, Q, width), map by map."""
-    B, Q, heads = offsets.shape[:3]
+    B, _, heads = offsets.shape[:3]
     sums = 0
     maps = values.split([H * W for H, W in shapes], 1)
     for level, ((H, W), value) in enumerate(zip(shapes, maps, strict=True)):
         grid = places + offsets[:, :, :, level] / offsets.new_tensor((W, H))
         # Heads beside images: (B * heads, Q, points, 2) and (B * heads, width / heads, H, W).
         grid = (2 * grid - 1).transpose(1, 2).flatten(0, 1)
-        value = value.permute(0, 2, 3, 1).reshape(B * heads, -1, H, W)
+        value = value.permute(0, 2, 3, 1).reshape(B * heads, value.size(3), H, W)
         read = F.grid_sample(value, grid, align_corners=False)
         sums = sums + (read * weights[:, :, :, level].transpose(1, 2).flatten(0, 1).unsqueeze(1)).sum(3)
-    return sums.unflatten(0, (B, heads)).permute(0, 3, 1, 2).reshape(B, Q, -1)
+    return sums.unflatten(0, (B, heads)).permute(0, 3, 1, 2).flatten(2)
