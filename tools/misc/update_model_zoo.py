@@ -1,15 +1,18 @@
-"""Bring the model zoo up to date: `metafile.yml` and the table in `README.md` of each folder of configs.
+"""Update the model zoo: `metafile.yml` and the table in `README.md` of each folder of configs.
 
     python tools/misc/update_model_zoo.py
     python tools/misc/update_model_zoo.py --check
 
 Every config gets an entry with parameters and FLOPs as tools/analysis_tools/get_flops.py counts them, for the
-image size of the config. Results and all else that an entry holds are kept as they are: accuracy is written
-by hand, under `Metrics`, as `Top 1 Accuracy (paper)` where it is quoted and `Top 1 Accuracy` where it was
-reached here. `--check` writes nothing and ends with exit code 1 if something would change.
+image size of the config. Accuracy is written by hand, under `Metrics`, as `Top 1 Accuracy (paper)` if it is
+quoted and `Top 1 Accuracy` if it was reached here. The latter becomes the mean over the seeds in
+experiments/evidence if the config was trained there as it is. Everything else in an entry stays. `--check`
+writes nothing and ends with exit code 1 if something would change.
 """
 
 import argparse
+import csv
+import statistics
 import sys
 from logging import ERROR
 from pathlib import Path
@@ -27,17 +30,31 @@ BEGIN, END = '<!-- table: tools/misc/update_model_zoo.py -->', '<!-- end of tabl
 
 
 def update_entries(entries: list[dict], configs: list[str], collections: list[dict]) -> list[dict]:
-    """One entry a config, in the order of the configs; what is not counted stays."""
+    """One entry per config, in the order of the configs."""
     known = {entry['Config']: entry for entry in entries}
     updated = []
     for config in configs:
         entry = known.get(config, new_entry(config, collections))
+        value = trained(entry['Name'])
+        for result in entry.get('Results', []):
+            metrics = result['Metrics']
+            metrics.update((name, value) for name in METRICS if value is not None and name in metrics)
         updated.append(entry | {'Metadata': entry.get('Metadata', {}) | counted(config)})
     return updated
 
 
+def trained(name: str) -> float | None:
+    """Mean over seeds of what a config reached in experiments/evidence without further options."""
+    for file in sorted((ROOT / 'experiments/evidence').glob('*/configs.csv')):
+        configs = csv.DictReader(file.read_text().splitlines())
+        if any(row['config'] == name and not row['options'] for row in configs):
+            runs = csv.DictReader((file.parent / 'results.csv').read_text().splitlines())
+            return round(statistics.fmean(float(run['value']) for run in runs if run['config'] == name), 1)
+    return None
+
+
 def new_entry(config: str, collections: list[dict]) -> dict:
-    """Entry of a config that is not listed yet, in the collection whose model it names, or in the first."""
+    """Entry of an unlisted config, in the collection whose model its name begins with, or in the first."""
     name = Path(config).stem
     models = {Path(c['Code']['URL']).stem: c['Name'] for c in collections}
     collection = next((c for model, c in models.items() if name.startswith(model)), collections[0]['Name'])
@@ -45,7 +62,7 @@ def new_entry(config: str, collections: list[dict]) -> dict:
 
 
 def counted(config: str) -> dict:
-    """What get_flops.py says of a config."""
+    """Image size, FLOPs and parameters of a config."""
     cfg = model_config(str(ROOT / config))
     size = image_size(cfg)
     # Backbones of mmpretrain cannot be built on the meta device.
@@ -90,7 +107,7 @@ def metric(entry: dict, source: str) -> str:
 
 
 def update(folder: str) -> dict[Path, str]:
-    """Text of the metafile and the README of a folder, brought up to date."""
+    """Updated text of the metafile and the README of a folder."""
     metafile, readme = (ROOT / 'configs' / folder / name for name in ('metafile.yml', 'README.md'))
     configs = sorted(str(p.relative_to(ROOT)) for p in metafile.parent.glob('*.py'))
     index = yaml.safe_load(metafile.read_text(encoding='utf-8'))
