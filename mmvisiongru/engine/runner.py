@@ -3,10 +3,8 @@
 ``runner_type = 'mmvisiongru.ReliableRunner'`` in a config selects it.
 """
 
-import os
 import os.path as osp
 from contextlib import contextmanager, nullcontext
-from functools import partial
 
 import torch
 from mmengine.dist import is_main_process
@@ -19,6 +17,7 @@ from mmvisiongru.engine.compiled import CompiledParts
 from mmvisiongru.engine.guarded_dataset import GuardedDataset
 from mmvisiongru.engine.optim import all_schedulers, single_wrappers
 from mmvisiongru.engine.resume import ResumableEpochLoop, build_numbered_sampler, resuming
+from mmvisiongru.engine.signals import protect_workers
 from mmvisiongru.engine.terminal import silence, summary
 from mmvisiongru.files import is_local, new_file
 from mmvisiongru.models.layers.pooling import replace_pools
@@ -97,6 +96,9 @@ class ReliableRunner(Runner):
     def _restoring(self):
         try:
             yield
+        except Exception:
+            self.call_hook('after_failure')
+            raise
         finally:
             self.call_hook('restore')
             if self.compiled:
@@ -142,7 +144,7 @@ class ReliableRunner(Runner):
             if isinstance(dataloader.get('sampler'), dict):
                 dataloader['sampler'] = dict(type=build_numbered_sampler, sampler=dataloader['sampler'])
         loader = super().build_dataloader(dataloader, *args, **kwargs)
-        loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
+        protect_workers(loader)
         return loader
 
     def load_or_resume(self) -> None:
@@ -193,13 +195,3 @@ class ReliableRunner(Runner):
             with new_file(osp.join(out_dir, filename)) as unfinished:
                 name = osp.basename(unfinished)
                 super().save_checkpoint(out_dir, name, file_client_args, *args, **settings)
-
-
-def _init_worker(init, worker_id: int) -> None:
-    """Keep signals for the whole process group, such as Ctrl-C, from the workers: the run still needs them.
-
-    A worker ends by itself when its parent is gone.
-    """
-    if init is not None:
-        init(worker_id)
-    os.setpgid(0, 0)

@@ -3,6 +3,7 @@
 import os
 import random
 import socket
+import traceback
 
 from tests.harness import ROOT
 
@@ -24,14 +25,21 @@ def torchrun(processes: int, *options: str) -> list[str]:
 
 
 def in_child(action) -> int:
-    """Run an action in a process of its own; gives the signal that killed it, or 0."""
+    """Run an action in a process, and process group, of its own; its exit code, or minus the signal."""
     pid = os.fork()
     if pid == 0:
+        os.setpgrp()
+        code = 1
         try:
             action()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
         finally:
-            os._exit(0)
-    return os.WTERMSIG(os.waitpid(pid, 0)[1])
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def free_port() -> int:

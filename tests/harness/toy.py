@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import active_children
 from pathlib import Path
 from unittest.mock import patch
 from uuid import uuid4
@@ -83,13 +84,29 @@ class ToyMetric(BaseMetric):
 
 
 class FaultHook(Hook):
-    """Does something bad, such as 'SIGKILL' to this process, before an iteration, counted from 1."""
+    """Does something bad, such as 'SIGKILL' to this process, before an iteration, counted from 1.
 
-    def __init__(self, at, what, rank=0, times=1):
-        self.at, self.what, self.rank, self.times = at, what, rank, times
+    Or in the validation after an iteration, or between an iteration and what follows it.
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(self, at, what, rank=0, times=1, during='train'):
+        self.at, self.what, self.rank, self.times, self.during = at, what, rank, times, during
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if self.at <= runner.iter + 1 < self.at + self.times and runner.rank == self.rank:
+        self.act(runner, 'train', runner.iter + 1, data_batch)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.act(runner, 'between', runner.iter + 1, data_batch)
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if batch_idx == 0:
+            self.act(runner, 'val', runner.iter, data_batch)
+
+    def act(self, runner, during, iteration, data_batch):
+        due = self.at <= iteration < self.at + self.times and runner.rank == self.rank
+        if due and during == self.during:
             if self.what.startswith('SIG'):
                 os.kill(os.getpid(), signal.Signals[self.what])
             else:
@@ -109,13 +126,19 @@ class FaultHook(Hook):
         time.sleep(1000)
 
     def kill_worker(self, runner, data_batch):
-        os.kill(self.worker(runner).pid, signal.SIGKILL)
+        os.kill(active_children()[0].pid, signal.SIGKILL)
 
     def hang_worker(self, runner, data_batch):
-        os.kill(self.worker(runner).pid, signal.SIGSTOP)
+        os.kill(active_children()[0].pid, signal.SIGSTOP)
 
-    def worker(self, runner):
-        return runner.train_loop.dataloader_iterator._iterator._workers[0]
+    def signal_all(self, runner, data_batch):
+        """From another process, as workers obey their parent."""
+        subprocess.run(['kill', '-s', 'TERM', '--', f'-{os.getpgrp()}'])
+
+    def signal_and_kill_workers(self, runner, data_batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for worker in active_children():
+            os.kill(worker.pid, signal.SIGKILL)
 
 
 class KilledError(Exception):

@@ -1,20 +1,25 @@
 """A process that fails, dies or hangs ends the whole run in time, says why, and the same command resumes."""
 
 import ctypes
+import multiprocessing
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
-from mmvisiongru.checkpoint import load_checkpoint_file
+from mmvisiongru.checkpoint import find_checkpoint, load_checkpoint_file
 from mmvisiongru.engine.hooks import StallHook
+from mmvisiongru.engine.signals import protect_workers
 from tests.harness import ROOT
-from tests.harness.children import PATIENCE, environment, torchrun
-from tests.harness.toy import finish, start
+from tests.harness.children import PATIENCE, environment, in_child, torchrun
+from tests.harness.toy import LAST, differing, finish, run, start, toy_runner
 
 TIMEOUT = 8
 STALL = {'default_hooks.stall': dict(type='mmvisiongru.StallHook', timeout=TIMEOUT)}
@@ -48,16 +53,82 @@ def run_into(processes, work_dir, **fault) -> tuple[int, str, float]:
 
 def test_stalled_process_ends_and_shows_where(tmp_path):
     """Also one that waits where no signal of Python's is handled, as in a collective operation."""
-    pid = os.fork()
-    if pid == 0:
+
+    def stall():
         stderr = os.open(tmp_path / 'stderr', os.O_WRONLY | os.O_CREAT)
         os.dup2(stderr, sys.__stderr__.fileno())
         hook = StallHook(timeout=0.5)
         hook.before_train(None)
         ctypes.PyDLL(None).sleep(60)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
-    assert 'in test_stalled_process_ends_and_shows_where' in (tmp_path / 'stderr').read_text()
+
+    assert in_child(stall) == 1
+    assert 'in stall' in (tmp_path / 'stderr').read_text()
+
+
+@pytest.mark.parametrize('by_epoch', [False, True])
+@pytest.mark.parametrize('during', ['train', 'between', 'val'])
+@pytest.mark.parametrize('what', ['signal_all', 'signal_and_kill_workers'])
+def test_signal_that_reaches_the_workers(tmp_path, by_epoch, during, what):
+    """As of slurm, a control group or a container: the run saves, and resumes as if nothing had been."""
+    settings = dict(by_epoch=by_epoch, workers=2, interval=99, **{'val_dataloader.num_workers': 2})
+    at = 12 if during == 'val' else 8
+
+    def stop():
+        toy_runner(tmp_path / 'stopped', fault=dict(at=at, what=what, during=during), **settings).train()
+
+    assert in_child(stop) == 128 + signal.SIGTERM
+    checkpoint, notes = find_checkpoint(str(tmp_path / 'stopped'))
+    # The next iteration is done if its batch was there already.
+    assert checkpoint.meta['iter'] in (at, at + (during == 'between'))
+    assert notes == []
+    run(tmp_path / 'stopped', by_epoch=by_epoch, interval=99, resume=True)
+    run(tmp_path / 'whole', by_epoch=by_epoch, interval=99)
+    last = LAST[by_epoch]
+    assert differing(tmp_path / 'whole' / last, tmp_path / 'stopped' / last) == (37, [])
+
+
+class Hanging(Dataset):
+    """A data set whose sample 1 never comes."""
+
+    def __getitem__(self, index):
+        time.sleep(100 * index)
+        return index
+
+    def __len__(self):
+        return 2
+
+
+def running(pid: int) -> bool:
+    """Whether a process runs; one that nobody waits for stays as a zombie."""
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize('how', ['shutdown', 'parent killed'])
+def test_worker_that_outlives_a_signal_ends_with_its_parent(tmp_path, how):
+    """A worker that hangs included, for which torch has SIGTERM."""
+
+    def load():
+        loader = DataLoader(Hanging(), num_workers=1)
+        protect_workers(loader)
+        samples = iter(loader)
+        next(samples)
+        (worker,) = multiprocessing.active_children()
+        (tmp_path / 'pid').write_text(str(worker.pid))
+        for name in ('TERM', 'INT', 'USR1'):
+            subprocess.run(['kill', '-s', name, str(worker.pid)])
+        time.sleep(0.5)
+        assert running(worker.pid)
+        if how == 'parent killed':
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(load) == (-signal.SIGKILL if how == 'parent killed' else 0)
+    end = time.monotonic() + PATIENCE
+    while running(int((tmp_path / 'pid').read_text())):
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 @pytest.mark.long

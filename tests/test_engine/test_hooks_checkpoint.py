@@ -76,13 +76,13 @@ def test_killed_anywhere_in_a_save(tmp_path, keep, bytes_tried):
     before = {1: ['iter_9.pth'], 2: ['iter_6.pth', 'iter_9.pth']}
     # From the first byte to the last but one, which belongs to the checksum.
     for i in range(bytes_tried):
-        assert check(die_beyond_byte, i * (size - 1) // (bytes_tried - 1)) == signal.SIGXFSZ
+        assert check(die_beyond_byte, i * (size - 1) // (bytes_tried - 1)) == -signal.SIGXFSZ
         # The best file is a little longer, so that the last may be the byte of that.
         if not (copy / 'iter_12.pth').exists():
             names = sorted(p.name for p in copy.glob('iter_*.pth'))
             assert names == before.get(keep, ['iter_3.pth', 'iter_6.pth', 'iter_9.pth'])
     number = 0
-    while check(die_at_file_operation, number) == signal.SIGKILL:
+    while check(die_at_file_operation, number) == -signal.SIGKILL:
         number += 1
     # Three files written, one of them twice, and what they replace removed.
     assert number > 12
@@ -104,7 +104,7 @@ def test_outdated_files_go_after_a_kill(tmp_path):
         hook._remove = lambda path: os.kill(os.getpid(), signal.SIGKILL)
         hook._save_checkpoint(runner)
 
-    assert in_child(save) == signal.SIGKILL
+    assert in_child(save) == -signal.SIGKILL
     (tmp_path / f'.iter_13.pth.{os.getpid()}{UNFINISHED}').write_bytes(b'half')
     assert sorted(p.name for p in tmp_path.glob('iter_*.pth')) == ['iter_12.pth', 'iter_9.pth']
     toy_runner(tmp_path, iters=15, keep=1, resume=True, resume_schedule='config').train()

@@ -26,7 +26,8 @@ class AtomicCheckpointHook(CheckpointHook):
         # mmengine keeps what it does not know and fails at the first save.
         if self.args:
             raise TypeError(f'unexpected argument {", ".join(map(repr, self.args))}')
-        self.locks, self.overdue = [], False
+        # Iterations of the last checkpoint.
+        self.locks, self.overdue, self.saved = [], False, None
 
     def before_train(self, runner) -> None:
         """Fail now if the folder cannot be written or another training writes to it."""
@@ -86,17 +87,19 @@ class AtomicCheckpointHook(CheckpointHook):
         for name in outdated:
             self._remove(self.file_backend.join_path(self.out_dir, name))
 
-    def save_stopped(self, runner) -> str:
-        """Save the state after the iteration just done, wherever in an epoch that is. Returns the file."""
-        step = runner.iter + 1
+    def save_stopped(self, runner, done: int) -> str:
+        """Save the state after so many iterations, wherever in an epoch that is. Returns the file."""
+        if self.saved == done:
+            return self.last_ckpt
+        meta = dict(epoch=runner.epoch, iter=done)
         if not self.by_epoch:
-            self._save_checkpoint_with_step(runner, step, meta=dict(epoch=runner.epoch, iter=step))
+            self._save_checkpoint_with_step(runner, done, meta)
         else:
             # The next checkpoint replaces it.
-            name, info = f'iter_{step}.pth', runner.message_hub.runtime_info
+            name, info = f'iter_{done}.pth', runner.message_hub.runtime_info
             outdated = info.get('stopped_ckpt', name)
             runner.message_hub.update_info('stopped_ckpt', name)
-            self._save(runner, name, dict(epoch=runner.epoch, iter=step))
+            self._save(runner, name, meta)
             if outdated != name:
                 self._remove(self.file_backend.join_path(self.out_dir, outdated))
         return self.last_ckpt
@@ -116,6 +119,7 @@ class AtomicCheckpointHook(CheckpointHook):
         )
         if is_main_process():
             write_text(osp.join(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
+        self.saved = meta['iter']
 
     def _save_best_checkpoint(self, runner, metrics) -> None:
         # Nothing was trained that could be the best.

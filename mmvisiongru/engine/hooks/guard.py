@@ -7,16 +7,15 @@ from math import isfinite
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, barrier, get_world_size
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from torch import nn
 
 from mmvisiongru.engine.hooks.checkpoint import AtomicCheckpointHook
 from mmvisiongru.engine.optim import is_accumulating, single_wrappers
+from mmvisiongru.engine.signals import SIGNALS
 from mmvisiongru.errors import InputError
 from mmvisiongru.registry import HOOKS
 
-# SIGUSR1 is what slurm sends ahead of a time limit, if it is asked to. Windows has no such signal.
-SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1') if hasattr(signal, name)]
 # Seconds after which a second signal is a user's, who wants to quit at once, and not a launcher's duplicate.
 FORCE_QUIT_AFTER_S = 5.0
 
@@ -26,8 +25,9 @@ class GuardHook(Hook):
     """Stops on a signal with a checkpoint, and on repeated non-finite losses or gradients without one.
 
     An optimizer step with a non-finite gradient is skipped, so the weights stay good. The processes of a run
-    decide together: a signal to one of them stops all, after the iteration in which it comes. The exit code
-    is 128 + its number.
+    decide together: a signal to one of them stops all, after the iteration in which it comes. In a
+    validation, the checkpoint is saved at once; several processes still finish it before they stop. The exit
+    code is 128 + the number of the signal.
 
     Args:
         patience (int): Consecutive iterations with a non-finite loss or gradient after which the run ends.
@@ -42,6 +42,8 @@ class GuardHook(Hook):
             raise ValueError(f'patience must be at least 1, got {patience}')
         self.patience, self.consecutive, self.fault = patience, 0, None
         self.signal, self.since, self.handlers, self.handles = 0, 0.0, {}, []
+        # Where the run is: between two iterations, its model is one that can be saved.
+        self.between, self.validating, self.saved = False, False, False
         # Per wrapper: backward passes so far and loss scale. Per optimizer: whether its gradient was finite.
         self.counts, self.scales, self.finite = {}, {}, {}
 
@@ -61,6 +63,9 @@ class GuardHook(Hook):
             raise SystemExit(128 + number)
         if not self.signal:
             self.signal, self.since = number, time.monotonic()
+            # Torch's handler raises wherever this process is once a worker dies. Without it, the dataloader
+            # notices between two iterations.
+            self.handlers.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
 
     def _before_step(self, optimizer, args, kwargs) -> None:
         """Skip the step if a gradient is not finite."""
@@ -73,6 +78,7 @@ class GuardHook(Hook):
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         """Forget the steps of the iteration before."""
+        self.between = False
         self.finite.clear()
         self.counts = {w: w.inner_count for w in single_wrappers(runner.optim_wrapper)}
 
@@ -92,7 +98,34 @@ class GuardHook(Hook):
             self.consecutive, self.fault = 0, None
         # With half of an accumulated gradient, the resumed run would not be the same.
         if number and not is_accumulating(runner.optim_wrapper):
-            self.stop(runner, number, runner.iter + 1)
+            self._save(runner, number, runner.iter + 1)
+            # No process leaves before the file is there: a launcher ends the others with the first.
+            barrier()
+            raise SystemExit(128 + number)
+        self.between = True
+
+    def before_val_epoch(self, runner) -> None:
+        """Note that the model has averaged weights from here on."""
+        self.validating = True
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        """Note that the model has its own weights again."""
+        self.validating = False
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """Save at once on a signal: the validation may take longer than the time that is left."""
+        if self.signal and self.between and not self.saved:
+            self._save(runner, self.signal, runner.iter)
+            # The other processes may not have got the signal, and wait for this one to gather the metrics.
+            if get_world_size() == 1:
+                raise SystemExit(128 + self.signal)
+
+    def after_failure(self, runner) -> None:
+        """Save on a signal although the run fails, as it does if the signal ended a dataloader worker."""
+        if self.signal and self.between:
+            if not self.saved:
+                self._save(runner, self.signal, runner.iter)
+            raise SystemExit(128 + self.signal)
 
     def _took_step(self, wrapper) -> bool | None:
         """Whether a step was taken; None if none was due, or if a smaller loss scale may still help."""
@@ -135,14 +168,19 @@ class GuardHook(Hook):
                 f'{lost[0]}; no checkpoint is written, the last one is kept'
             )
 
-    def stop(self, runner, number: int, done: int) -> None:
-        """Save a checkpoint after so many iterations and end all processes, because of a signal."""
+    def _save(self, runner, number: int, done: int) -> None:
+        """Save a checkpoint after so many iterations because of a signal."""
         hook = next((h for h in runner.hooks if isinstance(h, AtomicCheckpointHook)), None)
-        saved = f'saved {hook.save_stopped(runner)}, go on with --resume' if hook else 'nothing saved'
+        averages = [h for h in runner.hooks if isinstance(h, EMAHook)] if self.validating else []
+        for average in averages:
+            average.after_val_epoch(runner)
+        accumulating = is_accumulating(runner.optim_wrapper)
+        saved = hook.save_stopped(runner, done) if hook and not accumulating else None
+        for average in averages:
+            average.before_val_epoch(runner)
+        self.saved = True
+        saved = f'saved {saved}, go on with --resume' if saved else 'nothing saved'
         runner.logger.warning(f'stopped by {signal.Signals(number).name} after iteration {done}: {saved}')
-        # No process leaves before the file is there: a launcher ends the others with the first.
-        barrier()
-        raise SystemExit(128 + number)
 
     def restore(self, runner) -> None:
         """Restore the signal handlers, and take the hooks off the optimizers."""
