@@ -143,8 +143,8 @@ class VRWKVAdapter(VRWKV):
     of the layers, and are read by those maps (Extractor), with deformable attention both times.
 
     Args:
-        arch (str | dict): 'tiny', 'small', 'base' or 'large', or a dict as of :class:`VRWKV`, of a depth that
-            four divides, with ``num_heads`` (int) and ``value_ratio`` (float) of the deformable attention.
+        arch (str | dict): 'tiny', 'small', 'base', 'large' or 'pico', or a dict as of :class:`VRWKV`, of a depth
+            that four divides, with ``num_heads`` (int) and ``value_ratio`` (float) of the deformable attention.
             'tiny' has factors of the branches here, which its classifier has not.
         prior_channels (int): Width of the convolutions at stride 4.
         points (int): Places that a query of the deformable attention reads in a map.
@@ -163,6 +163,8 @@ class VRWKVAdapter(VRWKV):
         'small': dict(VRWKV.arch_settings['small'], num_heads=6, value_ratio=1.0),
         'base': dict(VRWKV.arch_settings['base'], num_heads=12, value_ratio=0.5),
         'large': dict(VRWKV.arch_settings['large'], num_heads=16, value_ratio=0.5),
+        # VRWKV's has 11 layers, which are not four equal parts.
+        'pico': dict(embed_dims=96, depth=12, layer_scale=1.0, num_heads=6, value_ratio=1.0),
     }
     arch_options = dict(VRWKV.arch_options, num_heads=6, value_ratio=1.0)
 

@@ -192,6 +192,14 @@ def test_sizes(size):
     assert all(m.isfinite().all() for m in maps)
 
 
+def test_pico_has_a_layer_more_than_the_plain_backbone():
+    backbone = VRWKVAdapter('pico').eval()
+    assert backbone.depth == 12
+    with torch.no_grad():
+        maps = backbone(torch.rand(1, 3, 32, 64))
+    assert [tuple(m.shape[1:]) for m in maps] == [(96, 8, 16), (96, 4, 8), (96, 2, 4), (96, 1, 2)]
+
+
 def test_padding_is_zeros_below_and_right():
     model, x = small(), image(33, 46)
     padded = model(nn.functional.pad(x, (0, 64 - 46, 0, 64 - 33)))
@@ -308,7 +316,7 @@ def test_layer_depth():
     [
         (dict(arch=dict(SMALL, depth=6)), 'depth must be a multiple of 4, got 6'),
         (dict(arch=dict(SMALL, num_heads=5)), 'heads must divide the width of the values, got 5 for 12'),
-        (dict(arch='pico'), 'arch must be one of .*tiny'),
+        (dict(arch='nano'), 'arch must be one of .*tiny'),
         (dict(arch=dict(SMALL, head=1)), "got .*'head'"),
         (dict(points=0), 'points must be positive, got 0'),
         (dict(prior_channels=0), 'prior_channels must be positive, got 0'),
