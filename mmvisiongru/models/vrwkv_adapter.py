@@ -143,8 +143,9 @@ class VRWKVAdapter(VRWKV):
     of the layers, and are read by those maps (Extractor), with deformable attention both times.
 
     Args:
-        arch (str | dict): 'tiny', 'small', 'base', 'large' or 'pico', or a dict as of :class:`VRWKV`, of a depth
-            that four divides, with ``num_heads`` (int) and ``value_ratio`` (float) of the deformable attention.
+        arch (str | dict): 'tiny', 'small', 'base', 'large' or 'pico', or a dict as of :class:`VRWKV`, of a
+            depth that four divides, with ``num_heads`` (int) and ``value_ratio`` (float) of the deformable
+            attention.
             'tiny' has factors of the branches here, which its classifier has not.
         prior_channels (int): Width of the convolutions at stride 4.
         points (int): Places that a query of the deformable attention reads in a map.
