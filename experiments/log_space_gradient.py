@@ -22,16 +22,17 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
 # A script has only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.training_report import interval, paired
+from mmvisiongru.config import get_config
 from mmvisiongru.files import write_text
 from mmvisiongru.launch.options import one_line_errors
-from mmvisiongru.launch.prepare import prepare_training
+from mmvisiongru.launch.prepare import TRAINING, prepare_training
 from mmvisiongru.models.layers import MinGRU2D
 from tools.analysis_tools.analyze_logs import METRICS, read_run
 
@@ -127,12 +128,10 @@ class GradientHook(Hook):
 
 def train(config: str, options: dict, seed: int, scan: str, work_dir: Path, every: int) -> dict:
     """Train once; gives the comparison of gradients, the losses and the metric at the end."""
-
-    def merge(cfg: Config, _) -> None:
-        cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
-        cfg.work_dir, cfg.log_level = str(work_dir / f'{scan}_{seed}'), 'ERROR'
-
-    runner = prepare_training(argparse.Namespace(config=config, cfg_options=options, resume=None), merge)
+    cfg = get_config(config, options, TRAINING)
+    cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
+    cfg.work_dir, cfg.log_level = str(work_dir / f'{scan}_{seed}'), 'ERROR'
+    runner = prepare_training(cfg)
     use_scan(runner.model, scan)
     hook = GradientHook(every)
     runner.register_hook(hook)

@@ -8,7 +8,7 @@ from mmvisiongru._compat import set_inference_attributes
 from mmvisiongru.checkpoint import Checkpoint, load_weights, read_checkpoint, state_dict_of
 from mmvisiongru.config import get_config, list_configs
 from mmvisiongru.inference import optimize_for_inference
-from mmvisiongru.launch.classes import dataset_meta
+from mmvisiongru.launch.checks import dataset_meta
 from mmvisiongru.models.layers.precision import score_in_float32
 from mmvisiongru.zoo import build_model, model_config
 
@@ -55,7 +55,7 @@ def get_model(
     cfg = model_config(name) if isinstance(name, str) else name
     model = build_model(cfg)
     meta = _load(model, checkpoint).meta if checkpoint else {}
-    classes = meta.get('dataset_meta') or (dataset_meta(cfg) if cfg.get('test_dataloader') else None)
+    classes = meta.get('dataset_meta') or dataset_meta(cfg)
     set_inference_attributes(model, cfg, classes)
     score_in_float32(model)
     model = model.to(device, dtype).eval()

@@ -87,9 +87,14 @@ def get_config(name: str, cfg_options: dict | None = None, required: Iterable[st
         cfg.merge_from_dict(cfg_options or {})
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise InputError(f'--cfg-options does not fit {path}: {in_one_line(error)}') from error
-    if missing := [key for key in required if cfg.get(key) is None]:
-        raise InputError(f'config file {path} has no {", ".join(missing)}; is it a part for `_base_`?')
+    check_required(cfg, required)
     return cfg
+
+
+def check_required(cfg: Config, keys: Iterable[str]) -> None:
+    """Refuse a config in which a top-level key has no value."""
+    if missing := ', '.join(key for key in keys if cfg.get(key) is None):
+        raise InputError(f'config file {cfg.filename} has no {missing}; is it a part for `_base_`?')
 
 
 def _find(name: str) -> str:

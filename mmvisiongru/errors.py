@@ -36,6 +36,8 @@ def in_one_line(error: BaseException, width: int = 300) -> str:
         >>> in_one_line(OSError('no such file'))
         'OSError: no such file'
     """
-    text = ' '.join(str(error).split())
+    # A KeyError quotes its text.
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    text = ' '.join(str(text).split())
     text = text if len(text) <= width else f'{text[: width - 4]} ...'
     return text if type(error) in (InputError, ValueError) else f'{type(error).__name__}: {text}'

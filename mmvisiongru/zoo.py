@@ -11,8 +11,9 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmvisiongru.config import config_files, get_config
-from mmvisiongru.errors import InputError, did_you_mean, in_one_line
-from mmvisiongru.launch.names import check_names
+from mmvisiongru.errors import InputError, did_you_mean
+from mmvisiongru.launch.checks import check_config
+from mmvisiongru.launch.prepare import building
 from mmvisiongru.launch.processes import replace_sync_bn
 
 SCOPES = ('mmpretrain', 'mmseg', 'mmvisiongru')
@@ -68,20 +69,16 @@ def build_model(model: str | Config, backend: str = 'auto', device: str = 'cpu')
     """
     cfg = model_config(model) if isinstance(model, str) else model
     scope, settings = cfg.get('default_scope') or 'mmengine', single_view(cfg)
-    check_names(Config(dict(model=settings, default_scope=scope)))
     replace_sync_bn(settings)
+    check_config(Config(dict(model=settings, default_scope=scope)))
     # As the Runner passes it to the model.
     if cfg.get('data_preprocessor'):
         settings.setdefault('data_preprocessor', cfg.data_preprocessor)
     backbone = settings.get('backbone') or settings
-    with DefaultScope.overwrite_default_scope(scope), torch.device(device):
-        try:
-            for argument in _backend_arguments(MODELS.get(backbone.type)):
-                backbone[argument] = backend
-            return MODELS.build(settings)
-        # The constructors of three libraries fail in any way.
-        except Exception as error:
-            raise InputError(f'{cfg.filename or settings.type}: {in_one_line(error)}') from error
+    with building(cfg), DefaultScope.overwrite_default_scope(scope), torch.device(device):
+        for argument in _backend_arguments(MODELS.get(backbone.type)):
+            backbone[argument] = backend
+        return MODELS.build(settings)
 
 
 def image_size(cfg: Config, default: int = 224) -> tuple[int, int]:

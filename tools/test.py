@@ -8,12 +8,12 @@ The metrics go to the screen and to WORK_DIR/TIME/TIME.json.
 
 import argparse
 import os.path as osp
-from copy import deepcopy
 
 import mmengine
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
+from mmvisiongru.config import get_config
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import (
     add_common_options,
@@ -21,7 +21,7 @@ from mmvisiongru.launch.options import (
     merge_common_options,
     one_line_errors,
 )
-from mmvisiongru.launch.prepare import prepare_test
+from mmvisiongru.launch.prepare import TESTING, prepare_test
 from mmvisiongru.outputs import check_output, data_folders
 
 # Metrics of mmseg that write predictions in a form of their own.
@@ -55,8 +55,8 @@ def parse_args(argv=None):
     parser.add_argument(
         '--tta',
         action='store_true',
-        help='test-time augmentation with tta_model and tta_pipeline of the config; a classifier without '
-        'them is flipped',
+        help='test-time augmentation with tta_model and tta_pipeline of the config; without a tta_pipeline '
+        'each image is tested plain and mirrored',
     )
     add_common_options(parser)
     return parser.parse_args(argv)
@@ -96,21 +96,20 @@ def merge_show(cfg: Config, args) -> None:
 
 def merge_tta(cfg: Config) -> None:
     """Wrap the model for test-time augmentation and take the pipeline that makes the views."""
-    if is_classifier(cfg):
-        cfg.setdefault('tta_model', dict(type='mmpretrain.AverageClsScoreTTA'))
-        cfg.setdefault('tta_pipeline', flip_pipeline(cfg.test_dataloader.dataset.pipeline))
-    if missing := [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]:
-        raise InputError(f'--tta needs {" and ".join(missing)} in the config')
+    kind = 'mmpretrain.AverageClsScoreTTA' if is_classifier(cfg) else 'mmseg.SegTTAModel'
+    cfg.setdefault('tta_model', dict(type=kind))
+    cfg.setdefault('tta_pipeline', flip_pipeline(cfg.test_dataloader.dataset.pipeline))
     if cfg.model.type != cfg.tta_model.type:
         cfg.model = dict(cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
 
 def flip_pipeline(pipeline: list) -> list:
-    """The test pipeline with each image plain and mirrored before it is packed."""
-    *head, pack = deepcopy(pipeline)
-    flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-    return [*head, dict(type='TestTimeAug', transforms=[flips, [pack]])]
+    """The test pipeline with each image plain and mirrored; its labels stay as they are."""
+    loads = [i for i, step in enumerate(pipeline) if step['type'] == 'LoadAnnotations']
+    head, rest = pipeline[: (loads or [-1])[0]], pipeline[(loads or [-1])[0] :]
+    flips = [dict(type='RandomFlip', prob=probability) for probability in (0.0, 1.0)]
+    return [*head, dict(type='TestTimeAug', transforms=[flips, *([step] for step in rest)])]
 
 
 def merge_out(cfg: Config, out: str) -> None:
@@ -138,7 +137,9 @@ def main(argv=None):
     """Test."""
     args = parse_args(argv)
     with one_line_errors(args.debug):
-        metrics = prepare_test(args, merge_args).test()
+        cfg = get_config(args.config, args.cfg_options, TESTING)
+        merge_args(cfg, args)
+        metrics = prepare_test(cfg, args.checkpoint).test()
         if args.out_item == 'metrics' and is_main_process():
             mmengine.dump(metrics, args.out)
 

@@ -8,6 +8,7 @@ import argparse
 
 from mmengine.config import Config
 
+from mmvisiongru.config import get_config
 from mmvisiongru.engine.resume import CHOICES
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import (
@@ -16,9 +17,8 @@ from mmvisiongru.launch.options import (
     merge_common_options,
     one_line_errors,
 )
-from mmvisiongru.launch.prepare import prepare_training
+from mmvisiongru.launch.prepare import TRAINING, prepare_training
 from mmvisiongru.launch.processes import has_gpu
-from mmvisiongru.launch.trial import fit_to_trial
 
 AMP_WRAPPERS = ('AmpOptimWrapper', 'mmvisiongru.CPUAmpOptimWrapper')
 
@@ -74,7 +74,6 @@ def merge_args(cfg: Config, args) -> None:
     """Merge the command line into the config."""
     merge_common_options(cfg, args)
     if args.trial:
-        fit_to_trial(cfg, args.trial)
         # Not where the real run would find a checkpoint to resume.
         cfg.work_dir = args.work_dir or f'{cfg.work_dir.rstrip("/")}_trial'
     if args.schedule:
@@ -109,7 +108,9 @@ def main(argv=None):
     """Train."""
     args = parse_args(argv)
     with one_line_errors(args.debug):
-        prepare_training(args, merge_args).train()
+        cfg = get_config(args.config, args.cfg_options, TRAINING)
+        merge_args(cfg, args)
+        prepare_training(cfg, args.resume, args.trial).train()
 
 
 if __name__ == '__main__':

@@ -1,11 +1,13 @@
 """What a file says of itself, so that whoever runs it needs no config."""
 
 import json
+from collections.abc import Sequence
 
+import numpy as np
 from mmengine.config import Config
 
 from mmvisiongru.errors import InputError
-from mmvisiongru.launch.classes import dataset_meta, with_colours
+from mmvisiongru.launch.checks import dataset_meta
 from mmvisiongru.version import __version__
 
 # Steps of a test pipeline that change no size, and those that tools/deployment/demo_onnx.py follows.
@@ -43,3 +45,10 @@ def describe(
         version=__version__,
     )
     return entries, [step.type for step in pipeline if step.type not in RESIZING]
+
+
+def with_colours(classes: Sequence[str], palette: Sequence | None = None) -> dict:
+    """Classes with their palette, or with the colours that mmseg gives classes that have none."""
+    if len(palette or ()) != len(classes):
+        palette = np.random.RandomState(42).randint(0, 255, (len(classes), 3)).tolist()
+    return dict(classes=classes, palette=palette)

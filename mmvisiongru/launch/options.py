@@ -1,11 +1,11 @@
-"""What the command lines of the scripts share."""
+"""Options that the command lines of the scripts share, and how the scripts end with an error."""
 
 import os
 import os.path as osp
 import sys
 import time
 import traceback
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentError, ArgumentParser, Namespace
 from contextlib import contextmanager
 
 from mmengine.config import Config, DictAction
@@ -13,13 +13,24 @@ from mmengine.config import Config, DictAction
 from mmvisiongru.errors import InputError
 
 
+class SettingsAction(DictAction):
+    """KEY=VALUE settings; what cannot be read is an error of the command line."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Read the settings."""
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (AssertionError, ValueError) as error:
+            raise ArgumentError(self, f'must be KEY=VALUE, got {" ".join(values)}') from error
+
+
 def add_config_options(parser: ArgumentParser) -> None:
-    """Add the config and what every script does with one."""
-    parser.add_argument('config', help='config file')
+    """Add the config, settings over it, and ``--debug``."""
+    parser.add_argument('config', help='config file, or the name of a config of mmvisiongru')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=SettingsAction,
         help='override settings of the config with KEY=VALUE; a list is KEY=a,b or KEY="[a,b]", '
         'a nested one KEY="[(a,b),(c,d)]"',
     )
@@ -47,7 +58,7 @@ def add_common_options(parser: ArgumentParser) -> None:
 def merge_common_options(cfg: Config, args: Namespace) -> None:
     """Merge what :func:`add_common_options` added into the config; the command line wins."""
     if args.work_dir or not cfg.get('work_dir'):
-        stem = osp.splitext(osp.basename(args.config))[0]
+        stem = osp.splitext(osp.basename(cfg.filename))[0]
         cfg.work_dir = args.work_dir or osp.join('./work_dirs', stem)
     if args.launcher:
         cfg.launcher = args.launcher
@@ -68,8 +79,9 @@ def one_line_errors(debug: bool = False):
 
     With ``debug`` the traceback stands before the line.
 
-    All processes of a distributed run meet the same error. The first of each node prints it and the launcher
-    then ends the others, so those wait; if nothing ends them the error was theirs alone, and they print it.
+    All processes of a distributed run meet the same error. The first of each node prints it, and the launcher
+    then ends the others. So the others wait; if nothing ends them the error was theirs alone, and they print
+    it.
     """
     try:
         yield
@@ -78,7 +90,7 @@ def one_line_errors(debug: bool = False):
             time.sleep(20)
         if debug:
             traceback.print_exception(error)
-        # From a worker it comes with the worker's stack in front.
+        # A worker of a data loader puts its stack in front.
         message = str(error).split(f'{InputError.__module__}.{InputError.__name__}: ')[-1]
         print('error:', ' '.join(message.split()), file=sys.stderr)
         sys.exit(2)

@@ -1,19 +1,14 @@
-"""From a command line to a checked Runner: the one order that every script keeps.
+"""From a config to a checked Runner, in the one order that every script keeps.
 
-1. Read the config with the settings of the command line, then what else the command line says.
-2. Check what the config says: names of settings, of top-level keys.
-3. Check what it names on this machine: work dir, data, checkpoint.
-4. Join the other processes of the run.
-5. Build the Runner, its loops, optimizer and schedules. What cannot be built names its place in the config.
-6. Compare the checkpoint with the model.
-
-Each step only needs those before it, the cheap ones come first, and none is left for iteration 1.
+Check what the config says, its folders and its checkpoint; join the other processes; build the Runner with
+its loops, optimizer and schedules; compare the model with its data and its checkpoint. The cheap steps come
+first, and none is left for iteration 1.
 """
 
 import logging
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from mmengine.config import Config
@@ -29,115 +24,81 @@ from mmvisiongru.checkpoint import (
     refuse_pickled_code,
 )
 from mmvisiongru.config import get_config
-from mmvisiongru.errors import InputError
+from mmvisiongru.errors import InputError, did_you_mean, in_one_line
 from mmvisiongru.files import check_folder
-from mmvisiongru.launch.classes import check_classes
-from mmvisiongru.launch.data import check_data
-from mmvisiongru.launch.names import check_names, unmatched_custom_keys
-from mmvisiongru.launch.places import explain
+from mmvisiongru.launch.checks import check_config
+from mmvisiongru.launch.model_checks import check_built
 from mmvisiongru.launch.processes import prepare_launch
-from mmvisiongru.launch.quiet import import_quietly
-from mmvisiongru.launch.shapes import check_shapes
-from mmvisiongru.launch.trial import check_schedule
+from mmvisiongru.launch.trial import build_schedule, shorten
 
 # Top-level keys without which a config is for something else.
 TRAINING = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
 TESTING = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
+# How numpy names an empty list of samples, inside mmengine's BaseDataset.
+NO_SAMPLES = 'need at least one array to concatenate'
 # Dataloaders that training goes through.
 TRAINING_DATA = ('train_dataloader', 'val_dataloader')
 
-Merge = Callable[[Config, Namespace], None]
 
-
-def read_config(args: Namespace, required: Iterable[str] = (), merge: Merge | None = None) -> Config:
-    """Read ``args.config`` with ``args.cfg_options``, let ``merge`` add the rest of the command line.
-
-    Raises:
-        InputError: As :func:`mmvisiongru.config.get_config`.
-    """
+def prepare_config(args: Namespace, required: Iterable[str] = (), dataloaders: Iterable[str] = ()) -> Config:
+    """Read and check the config of a command line, for scripts that need no Runner."""
     refuse_pickled_code()
     cfg = get_config(args.config, args.cfg_options, required)
-    import_quietly(cfg.get('default_scope'))
-    if merge:
-        merge(cfg, args)
-    return cfg
-
-
-def check_config(cfg: Config, dataloaders: Iterable[str] = ()) -> None:
-    """Check what the config says, and the folders of the data that the script will read.
-
-    Raises:
-        InputError: Something cannot be used.
-    """
-    check_names(cfg)
-    check_classes(cfg, dataloaders)
-    check_data(cfg, dataloaders)
-
-
-def prepare_config(
-    args: Namespace,
-    required: Iterable[str] = (),
-    dataloaders: Iterable[str] = (),
-    merge: Merge | None = None,
-) -> Config:
-    """Read and check a config, for scripts that need no Runner."""
-    cfg = read_config(args, required, merge)
     check_config(cfg, dataloaders)
     return cfg
 
 
-def prepare_training(args: Namespace, merge: Merge) -> Runner:
+def prepare_training(cfg: Config, resume: str | None = None, trial: int | None = None) -> Runner:
     """Give the Runner of a training, whose next step is ``train()``.
 
     Args:
-        args (Namespace): With ``config``, ``cfg_options`` and ``resume``: a path, 'auto' or None.
-        merge (Callable): Merges the rest of the command line into the config.
+        cfg (Config): With all that the command line says.
+        resume (str, optional): A checkpoint to resume, or 'auto' for the latest in the work dir.
+        trial (int, optional): Train this many iterations or epochs, with the schedule in proportion.
 
     Raises:
         InputError: Something cannot be used; nothing was trained.
     """
-    cfg = prepare_config(args, TRAINING, TRAINING_DATA, merge)
+    refuse_pickled_code()
+    check_config(cfg, TRAINING_DATA)
+    before = shorten(cfg, trial) if trial else None
     check_folder(cfg.work_dir)
-    checkpoint, notes = find_resume(cfg, args.resume)
+    checkpoint, notes = find_resume(cfg, resume)
     if checkpoint is None and cfg.get('load_from'):
         checkpoint = read_checkpoint(cfg.load_from)
     notes += prepare_launch(cfg)
     with building(cfg):
         runner = build_runner(cfg)
-        notes += _build_training(runner)
-    check_shapes(cfg, runner.model, runner.world_size)
+        check_built(runner, dict(train_dataloader=runner.train_loop, val_dataloader=runner.val_loop))
+        build_optimizer(runner)
+        notes += build_schedule(runner, before)
     if checkpoint:
         coverage = None if cfg.resume else cfg.get('load_coverage', 1.0)
         unfit = check_weights(runner.model, checkpoint, coverage)
         runner.loaded = checkpoint
         notes += [f'of {cfg.load_from}, not loaded: {line}' for line in unfit]
-    for note in [*notes, *unmatched_custom_keys(cfg, runner.model)]:
+    for note in notes:
         runner.logger.warning(note)
     return runner
 
 
-def prepare_test(args: Namespace, merge: Merge) -> Runner:
-    """Give the Runner of a test, whose next step is ``test()``.
-
-    Args:
-        args (Namespace): With ``config``, ``cfg_options`` and ``checkpoint``.
-        merge (Callable): Merges the rest of the command line into the config.
+def prepare_test(cfg: Config, checkpoint: str) -> Runner:
+    """Give the Runner of a test with the weights of a checkpoint, whose next step is ``test()``.
 
     Raises:
         InputError: Something cannot be used.
     """
-    cfg = prepare_config(args, TESTING, ('test_dataloader',), merge)
+    refuse_pickled_code()
+    check_config(cfg, ('test_dataloader',))
     check_folder(cfg.work_dir)
-    cfg.load_from, cfg.resume = args.checkpoint, False
-    checkpoint = read_checkpoint(args.checkpoint)
+    cfg.load_from, cfg.resume = checkpoint, False
+    loaded = read_checkpoint(checkpoint)
     notes = prepare_launch(cfg)
     with building(cfg):
         runner = build_runner(cfg)
-        # Only to be built: it stays with the Runner.
-        _ = runner.test_loop
-    check_shapes(cfg, runner.model)
-    check_weights(runner.model, checkpoint)
-    runner.loaded = checkpoint
+        check_built(runner, dict(test_dataloader=runner.test_loop))
+    check_weights(runner.model, loaded)
+    runner.loaded = loaded
     for note in notes:
         runner.logger.warning(note)
     return runner
@@ -163,7 +124,7 @@ def find_resume(cfg: Config, resume: str | None) -> tuple[Checkpoint | None, lis
 
 @contextmanager
 def building(cfg: Config) -> Iterator[None]:
-    """Turn what goes wrong while a part of the config is built into one line with its place there.
+    """Turn what goes wrong while a part of the config is built into one line behind the config's path.
 
     The traceback goes to the log file of the run, if there is one by then.
 
@@ -176,18 +137,17 @@ def building(cfg: Config) -> Iterator[None]:
         raise
     # What the config names is code of anybody, and fails in any way.
     except Exception as error:
-        line = explain(error, cfg)
-        _log_traceback(f'{line}\n{"".join(traceback.format_exception(error))}')
+        line = f'{cfg.filename or cfg.model.type}: {in_one_line(error)}'
+        if NO_SAMPLES in line:
+            line += ' (a data set without samples: check its data_prefix, suffixes and ann_file)'
+        logger = MMLogger.get_current_instance()
+        text = f'{line}\n{"".join(traceback.format_exception(error))}'
+        record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None)
+        for handler in logger.handlers:
+            # The terminal gets the line alone.
+            if isinstance(handler, logging.FileHandler):
+                handler.emit(record)
         raise InputError(line) from error
-
-
-def _log_traceback(text: str) -> None:
-    logger = MMLogger.get_current_instance()
-    record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None)
-    for handler in logger.handlers:
-        # On the screen it is one line.
-        if isinstance(handler, logging.FileHandler):
-            handler.emit(record)
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -195,17 +155,42 @@ def build_runner(cfg: Config) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
-def _build_training(runner: Runner) -> list[str]:
-    """Build what ``Runner.train`` would build, in its order; it finds it and goes on. Returns what to log."""
-    runner._train_loop = runner.build_train_loop(runner._train_loop)
-    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+class AskedSettings(dict):
+    """Settings that remember which of them were asked for, present or not."""
+
+    def __init__(self, settings: dict):
+        super().__init__(settings)
+        self.asked = set()
+
+    def get(self, key, default=None):
+        """Get a setting."""
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key):
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def build_optimizer(runner: Runner) -> None:
+    """Build the optimizer of a Runner, and refuse settings for it that its constructor did not ask for.
+
+    Raises:
+        InputError: One is misspelt, or for another constructor.
+    """
+    settings = runner.optim_wrapper
+    paramwise = AskedSettings(settings.get('paramwise_cfg') or {})
+    if paramwise:
+        settings = dict(settings, paramwise_cfg=paramwise)
+    runner.optim_wrapper = runner.build_optim_wrapper(settings)
+    for key in set(paramwise) - paramwise.asked:
+        hint = (
+            did_you_mean(key, paramwise.asked, cutoff=0.75) or '; set the optim_wrapper.constructor that does'
+        )
+        raise InputError(f'nothing reads optim_wrapper.paramwise_cfg.{key} in {runner.cfg.filename}{hint}')
     # Once: a lr that is scaled must not be scaled again.
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     runner.auto_scale_lr = None
-    # Here, as only the data set knows how many iterations an epoch has.
-    notes = check_schedule(runner.cfg, runner.max_iters, runner.max_epochs)
-    if runner.param_schedulers is not None:
-        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
-    if runner._val_loop is not None:
-        runner._val_loop = runner.build_val_loop(runner._val_loop)
-    return notes

@@ -4,12 +4,10 @@ import copy
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.engine import LearningRateDecayOptimWrapperConstructor
 
 from mmvisiongru.errors import InputError
-from mmvisiongru.launch.names import check_names
 from tests.harness.config_builders import CLASSIFIER, UPERNET, build_model, load, scope
 from tests.harness.toy import run, toy_runner
 
@@ -122,11 +120,3 @@ def test_state_of_other_groups_is_refused(tmp_path):
     grouped = {'optim_wrapper.constructor': GROUPED}
     with pytest.raises(InputError, match=r'6 groups of 6 parameters, .* 3 of 6; .*optim_wrapper.*load_from='):
         toy_runner(tmp_path, resume=True, **DECAY, **grouped).train()
-
-
-def test_layer_decay_without_its_constructor_is_refused():
-    wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.9), constructor=GROUPED)
-    check_names(Config(dict(optim_wrapper=wrapper)))
-    del wrapper['constructor']
-    with pytest.raises(InputError, match="unknown key 'layer_decay_rate' in optim_wrapper"):
-        check_names(Config(dict(optim_wrapper=wrapper)))

@@ -416,7 +416,6 @@ def test_training_input_that_cannot_be_used(classifier, tool, args, message):
             'data folder {folder}/nowhere (test_dataloader.dataset.data_root) does not '
             'exist; make it with make_scenes()',
         ),
-        (['nodata.py', 'fits.pth', '--tta'], '--tta needs tta_pipeline in the config'),
     ],
 )
 def test_test_input_that_cannot_be_used(classifier, tool, args, message):

@@ -18,8 +18,9 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmvisiongru.config import get_config
 from mmvisiongru.launch.options import add_config_options, one_line_errors
-from mmvisiongru.launch.prepare import prepare_test
+from mmvisiongru.launch.prepare import TESTING, prepare_test
 from mmvisiongru.outputs import check_output, data_folders, save_figure
 
 # With more classes the values in the cells cannot be read.
@@ -124,7 +125,9 @@ def main(argv=None):
     """Test, then write."""
     args = parse_args(argv)
     with one_line_errors(args.debug), TemporaryDirectory() as args.work_dir:
-        matrix, classes = confusion_matrix(prepare_test(args, merge_args))
+        cfg = get_config(args.config, args.cfg_options, TESTING)
+        merge_args(cfg, args)
+        matrix, classes = confusion_matrix(prepare_test(cfg, args.checkpoint))
     rows = [[name, *row] for name, row in zip(classes, matrix.tolist(), strict=True)]
     written = save_figure(draw(matrix, classes), [['true \\ predicted', *classes], *rows], args.out)
     print('\n'.join(worst_confusions(matrix, classes)))

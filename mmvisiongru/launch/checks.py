@@ -1,0 +1,225 @@
+"""Check what a config says before anything is built: names, sizes, folders of data."""
+
+import inspect
+import io
+import os
+import os.path as osp
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout, suppress
+from importlib import import_module
+
+import mmengine.registry
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.registry import DATASETS, DefaultScope, Registry
+from mmengine.utils import get_object_from_string
+from torch.utils.data import DataLoader
+
+# Makes the classes of this package known under their scope.
+import mmvisiongru.registry  # noqa: F401
+from mmvisiongru.config import KNOWN_KEYS, settings
+from mmvisiongru.errors import InputError, did_you_mean
+
+ROOTS = [r for r in vars(mmengine.registry).values() if isinstance(r, Registry) and r.parent is None]
+# Hooks that keep unknown arguments for a call in mid-run, which then fails.
+SWALLOWING = (CheckpointHook, EMAHook)
+# Data sets of mmpretrain that download their data.
+DOWNLOADED = ('CIFAR10', 'CIFAR100', 'FashionMNIST', 'MNIST')
+# Warnings of the libraries that say nothing about a run.
+KNOWN_WARNINGS = ('Default ``avg_non_ignore`` is False', 'The draw is False', "'pin_memory' argument is set")
+
+
+def check_config(cfg: Config, dataloaders: Iterable[str] = ()) -> None:
+    """Check what a config says, and the folders of the data that the script will read.
+
+    Raises:
+        InputError: Something cannot be used.
+    """
+    import_quietly(cfg.get('default_scope'))
+    check_names(cfg)
+    check_sizes(cfg)
+    check_data(cfg, dataloaders)
+
+
+def import_quietly(scope: str | None) -> None:
+    """Import the library of a scope without its messages about optional parts."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter('ignore')
+        for part in ('datasets', 'models') if scope else ():
+            # Not every scope has both; what is wrong with one shows where it is used.
+            with suppress(ImportError):
+                import_module(f'{scope}.{part}')
+    for message in KNOWN_WARNINGS:
+        warnings.filterwarnings('ignore', message=message)
+
+
+def parts(cfg: Config, *keys: str) -> Iterator[tuple[str, dict]]:
+    """All dictionaries under top-level keys of a config, each with its dotted name."""
+    for key in filter(cfg.get, keys):
+        yield from ((place, node) for place, node in settings(cfg[key], key) if isinstance(node, dict))
+
+
+def check_names(cfg: Config) -> None:
+    """Refuse misspelt types and arguments: names that no class has and that are close to one that exists.
+
+    mmengine refuses the others when it builds the part. Hooks may keep an unknown argument until they use it,
+    so theirs must be known.
+    """
+    scope, found = cfg.get('default_scope'), {}
+    for place, node in parts(cfg, *filter(KNOWN_KEYS.__contains__, cfg)):
+        key, _, name = place.partition('.')
+        for type_key in ('type', 'ema_type'):
+            kind = node.get(type_key)
+            if isinstance(kind, str) and kind not in found:
+                found[kind] = _find(kind, node.get('_scope_', scope))
+                if not found[kind] and (hint := near_type(kind, scope)):
+                    raise InputError(f'{place}.{type_key}: {kind!r} is not registered{hint}')
+        if 'type' in node:
+            kinds = found[node['type']] if isinstance(node['type'], str) else [node['type']]
+            classes = list(filter(inspect.isclass, kinds))
+            if any(issubclass(each, EMAHook) for each in classes):
+                classes += found.get(node.get('ema_type')) or _find('ExponentialMovingAverage', None)
+            _check_arguments(place, node, classes)
+        elif place in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            _check_arguments(place, node, [DataLoader])
+        elif key in ('default_hooks', 'custom_hooks') and name and '.' not in name:
+            hint = did_you_mean(name, [other for other in cfg[key] if other != name])
+            raise InputError(f'{place} in {cfg.filename} has no type{hint}')
+
+
+def _check_arguments(place: str, node: dict, classes: list[type]) -> None:
+    known = {'type', '_scope_', 'priority'}.union(*map(arguments_of, classes))
+    for key in set(node) - known if classes else ():
+        hint = did_you_mean(key, known, cutoff=0.75)
+        if hint or issubclass(classes[0], Hook):
+            hint = hint or f'; it takes {", ".join(sorted(known))}'
+            raise InputError(f'unknown key {key!r} in {place}{hint}')
+
+
+def _registries(*scopes: str) -> Iterator[Registry]:
+    """The registries of all kinds in some scopes, in all of them if none is given."""
+    for root in ROOTS:
+        for registry in (*root.children.values(), root):
+            if registry.scope in scopes or not scopes:
+                registry.import_from_location()
+                yield registry
+
+
+def _find(kind: str, scope: str | None) -> list:
+    """Find what a type names in the registries: one class, as a rule."""
+    prefix, _, name = kind.rpartition('.')
+    if prefix:
+        # Adds its registries to those of mmengine.
+        with suppress(ImportError):
+            import_module(f'{prefix}.registry')
+    names = [registry.module_dict for registry in _registries(prefix or scope, 'mmengine')]
+    found = [each[name] for each in names if name in each]
+    if prefix and not found:
+        # The full name of a class that is in no registry.
+        with suppress(Exception):
+            found = list(filter(None, [get_object_from_string(kind)]))
+    return found
+
+
+def near_type(kind: str, scope: str | None) -> str:
+    """End a message with the class that an unknown type may have meant, or with what is not installed."""
+    prefix, _, name = kind.rpartition('.')
+    names = {}
+    for registry in _registries(*filter(None, [prefix])):
+        # A class of the scope in use needs no prefix, and goes before others of its name.
+        own = not prefix and registry.scope in (scope, 'mmengine')
+        shown = {each: each if own else f'{registry.scope}.{each}' for each in registry.module_dict}
+        names = names | shown if own else shown | names
+    if prefix and not names:
+        return f'; is {prefix} installed?'
+    hint = did_you_mean(name, names, cutoff=0.75, show=lambda near: repr(names[near]))
+    return hint if scope else f"{hint or ';'} or set default_scope, to 'mmseg' or 'mmpretrain' for theirs"
+
+
+def arguments_of(kind: type) -> set[str]:
+    """Names of the arguments of a class, and of its bases where it passes ``**kwargs`` on to them."""
+    names = set()
+    for base in kind.__mro__:
+        if '__init__' in vars(base):
+            parameters = inspect.signature(base.__init__).parameters.values()
+            names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+            if base in SWALLOWING or not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break
+    return names - {'self'}
+
+
+def check_sizes(cfg: Config) -> None:
+    """Refuse sliding windows without a size, and training images that are padded beyond their crop."""
+    for place, node in parts(cfg, 'model'):
+        missing = [f'{place}.{key}' for key in ('crop_size', 'stride') if not node.get(key)]
+        if node.get('mode') == 'slide' and missing:
+            raise InputError(f"{place}.mode='slide' in {cfg.filename} needs {' and '.join(missing)}")
+    crops = [node['crop_size'] for _, node in parts(cfg, 'train_dataloader') if node.get('crop_size')]
+    size = ((cfg.get('model') or {}).get('data_preprocessor') or {}).get('size')
+    if crops and size:
+        crop = tuple(crops[-1]) if isinstance(crops[-1], (list, tuple)) else (crops[-1], crops[-1])
+        if any(padded > cut for padded, cut in zip(size, crop, strict=True)):
+            raise InputError(
+                f'model.data_preprocessor.size={tuple(size)} in {cfg.filename} pads the crops of {crop} with '
+                f'ignored pixels, which dilute the loss; set model.data_preprocessor.size={crop}'
+            )
+
+
+def datasets(cfg: Config, dataloaders: Iterable[str]) -> Iterator[tuple[str, dict]]:
+    """The data sets of dataloaders with their places, those inside RepeatDataset and the like too."""
+    for place, node in parts(cfg, *dataloaders):
+        if {'data_root', 'data_prefix'} & set(node):
+            yield place, node
+
+
+def check_data(cfg: Config, dataloaders: Iterable[str]) -> None:
+    """Check that the folders of the data sets exist and hold something.
+
+    Raises:
+        InputError: A folder is missing or empty. The message ends with the config's ``data_hint``, a text
+            that says how to get the data. Or it has a hidden folder, which would be read as data.
+    """
+    for place, dataset in datasets(cfg, dataloaders):
+        for key, folder in (folders := _folders(dataset)).items():
+            names = os.listdir(folder) if osp.isdir(folder) else None
+            if not names:
+                state = 'does not exist' if names is None else 'is empty'
+                hint = cfg.get('data_hint') or f'put the data there or set {place}.data_root'
+                raise InputError(f'data folder {folder} ({place}.{key}) {state}; {hint}')
+            hidden = [n for n in names if n.startswith('.') and osp.isdir(osp.join(folder, n))]
+            if hidden and key == [*folders][-1] and not dataset.get('ann_file'):
+                raise InputError(
+                    f'data folder {folder} ({place}.{key}) has a hidden folder {hidden[0]}, which would be '
+                    'read as data or as a class; delete it'
+                )
+
+
+def _folders(dataset: dict) -> dict[str, str]:
+    """The folders of a data set by the settings that name them; none if they are not on this machine."""
+    root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or ''
+    kind = str(dataset.get('type')).split('.')[-1]
+    if kind in DOWNLOADED or dataset.get('backend_args') or '://' in root:
+        return {}
+    if kind == 'ImageNet' and not prefix:
+        prefix = dataset.get('split', '')
+    folders = {'data_root': root}
+    for name, part in (prefix if isinstance(prefix, dict) else {'': prefix}).items():
+        if isinstance(part, str) and part:
+            folders[f'data_prefix.{name}'.rstrip('.')] = osp.join(root, part)
+    return {key: osp.abspath(osp.expanduser(folder)) for key, folder in folders.items() if folder}
+
+
+def lazy_dataset(cfg: Config, dataloader: str):
+    """Build a data set of a config without reading its data; None if it cannot be built so."""
+    for _, dataset in datasets(cfg, (dataloader,)):
+        # It may need its files.
+        with suppress(Exception), DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+            return DATASETS.build(dict(dataset, pipeline=[], lazy_init=True))
+    return None
+
+
+def dataset_meta(cfg: Config) -> dict | None:
+    """Classes and palette of the test data set; None if its classes are not known without its data."""
+    meta = getattr(lazy_dataset(cfg, 'test_dataloader'), 'metainfo', {})
+    return {k: meta[k] for k in ('classes', 'palette') if k in meta} if meta.get('classes') else None

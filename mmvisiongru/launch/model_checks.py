@@ -1,0 +1,243 @@
+"""Check a built model and its data before the first iteration: channels, classes, batch norm, one batch."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import get_world_size
+from mmengine.model import BaseTTAModel
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+from torch.utils.data import DataLoader
+
+from mmvisiongru.checkpoint.match import plain_model
+from mmvisiongru.errors import InputError, in_one_line
+
+# Pixels: at stride 32 an image of this side gives a map of 2 x 2, so a map of 1 x 1 was pooled.
+SIDE = 64
+# Samples in the batch that is tried.
+TRIED = 4
+
+
+def check_built(runner: Runner, loops: dict) -> None:
+    """Check the model of a Runner against the loops that it will run, by the keys of their dataloaders.
+
+    Raises:
+        InputError: Something does not fit.
+    """
+    loops, found = {key: loop for key, loop in loops.items() if loop is not None}, {}
+    for key, loop in loops.items():
+        found[f'{key}.dataset'] = loop.dataloader.dataset
+        for i, metric in enumerate(loop.evaluator.metrics if hasattr(loop, 'evaluator') else ()):
+            found[key.replace('dataloader', f'evaluator.{i}')] = metric
+    pooled = check_model(runner.cfg, runner.model)
+    check_labels(runner.cfg, runner.model, found)
+    if 'train_dataloader' in loops:
+        check_batch_norm(pooled, loops['train_dataloader'].dataloader)
+    for key, loop in {} if isinstance(runner.model, BaseTTAModel) else loops.items():
+        check_batch(key, loop.dataloader, runner.model, training=key == 'train_dataloader')
+
+
+def heads(cfg: Config, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The parts of a model that know a number of classes, as heads do, with their places in the config."""
+    for name, part in plain_model(model).named_modules():
+        # The proposals of a detector have classes of their own, and so have edges.
+        other = 'rpn' in name or hasattr(part, 'boundary_threshold')
+        if name and isinstance(getattr(part, 'num_classes', None), int) and not other:
+            # mmpretrain has it beside the model.
+            yield (name if name in cfg else f'model.{name}'), part
+
+
+def check_model(cfg: Config, model: nn.Module) -> list[str]:
+    """Compare the parts of a model with the maps that they get from each other, for a small image.
+
+    A part that fails for another reason is let pass: the first iteration will tell.
+
+    Returns:
+        list[str]: Batch norms that get one value per channel from one image.
+
+    Raises:
+        InputError: ``in_channels`` of a neck or head does not fit, or a head of one channel cannot work.
+    """
+    for place, head in heads(cfg, model):
+        if getattr(head, 'out_channels', None) == 1:
+            if any(getattr(part, 'use_sigmoid', None) is False for part in head.modules()):
+                raise InputError(
+                    f'{place} in {cfg.filename} has one output channel, whose softmax is 1: it learns '
+                    'nothing; set its num_classes=2 out_channels=1 threshold=0.5 loss_decode.use_sigmoid=True'
+                )
+            if isinstance(model, BaseTTAModel):
+                raise InputError(
+                    f'{place} in {cfg.filename} has one output channel, to which mmseg applies the sigmoid '
+                    'twice in test-time augmentation; test without --tta, or train with its out_channels=2'
+                )
+    plain = plain_model(model)
+    weight = next(plain.parameters(), None)
+    if weight is None or weight.is_meta or not isinstance(getattr(plain, 'backbone', None), nn.Module):
+        return []
+    mean = getattr(getattr(plain, 'data_preprocessor', None), 'mean', None)
+    image = weight.new_zeros(1, 3 if mean is None else len(mean), SIDE, SIDE)
+    with _looking(plain) as pooled:
+        try:
+            maps = plain.backbone(image)
+        # Whatever it is, it is not about the heads.
+        except Exception:
+            return []
+        if (neck := getattr(plain, 'neck', None)) is not None:
+            maps = _call(cfg, 'model.neck', neck, maps)
+        for name, child in plain.named_children() if isinstance(maps, Sequence) else ():
+            for i, part in enumerate(child) if isinstance(child, nn.ModuleList) else [('', child)]:
+                if hasattr(part, 'in_channels') and part not in (plain.backbone, neck):
+                    _call(cfg, f'model.{name}.{i}'.rstrip('.'), part, maps)
+    return pooled
+
+
+@contextmanager
+def _looking(model: nn.Module) -> Iterator[list[str]]:
+    """Run the model without a trace in it; gives the batch norms that get one value per channel."""
+    training, pooled = model.training, []
+
+    def look(name):
+        def hook(norm, inputs):
+            across = isinstance(norm, SyncBatchNorm) and get_world_size() > 1
+            if not across and inputs[0].numel() == inputs[0].size(1):
+                pooled.append(f'model.{name}')
+
+        return hook
+
+    norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
+    handles = [norm.register_forward_pre_hook(look(name)) for name, norm in norms]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield pooled
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+
+
+def _call(cfg: Config, place: str, part: nn.Module, maps: Sequence[Tensor]):
+    """Call a neck or head on maps; InputError if it fails because of their channels, otherwise None."""
+    try:
+        return part(maps)
+    # What it does not take fails in any way.
+    except Exception as error:
+        stated, index = getattr(part, 'in_channels', None), getattr(part, 'in_index', None)
+        widths = [m.size(1) for m in maps if torch.is_tensor(m)]
+        several = isinstance(stated, (list, tuple))
+        if index is None:
+            index = range(len(widths)) if several else -1
+        index = [index] if isinstance(index, int) else list(index)
+        if not all(-len(widths) <= i < len(widths) for i in index):
+            setting, wanted = 'in_index', f'one of {len(widths)} maps, or more model.backbone.out_indices'
+        else:
+            chosen = [widths[i] for i in index]
+            # A head that joins its maps keeps the sum of their channels.
+            if stated is None or [*stated] == chosen if several else stated in (None, sum(chosen)):
+                return None
+            chosen = chosen if several or len(chosen) > 1 else chosen[0]
+            setting, wanted = 'in_channels', str(chosen).replace(' ', '')
+        raise InputError(
+            f'{place}.{setting}={getattr(part, setting)} in {cfg.filename} does not fit maps of {widths} '
+            f'channels; set {place}.{setting}={wanted}'
+        ) from error
+
+
+def check_labels(cfg: Config, model: nn.Module, found: dict[str, object]) -> None:
+    """Compare the classes of data sets, heads and metrics, and the label that they ignore.
+
+    Args:
+        cfg (Config): The config.
+        model (nn.Module): The model, as a Runner holds it.
+        found (dict): Data sets and metrics by their places in the config.
+
+    Raises:
+        InputError: They disagree.
+    """
+    parts = found | dict(heads(cfg, model))
+    data = {place: (getattr(part, 'metainfo', None) or {}).get('classes') for place, part in found.items()}
+    data = {place: list(classes) for place, classes in data.items() if classes}
+    for (place, classes), (other, others) in pairwise(data.items()):
+        # A label is a place in this list.
+        if classes != others:
+            differ = ', '.join(sorted(map(str, {*classes} ^ {*others}))[:3]) or 'their order'
+            raise InputError(
+                f'classes of {place} ({len(classes)}) and {other} ({len(others)}) differ: {differ}; both '
+                'need the same classes in the same order'
+            )
+    for place, classes in [*data.items()][:1]:
+        numbers = _settings(parts, 'num_classes')
+        if wrong := {key: number for key, number in numbers.items() if number != len(classes)}:
+            right = dict.fromkeys(wrong, len(classes))
+            raise InputError(f'{_join(wrong)}, but {place} has {len(classes)} classes; set {_join(right)}')
+        for key, best in _settings(parts, 'topk').items():
+            if np.max(best) > len(classes) and getattr(parts[key[: -len('.topk')]], 'cal_acc', True):
+                raise InputError(f'{key}={best}, but {place} has {len(classes)} classes; set {key}=(1,)')
+    ignored = _settings(parts, 'ignore_index')
+    if len({*ignored.values()}) > 1:
+        raise InputError(f'{_join(ignored)} in {cfg.filename} disagree; set all to the label to ignore')
+
+
+def _settings(parts: dict[str, object], name: str) -> dict:
+    """Values of a setting by place, of those parts that have it."""
+    values = {f'{place}.{name}': getattr(part, name, None) for place, part in parts.items()}
+    return {key: value for key, value in values.items() if isinstance(value, (int, tuple, list))}
+
+
+def _join(values: dict[str, int]) -> str:
+    return ' '.join(f'{key}={value}' for key, value in values.items())
+
+
+def check_batch_norm(pooled: list[str], loader: DataLoader) -> None:
+    """Refuse batches of one sample, all or the last of an epoch, before a batch norm of pooled maps."""
+    size, sampler = loader.batch_size, getattr(loader.sampler, 'sampler', loader.sampler)
+    rest = len(sampler) % (size or 1)
+    if not pooled or (size != 1 and (rest != 1 or loader.drop_last or isinstance(sampler, InfiniteSampler))):
+        return
+    what, remedy = 'train_dataloader.batch_size=1', 'train_dataloader.batch_size=2 or more'
+    if size > 1:
+        what, remedy = f'the last of {len(sampler)} samples, alone', 'train_dataloader.drop_last=True'
+    head = '.'.join(pooled[0].split('.')[:2])
+    raise InputError(
+        f'{what} in its batch, leaves batch norm {pooled[0]} one value per channel; set {remedy}, or '
+        f"{head}.norm_cfg=dict(type='GN',num_groups=32)"
+    )
+
+
+def check_batch(place: str, loader: DataLoader, model: nn.Module, training: bool) -> None:
+    """Prepare a small batch as the loop of a dataloader will: in a worker, joined by the model.
+
+    Raises:
+        InputError: Samples do not fit together, or labels are not of the image's size.
+    """
+    samples, number = loader.dataset, min(len(loader.dataset), loader.batch_size or 1, TRIED)
+    settings = dict(batch_size=number, sampler=[i * len(samples) // number for i in range(number)])
+    settings |= dict(collate_fn=loader.collate_fn, num_workers=min(1, loader.num_workers))
+    state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            batch = next(iter(DataLoader(samples, **settings)))
+            batch = plain_model(model).data_preprocessor(batch, training)
+    except InputError:
+        raise
+    # Transforms of anybody fail in any way.
+    except Exception as error:
+        text = in_one_line(error).split(f'{type(error).__name__}: ')[-1]
+        raise InputError(f'{place}.dataset.pipeline: no batch of {number} can be made: {text}') from error
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+    for sample in () if training else batch.get('data_samples') or ():
+        stored = tuple(getattr(sample, 'ori_shape', ()))[:2]
+        if 'gt_sem_seg' in sample and stored != (shape := tuple(sample.gt_sem_seg.shape)):
+            raise InputError(
+                f'{place}.dataset.pipeline resizes labels to {shape}, where predictions are compared at '
+                f'{stored}; put LoadAnnotations after Resize'
+            )
