@@ -1,13 +1,12 @@
-"""Does it matter in which space the scan is computed? Gradients, losses and mIoU of both, from one seed.
+"""Compare the scan in log space with the one in linear space: gradients, losses and metrics of trainings.
 
     python experiments/log_space_gradient.py configs/segmentation/CONFIG.py --seeds 0 1 2 \
         --out experiments/evidence/log_space --cfg-options train_cfg.max_iters=600
 
-minGRU-pytorch takes the prefix sums of the scan in log space (Heinsen, arXiv:2311.06281), this package in
-linear space. The former exists here only, for this experiment. Each seed is trained with both. Every
-`--interval` iterations the gradients of both are taken at the weights and the batch of that moment and
-compared with that of float64, stage by stage. Writes OUT/results.json, OUT/README.md and OUT/results.png;
-a run that is in results.json is not repeated.
+minGRU-pytorch computes the prefix sums of the scan in log space (Heinsen, arXiv:2311.06281), this package in
+linear space. Each seed is trained with both. Every `--interval` iterations, the gradients of both at the
+current weights and batch are compared with the gradient in float64, stage by stage. Writes OUT/results.json,
+OUT/README.md and OUT/results.png; a run in results.json is not repeated.
 """
 
 import argparse
@@ -37,6 +36,7 @@ from mmvisiongru.models.layers import MinGRU2D
 from tools.analysis_tools.analyze_logs import METRICS, read_run
 
 SCANS = ('linear', 'log')
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 def log_space_scan(gate: Tensor, hidden: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def log_space_scan(gate: Tensor, hidden: Tensor) -> Tensor:
 
 
 def log_space_mixer(self: MinGRU2D, x: Tensor) -> Tensor:
-    """What MinGRU2D.forward does, (B, H, W, C) -> (B, H, W, C), with the scan in log space."""
+    """MinGRU2D.forward, (B, H, W, C) -> (B, H, W, C), with the scan in log space."""
     projected = self.in_proj(self.dwconv(x))
     states = []
     for path, part in zip(self.paths, projected.chunk(len(self.paths), -1), strict=True):
@@ -71,7 +71,7 @@ def log_space_mixer(self: MinGRU2D, x: Tensor) -> Tensor:
 
 
 def use_scan(model: nn.Module, scan: str) -> nn.Module:
-    """Let all mixers of a model scan in 'linear' or in 'log' space."""
+    """Make all mixers of a model scan in 'linear' or in 'log' space."""
     for module in model.modules():
         if isinstance(module, MinGRU2D):
             module.__dict__.pop('forward', None)
@@ -83,11 +83,11 @@ def use_scan(model: nn.Module, scan: str) -> nn.Module:
 
 
 def stage_gradients(model: nn.Module, batch: dict, scan: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Gradient of the loss by the weights of each stage, flattened; the model is left alone."""
+    """Gradient of the loss by the weights of each stage, flattened; the model does not change."""
     model = use_scan(copy.deepcopy(model), scan).to(dtype)
     for module in model.modules():
-        # A mask drawn anew would be a difference of its own.
-        if isinstance(module, nn.modules.dropout._DropoutNd):
+        # Another random mask would be another difference.
+        if isinstance(module, DROPOUT):
             module.p = 0.0
     data = model.data_preprocessor(copy.deepcopy(batch), training=True)
     losses = model.loss(data['inputs'].to(dtype), data['data_samples'])
@@ -100,7 +100,7 @@ def stage_gradients(model: nn.Module, batch: dict, scan: str, dtype: torch.dtype
 
 
 def compare_gradients(model: nn.Module, batch: dict) -> dict[str, dict[str, float]]:
-    """Cosine of both float32 gradients, and the relative error of each against float64, for each stage."""
+    """Cosine of both float32 gradients and their relative errors against float64, for each stage."""
     exact = stage_gradients(model, batch, 'linear', torch.float64)
     found = {scan: stage_gradients(model, batch, scan, torch.float32) for scan in SCANS}
     rows = {}
@@ -119,15 +119,15 @@ class GradientHook(Hook):
         self.interval, self.rows = interval, {}
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        """At the weights before the step, and its batch."""
+        """Compare at the weights before the step, with its batch."""
         if runner.iter % self.interval == 0:
-            # Nothing here may change what the run draws.
+            # The random state of the run must not change.
             with torch.random.fork_rng():
                 self.rows[runner.iter] = compare_gradients(runner.model, data_batch)
 
 
 def train(config: str, options: dict, seed: int, scan: str, work_dir: Path, every: int) -> dict:
-    """Train once; gives the comparison of gradients, the losses and the metric at the end."""
+    """Train once; returns the comparison of gradients, the losses and the metric at the end."""
     cfg = get_config(config, options, TRAINING)
     cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
     cfg.work_dir, cfg.log_level = str(work_dir / f'{scan}_{seed}'), 'ERROR'
@@ -149,13 +149,13 @@ def train(config: str, options: dict, seed: int, scan: str, work_dir: Path, ever
 
 
 def markdown(runs: list[dict], settings: dict) -> str:
-    """Table of the gradients and of what was reached."""
+    """Tables of the gradients and of the results."""
     lines = [
         '# Scan in log space and in linear space',
         '',
         f'Written by `experiments/log_space_gradient.py` with {json.dumps(settings)}.',
         'Gradients of the loss in float32, at the same weights and batch; errors are relative to float64.',
-        'All are the worst of all seeds and both trainings.',
+        'The table has the worst of all seeds and both trainings.',
         '',
         '| iteration | stage | cosine, linear and log | error, linear | error, log |',
         '|---|---|---|---|---|',
@@ -178,7 +178,7 @@ def markdown(runs: list[dict], settings: dict) -> str:
 
 
 def draw(runs: list[dict], path: Path) -> None:
-    """Loss of all runs over iterations, and 1 - cosine of the gradients of each stage."""
+    """Draw the loss of all runs over iterations, and 1 - cosine of the gradients of each stage."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -206,7 +206,7 @@ def draw(runs: list[dict], path: Path) -> None:
 
 
 def difference(runs: list[dict], key: Callable[[dict], float]) -> list[float]:
-    """Log minus linear space, seed by seed."""
+    """Log minus linear space for each seed."""
     linear, log = ({run['seed']: key(run) for run in runs if run['scan'] == scan} for scan in SCANS)
     return paired(log, linear)
 
@@ -234,19 +234,19 @@ def main(argv=None):
     args = parse_args(argv)
     out = Path(args.out)
     settings = dict(config=Path(args.config).name, interval=args.interval, **(args.cfg_options or {}))
-    # As the file will have it, which knows no tuples.
+    # JSON has no tuples.
     settings = json.loads(json.dumps(settings))
     path = out / 'results.json'
     kept = json.loads(path.read_text(encoding='utf-8')) if path.exists() else dict(settings=settings, runs=[])
     if kept['settings'] != settings:
-        raise SystemExit(f'error: {path} is of other settings; take another --out or move it away')
+        raise SystemExit(f'error: {path} has results of other settings; choose another --out or move it away')
     with one_line_errors():
         for seed in args.seeds:
             for scan in SCANS:
                 if any(run['scan'] == scan and run['seed'] == seed for run in kept['runs']):
                     continue
                 work_dir = Path('work_dirs/log_space')
-                # One run a process: mmengine keeps loggers and visualizers for the life of a process.
+                # One process per run: loggers and visualizers of mmengine live as long as the process.
                 with ProcessPoolExecutor(1, get_context('spawn')) as pool:
                     task = pool.submit(
                         train, args.config, args.cfg_options, seed, scan, work_dir, args.interval

@@ -1,11 +1,11 @@
-"""How far the released CUDA kernel of Vision-RWKV is from its equation, and its gradient from its derivative.
+"""Errors of the released CUDA kernel of Vision-RWKV against its equation and its own derivative.
 
     python experiments/released_wkv.py
 
-The kernel cuts the tokens into 32 pieces and mixes the distances |t - i| and |t - i| - 1 in its sums, so that
-its y is not that of arXiv:2403.02308, eq. 5. Its gradients of k and v take the weights of eq. 5 over the sums
-of its forward pass: they are not the derivative of what it computed, but about e^(decay / tokens) times that.
-Everything is computed here in float64 from the matrix of all weights; no GPU is needed.
+The kernel cuts the tokens into 32 pieces and mixes the distances |t - i| and |t - i| - 1 in its sums, so its
+y is not that of arXiv:2403.02308, eq. 5. Its gradients of k and v divide the weights of eq. 5 by the sums of
+its forward pass. They are not the derivative of its y, but about e^(decay / tokens) times it. Everything is
+computed in float64 from the matrix of all weights; no GPU is needed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def paper_weights(w: Tensor, u: Tensor, tokens: int) -> Tensor:
 
 
 def kernel_weights(w: Tensor, u: Tensor, tokens: int) -> Tensor:
-    """What the kernel's forward pass amounts to, (T, T, C): no -1, and two sums over the piece of t."""
+    """Weights of the kernel's forward pass, (T, T, C): without the -1, plus two sums over the piece of t."""
     t = torch.arange(tokens)
     after = (t[:, None] - t)[..., None]
     begin = (t - t % -(-tokens // 32)).view(-1, 1, 1)
@@ -45,7 +45,7 @@ def kernel_gradients(y: Tensor, sums: Tensor, x: Tensor, v: Tensor, grad: Tensor
 
 
 def measure(tokens: int, decay: float) -> dict:
-    """Errors of y against eq. 5, and the factor by which the kernel's dk and dv miss the derivative."""
+    """Errors of y against eq. 5, and the kernel's dk and dv over the derivative."""
     generator = torch.Generator().manual_seed(0)
     k, v, grad = torch.randn(3, BATCH, tokens, CHANNELS, generator=generator, dtype=torch.float64)
     w = torch.full((CHANNELS,), decay / tokens, dtype=torch.float64)
@@ -59,7 +59,7 @@ def measure(tokens: int, decay: float) -> dict:
         theirs = kernel_gradients(y, sums, x, v, grad, paper_weights(w, u, tokens))
         ours = bi_wkv(w, u, k, v, distance='released')
         paper = bi_wkv(w, u, k, v)
-        # The factor that brings the derivative closest to what the kernel gives.
+        # The factor that brings the derivative closest to the kernel's gradient.
         factors = [(a * b).sum().item() / (b * b).sum().item() for a, b in zip(theirs, exact, strict=True)]
     return dict(
         operator=((ours - y).abs().max() / y.abs().max()).item(),
@@ -83,7 +83,7 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
-    """Print one line a size and decay."""
+    """Print one line per size and decay."""
     args = parse_args(argv)
     heads = ('image', 'tokens', 'decay', 'y / eq. 5 - 1', 'dk / exact', 'dv / exact', 'e^(decay/T)')
     print('  '.join(heads), ' y / released - 1')

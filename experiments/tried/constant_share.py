@@ -1,9 +1,9 @@
-"""How much of what the mixers of VisionGRU add is the same for every token of every image, before training.
+"""Share of the mixers' output that is the same for every token of every image, before training.
 
     python experiments/tried/constant_share.py CONFIG... [--seeds 0 1 2] [--images 64]
 
-Takes validation images of the first config. Prints a Markdown table: shares of the mean square that are a
-constant of the channel, of what the mixers add (mean over blocks) and of the mean over the last map.
+Uses validation images of the first config. Prints a Markdown table of the share of the mean square that is a
+constant of the channel: in the output of the mixers (mean over blocks) and in the mean over the last map.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from mmvisiongru.zoo import build_model
 
 
 def constant_share(x: Tensor) -> float:
-    """Share of the mean square of (..., C) that the mean over all but C carries."""
+    """Share of the mean square of (..., C) that is due to the mean over all axes but C."""
     x = x.flatten(0, -2).double()
     return float(x.mean(0).square().mean() / x.square().mean())
 
 
 @torch.no_grad()
 def shares(backbone: nn.Module, images: Tensor) -> tuple[float, float]:
-    """Of what the mixers add, mean over blocks, and of the mean over the last map."""
+    """Constant share of the mixers' output, mean over blocks, and of the mean over the last map."""
     added = []
     handles = [
         module.register_forward_hook(lambda _, __, out: added.append(constant_share(out)))
@@ -46,7 +46,7 @@ def shares(backbone: nn.Module, images: Tensor) -> tuple[float, float]:
 
 
 def validation_images(config: str, number: int) -> Tensor:
-    """The first images of the shuffled validation data, as the model gets them, (N, 3, H, W)."""
+    """The first images of the shuffled validation data, preprocessed, (N, 3, H, W)."""
     cfg = get_config(config, required=('model', 'val_dataloader'))
     loader = dict(cfg.val_dataloader, batch_size=number, num_workers=0, persistent_workers=False)
     loader['sampler'] = dict(type='DefaultSampler', shuffle=True)

@@ -22,7 +22,7 @@ FOLDERS = {
 
 
 def halve(source: Path, out: Path) -> None:
-    """Link the first half of each run of training files to the training folder, the rest to validation."""
+    """Link the first half of each sequence of training files to training, the rest to validation."""
     if out.exists():
         raise InputError(f'{out} exists; choose another folder, or remove it')
     if not any((source / folder).is_dir() for folder in FOLDERS):
