@@ -81,7 +81,9 @@ def paint(image: np.ndarray, labels: np.ndarray, classes, palette, opacity: floa
     # The name of a class that a coarse grid does not meet would hide more than it says.
     step = max(1, max(labels.shape) // 128)
     grid = labels[::step, ::step]
-    for label in np.unique(grid[grid < len(palette)]):
+    found, sizes = np.unique(grid[grid < len(palette)], return_counts=True)
+    # Small ones first: large ones have more places left.
+    for label in found[sizes.argsort(kind='stable')]:
         name = str(classes[label])
         font = font_for(name, size.min() / 20)
         if (width := font.getlength(name)) > 0.95 * size[0]:

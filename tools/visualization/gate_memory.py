@@ -13,6 +13,7 @@ import os.path as osp
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from mmvisiongru.insight import add_options, backbone_and_images, gate_memories
 from mmvisiongru.launch.options import one_line_errors
@@ -63,18 +64,20 @@ def draw_histogram(panel, paths: tuple[str, ...], tau: np.ndarray, lengths: dict
     """Histogram of tau for each path, with lengths in tokens marked; linear where there is one peak."""
     low, high = np.quantile(tau.reshape(-1)[:: -(-tau.size // MOST)], (0.01, 0.99))
     linear = high < LINEAR * low
-    bins = np.linspace(0.8 * low, 1.2 * high, 49) if linear else np.logspace(-1, 5, 49)
+    ends = (0.8 * low, 1.2 * high) if linear else (low / 2, 2 * max(high, lengths['row']))
+    bins = (np.linspace if linear else np.geomspace)(*ends, 49)
     for p, path in enumerate(paths):
         style = ('-', '--', ':', '-.')[p % 4]
         panel.hist(tau[:, :, p].ravel(), bins, label=path, histtype='step', color=f'C{p}', linestyle=style)
-    panel.set(
-        yticks=[], xlabel='tau / tokens', xscale='linear' if linear else 'log', xlim=(bins[0], bins[-1])
-    )
-    for name, length in lengths.items():
+    panel.set(yticks=[], xlabel='tau / tokens', xlim=(bins[0], bins[-1]))
+    if not linear:
+        panel.set_xscale('log')
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    for (name, length), side in zip(lengths.items(), ('right', 'left'), strict=True):
         if bins[0] < length < bins[-1]:
             panel.axvline(length, color='tab:red', linewidth=1)
-            style = dict(rotation=90, va='top', ha='right', color='tab:red')
-            panel.annotate(f'{name}: {length} ', (length, 0.97), xycoords=('data', 'axes fraction'), **style)
+            style = dict(rotation=90, va='top', ha=side, color='tab:red')
+            panel.annotate(f' {name}: {length} ', (length, 0.97), xycoords=('data', 'axes fraction'), **style)
 
 
 def parse_args(argv=None):
