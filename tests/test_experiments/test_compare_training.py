@@ -1,4 +1,4 @@
-"""experiments/compare_training.py: real runs of seconds, stopped, failing and done before."""
+"""experiments/compare_training.py: real runs of seconds, stopped, failing and finished before."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from tests.harness import ROOT
 from tests.harness.small_runs import CLASSIFICATION, make_folders, write_config
 
 EVIDENCE = ROOT / 'experiments/evidence'
-# Imported once for all processes of a test, which saves most of their time.
+# Imported once for all processes of a test: most of their time.
 PRELOAD = ['mmvisiongru', 'mmpretrain.models', 'mmengine.runner', 'cv2']
 WIDE = """
 model['backbone']['arch'] = dict(embed_dims=[12, 24], depths=[1, 1])
@@ -35,7 +35,7 @@ default_hooks['checkpoint'] = dict(interval=1)
 
 
 def run_script(command, env, output):
-    """Run a script as the interpreter would, in this process."""
+    """Run a script in this process as the interpreter would."""
     os.environ.update(env)
     file = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
@@ -45,7 +45,7 @@ def run_script(command, env, output):
 
 
 class Forked:
-    """What subprocess.Popen is to compare_training, forked from a process that has imported all there is."""
+    """Stands in for subprocess.Popen: forks from a process that has imported the libraries."""
 
     def __init__(self, command, stdout, stderr, env):
         self.process = context().Process(target=run_script, args=(command, env, stdout.name))
@@ -88,7 +88,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def last_validation(folder, name, seed):
-    """What the log of a run says last of its metric."""
+    """The last metric in the log of a run."""
     (log,) = folder.glob(f'work_dirs/out/{name}_{seed}_*/2*/vis_data/scalars.json')
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     return [line['accuracy/top1'] for line in lines if 'accuracy/top1' in line][-1]

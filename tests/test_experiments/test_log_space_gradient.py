@@ -1,4 +1,4 @@
-"""The scan in log space of the experiment: the same function, and what is compared is what it says."""
+"""The experiment with a scan in log space: it is the same function, and both are compared with float64."""
 
 import json
 import multiprocessing
@@ -30,17 +30,8 @@ def test_mixer_in_log_space_is_the_mixer(paths):
         found[scan] = [out.detach(), *(p.grad.clone() for p in mixer.parameters())]
     for linear, log in zip(found['linear'], found['log'], strict=True):
         torch.testing.assert_close(log, linear, rtol=1e-10, atol=1e-12)
-
-
-def test_each_scan_is_used_where_it_is_asked_for(monkeypatch):
-    calls = []
-    monkeypatch.setattr(log_space_gradient, 'log_space_scan', lambda gate, _: calls.append(1) or gate)
-    mixer = MinGRU2D(4)
-    x = torch.randn(1, 3, 3, 4)
-    log_space_gradient.use_scan(mixer, 'log')(x)
-    assert len(calls) == 2
-    log_space_gradient.use_scan(mixer, 'linear')(x)
-    assert len(calls) == 2
+    # Another computation, so another rounding.
+    assert not torch.equal(found['log'][0], found['linear'][0])
 
 
 def test_candidate_that_may_be_negative_is_refused():
@@ -49,7 +40,7 @@ def test_candidate_that_may_be_negative_is_refused():
 
 
 class Loss(torch.nn.Module):
-    """The least that the experiment asks of a model."""
+    """The interface that the experiment needs of a model."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +55,7 @@ class Loss(torch.nn.Module):
         return dict(loss=sum((w * self.dropout(out)).mean() for w, out in zip(weights, outs, strict=True)))
 
 
-def test_errors_are_against_float64_and_the_model_is_left_alone():
+def test_errors_are_against_float64_and_the_model_does_not_change():
     torch.manual_seed(0)
     model = Loss()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -81,7 +72,7 @@ def test_errors_are_against_float64_and_the_model_is_left_alone():
 
 def test_both_are_trained_from_one_seed_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    # Imported once for both.
+    # Imports take most of the time of a process.
     server = multiprocessing.get_context('forkserver')
     server.set_forkserver_preload(['mmvisiongru', 'mmseg.models', 'mmengine.runner'])
     monkeypatch.setattr(log_space_gradient, 'get_context', lambda _: server)
