@@ -1,4 +1,4 @@
-"""image_demo.py: the predictions of both tasks on images without labels, and input that cannot be used."""
+"""image_demo.py on images without labels, and what all tools that read images give to a model."""
 
 import csv
 import json
@@ -26,39 +26,52 @@ TASKS = dict(
     classification=(CLASSIFICATION, 'inet', ('a', 'b')),
 )
 IMAGES = 'ade/images/validation'
+segmentation = pytest.mark.parametrize('task', ['segmentation'], indirect=True)
 
 
 @pytest.fixture(params=list(TASKS))
 def task(request, workplace):
-    """A config with a trained model's checkpoint, and folders of images."""
+    """A config with a checkpoint of random weights, and folders of images."""
     text, data, classes = TASKS[request.param]
     meta = dict(classes=classes, palette=COLOURS)
-    extra = f"launcher = 'none'\ntest_dataloader['dataset']['metainfo'] = {meta}\n"
-    cfg = Config.fromfile(write_config(workplace / 'tiny.py', text, data, extra))
-    return request.param, make_weights(cfg, meta), classes
+    write_config(
+        workplace / 'tiny.py',
+        text,
+        data,
+        f"launcher = 'none'\ntest_dataloader['dataset']['metainfo'] = {meta}\n",
+    )
+    return request.param, reconfigure(''), classes
 
 
-def make_weights(cfg, meta):
-    """Write model.pth; give the model."""
+def reconfigure(text):
+    """Append to the config, and write weights that fit; gives the model."""
+    with open('tiny.py', 'a') as file:
+        file.write(text)
+    cfg = Config.fromfile('tiny.py')
     init_default_scope(cfg.default_scope)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=meta)), 'model.pth')
+    meta = dict(dataset_meta=dict(cfg.test_dataloader.dataset.metainfo))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), 'model.pth')
     return model.eval()
 
 
-def demo(*args):
-    image_demo.main([*args[:1], 'tiny.py', 'model.pth', '--device', 'cpu', *args[1:]])
+def demo(image, *args):
+    image_demo.main([image, 'tiny.py', 'model.pth', '--device', 'cpu', *args])
 
 
-def predict(model, path, task):
-    """Classes by the model alone: of the pixels, or of the image."""
+def scores(image, *args):
+    """What --pred-out says of each image."""
+    demo(image, '--pred-out', 'found.json', *args)
+    return {k: v['scores'] for k, v in json.loads(Path('found.json').read_text('utf-8')).items()}
+
+
+def maps(model, path):
+    """A segmentor's scores by the model alone, (C, H, W)."""
     image = torch.from_numpy(np.array(Image.open(path))[..., ::-1].copy()).permute(2, 0, 1)
     with torch.no_grad():
-        x = (image.float()[None] - 127) / 60
-        if task == 'classification':
-            return model(x).softmax(1)[0]
-        return model.decode_head.predict(model.extract_feat(x), [dict(img_shape=(32, 32))], {})[0].argmax(0)
+        features = model.extract_feat((image.float()[None] - 127) / 60)
+        return model.decode_head.predict(features, [dict(img_shape=image.shape[1:])], {})[0]
 
 
 def test_pictures_and_lines(task, capsys):
@@ -67,14 +80,17 @@ def test_pictures_and_lines(task, capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('ade/')]
     assert [line.split(': ')[0] for line in lines] == [f'{IMAGES}/{i}.jpg' for i in range(3)]
     for i, line in enumerate(lines):
-        found = predict(model, f'{IMAGES}/{i}.jpg', task)
+        image = np.array(Image.open(f'{IMAGES}/{i}.jpg'))
         picture = np.asarray(Image.open(f'work_dirs/demo/{i}.png'))
         assert line.endswith(' (seen at 32 x 32)')
         if task == 'classification':
-            best = sorted(zip(found.tolist(), classes, strict=True), reverse=True)
+            x = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)[None]
+            found = model((x.float() - 127) / 60).softmax(1)[0].tolist()
+            best = sorted(zip(found, classes, strict=True), reverse=True)
             assert f': {", ".join(f"{name} {score:.1%}" for score, name in best)} (' in line
-            assert (picture[-256:, :256] == enlarge(np.asarray(Image.open(f'{IMAGES}/{i}.jpg')))).all()
+            assert (picture[-256:, :256] == enlarge(image)).all()
         else:
+            found = maps(model, f'{IMAGES}/{i}.jpg').argmax(0)
             share, best = max((float((found == k).float().mean()), name) for k, name in enumerate(classes))
             assert line.split(': ')[1].startswith(f'{best} {share:.1%}')
             # But for the names of the classes.
@@ -103,86 +119,13 @@ data_preprocessor.update(mean=[120.0, 110.0, 100.0], std=[60.0, 50.0, 40.0], to_
 test_dataloader['dataset']['pipeline'] = pipeline
 """,
 )
-GREY = dict(
-    segmentation="""
+PREPROCESSOR = dict(segmentation="model['data_preprocessor']", classification='data_preprocessor')
+GREY = """
 model['backbone']['in_channels'] = 1
-model['data_preprocessor'].update(mean=[120.0], std=[50.0], bgr_to_rgb=False)
+{}.update(mean=[120.0], std=[50.0])
 pipeline[0].update(color_type='grayscale')
-""",
-    classification="""
-model['backbone']['in_channels'] = 1
-data_preprocessor.update(mean=[120.0], std=[50.0], to_rgb=False)
-pipeline[0].update(color_type='grayscale')
-""",
-)
-
-
-def reconfigure(task, text):
-    """Append to the config, and write weights that fit."""
-    text = text[task[0]] if isinstance(text, dict) else text
-    Path('tiny.py').write_text(Path('tiny.py').read_text() + text)
-    cfg = Config.fromfile('tiny.py')
-    return make_weights(cfg, dict(classes=task[2], palette=COLOURS))
-
-
-@pytest.fixture
-def inputs(monkeypatch):
-    """What backbones got."""
-    seen, forward = [], VisionGRU.forward
-    monkeypatch.setattr(VisionGRU, 'forward', lambda self, x: (seen.append(x.detach()), forward(self, x))[1])
-    return seen
-
-
-@pytest.mark.parametrize('text', [RESIZED, GREY], ids=['resized, RGB', 'grey'])
-def test_every_tool_gives_the_model_what_a_test_gives_it(task, text, inputs):
-    """The tensors are equal to the last bit, whatever the sizes of the images."""
-    random = np.random.default_rng(0)
-    images = sorted(Path('ade/images/validation' if task[0] == 'segmentation' else 'inet/val').rglob('*.*'))
-    for image, size in zip(images, [(90, 70), (50, 81), (33, 64)], strict=False):
-        Image.fromarray(random.integers(0, 256, (*size, 3)).astype('uint8')).save(image)
-        if task[0] == 'segmentation':
-            Image.new('L', size[::-1], 1).save(
-                str(image).replace('images', 'annotations').replace('jpg', 'png')
-            )
-    reconfigure(task, text)
-    test_tool.main(
-        ['tiny.py', 'model.pth', '--work-dir', 'work', '--cfg-options', 'test_dataloader.batch_size=1']
-    )
-    # Those before are of checks.
-    expected = inputs[-len(images) :]
-    assert len({x.shape for x in expected}) > (1 if text is GREY or task[0] == 'segmentation' else 0)
-    for tool in (image_demo, gate_memory, receptive_field):
-        inputs.clear()
-        for image in images:
-            if tool is image_demo:
-                demo(str(image))
-            else:
-                tool.main(['tiny.py', 'model.pth', '--img', str(image), '--out', 'insight/x'])
-        assert len(inputs) == len(expected)
-        assert all(torch.equal(x, y) for x, y in zip(inputs, expected, strict=True)), tool.__name__
-
-
-def test_insight_takes_images_of_one_size_or_a_shape(task, inputs, capsys):
-    reconfigure(task, RESIZED)
-    os.mkdir('own')
-    for i, size in enumerate([(90, 70), (50, 120)]):
-        Image.new('RGB', size[::-1], (200, 30, 10)).save(f'own/{i}.png')
-    args = ['tiny.py', 'model.pth', '--img', 'own', '--out', 'insight/x']
-    if task[0] == 'segmentation':
-        with pytest.raises(SystemExit, match='2'):
-            receptive_field.main(args)
-        assert '--shape' in capsys.readouterr().err
-        inputs.clear()
-    receptive_field.main([*args, '--shape', '48', '64'])
-    height = 48
-    for x in inputs:
-        assert x.shape[2:] == (height, 64)
-        # Red comes first.
-        torch.testing.assert_close(x[0, :, 5, 5], torch.tensor([80 / 60, -80 / 50, -90 / 40]))
-    assert '64 x 48' in capsys.readouterr().out
-
-
-TTA = """
+"""
+VIEWS = """
 views = [
     [dict(type='Resize', scale_factor=factor, keep_ratio=True) for factor in (1.0, 1.5)],
     [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)],
@@ -195,32 +138,77 @@ model = dict(type='SegTTAModel', module=model)
 """
 
 
-@pytest.mark.parametrize('task', ['segmentation'], indirect=True)
-def test_augmented_views_are_merged_as_in_a_test(task):
-    with open('tiny.py', 'a') as file:
-        file.write(TTA)
-    test_tool.main(['tiny.py', 'model.pth', '--work-dir', 'work', '--out', 'maps'])
-    demo(IMAGES, '--pred-out', 'found.json')
-    for image, row in json.loads(Path('found.json').read_text()).items():
-        labels = np.asarray(Image.open(f'maps/{Path(image).stem}.png')) - 1
-        assert list(row['scores'].values()) == pytest.approx([(labels == k).mean() for k in range(3)])
+@pytest.fixture
+def inputs(monkeypatch):
+    """What backbones got."""
+    seen, forward = [], VisionGRU.forward
+    monkeypatch.setattr(VisionGRU, 'forward', lambda self, x: (seen.append(x.detach()), forward(self, x))[1])
+    return seen
 
 
-@pytest.mark.parametrize('task', ['segmentation'], indirect=True)
-@pytest.mark.parametrize('most', [1, 7 * 8000])
-def test_shares_are_those_of_the_test(task, most, monkeypatch):
-    """Padded, resized and labelled without logits of all classes at full size."""
-    monkeypatch.setattr(image_demo, 'MOST_LOGITS', most)
-    reconfigure(task, RESIZED)
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype('uint8')).save(
-        f'{IMAGES}/0.jpg'
+def noise(path, height, width):
+    image = np.random.default_rng(height).integers(0, 256, (height, width, 3)).astype('uint8')
+    Image.fromarray(image).save(path)
+
+
+@pytest.mark.parametrize('grey', [False, True])
+def test_every_tool_gives_the_model_what_a_test_gives_it(task, grey, inputs):
+    """The tensors are equal to the last bit, whatever the sizes of the images."""
+    images = [
+        str(path) for path in sorted(Path(IMAGES if task[0] == 'segmentation' else 'inet/val').rglob('*.*'))
+    ]
+    for image, size in zip(images, [(90, 70), (50, 81), (33, 64)], strict=False):
+        noise(image, *size)
+        if task[0] == 'segmentation':
+            label = image.replace('images', 'annotations').replace('jpg', 'png')
+            Image.new('L', size[::-1], 1).save(label)
+    reconfigure(GREY.format(PREPROCESSOR[task[0]]) if grey else RESIZED[task[0]])
+    test_tool.main(
+        ['tiny.py', 'model.pth', '--work-dir', 'work', '--cfg-options', 'test_dataloader.batch_size=1']
     )
+    # Those before are of checks.
+    expected = inputs[-len(images) :]
+    for tool in (image_demo, gate_memory, receptive_field):
+        inputs.clear()
+        for image in images:
+            if tool is image_demo:
+                demo(image)
+            else:
+                tool.main(['tiny.py', 'model.pth', '--img', image, '--out', 'insight/x'])
+        assert len(inputs) == len(expected)
+        assert all(torch.equal(x, y) for x, y in zip(inputs, expected, strict=True)), tool.__name__
+
+
+def test_insight_takes_images_of_one_size_or_a_shape(task, inputs, capsys):
+    reconfigure(RESIZED[task[0]])
+    os.mkdir('own')
+    for i, size in enumerate([(70, 90), (120, 50)]):
+        Image.new('RGB', size, (200, 30, 10)).save(f'own/{i}.png')
+    args = ['tiny.py', 'model.pth', '--img', 'own', '--out', 'insight/x']
+    if task[0] == 'segmentation':
+        with pytest.raises(SystemExit, match='2'):
+            receptive_field.main(args)
+        assert '--shape' in capsys.readouterr().err
+    receptive_field.main([*args, '--shape', '48', '64'])
+    # Red comes first.
+    colour = torch.tensor([80 / 60, -80 / 50, -90 / 40])
+    assert [x.shape[2:] for x in inputs] == [(48, 64)] * 2
+    assert all(torch.allclose(x[0, :, 5, 5], colour) for x in inputs)
+    assert '64 x 48' in capsys.readouterr().out
+
+
+@segmentation
+@pytest.mark.parametrize('text', [RESIZED['segmentation'], VIEWS], ids=['padded', 'augmented'])
+def test_shares_are_those_of_a_test(task, text, monkeypatch):
+    """Labelled without the logits of all classes at full size."""
+    monkeypatch.setattr(image_demo, 'MOST_LOGITS', 2 * 6300)
+    noise(f'{IMAGES}/0.jpg', 70, 90)
     Image.new('L', (90, 70), 1).save('ade/annotations/validation/0.png')
+    reconfigure(text)
     test_tool.main(['tiny.py', 'model.pth', '--work-dir', 'work', '--out', 'maps'])
-    demo(IMAGES, '--pred-out', 'found.json')
-    for image, row in json.loads(Path('found.json').read_text()).items():
+    for image, found in scores(IMAGES).items():
         labels = np.asarray(Image.open(f'maps/{Path(image).stem}.png')) - 1
-        assert list(row['scores'].values()) == pytest.approx([(labels == k).mean() for k in range(3)])
+        assert list(found.values()) == pytest.approx([(labels == k).mean() for k in range(3)])
 
 
 @pytest.mark.parametrize('align_corners', [False, True])
@@ -235,43 +223,28 @@ def test_argmax_of_resized_logits(align_corners, most, monkeypatch):
         assert torch.equal(image_demo.resized_argmax(logits, size, align_corners), resized.argmax(0)[None])
 
 
-@pytest.mark.parametrize('task', ['segmentation'], indirect=True)
-def test_one_output_channel(task, capsys):
+@segmentation
+def test_one_output_channel(task):
     """The second class is where the score is above the threshold."""
-    task = ('segmentation', None, ('back', 'front'))
-    config = """
+    text = """
 model['decode_head'].update(num_classes=2, out_channels=1, threshold={})
 model['decode_head']['loss_decode'] = dict(type='CrossEntropyLoss', use_sigmoid=True)
 test_dataloader['dataset'].update(type='BaseSegDataset', metainfo=dict(classes=('back', 'front')))
 """
-    model = reconfigure(task, config.format(0.3))
-    Image.fromarray(np.arange(128 * 160 * 3).reshape(128, 160, 3).astype('uint8') ** 2).save('own.png')
-    image = torch.from_numpy(np.array(Image.open('own.png'))[..., ::-1].copy()).permute(2, 0, 1)
-    with torch.no_grad():
-        features = model.extract_feat((image.float()[None] - 127) / 60)
-        score = model.decode_head.predict(features, [dict(img_shape=(128, 160))], {})[0, 0].sigmoid()
-    threshold = float(score.quantile(0.7))
-    reconfigure(task, config.format(threshold))
-    demo('own.png', '--pred-out', 'found.json')
-    (row,) = json.loads(Path('found.json').read_text()).values()
-    assert row['scores'] == pytest.approx(dict(back=0.7, front=0.3), abs=0.01)
+    noise('own.png', 128, 160)
+    threshold = float(maps(reconfigure(text.format(0.3)), 'own.png').sigmoid().quantile(0.7))
+    reconfigure(text.format(threshold))
+    assert scores('own.png')['own.png'] == pytest.approx(dict(back=0.7, front=0.3), abs=0.01)
 
 
 def test_weights_of_bfloat16_say_much_the_same(task, inputs):
-    found = {}
-    for dtype in ('float32', 'bfloat16'):
-        demo(IMAGES, '--dtype', dtype, '--pred-out', f'{dtype}.json')
-        found[dtype] = json.loads(Path(f'{dtype}.json').read_text())
-    differences = [
-        abs(value - found['float32'][path]['scores'][name])
-        for path, row in found['bfloat16'].items()
-        for name, value in row['scores'].items()
-    ]
+    full, half = scores(IMAGES), scores(IMAGES, '--dtype', 'bfloat16')
+    differences = [abs(value - full[path][name]) for path in half for name, value in half[path].items()]
     assert max(differences) < 0.1
+    assert task[0] == 'segmentation' or max(differences) > 0
     # Images lose no digits before they meet the model, whose weights are converted.
     assert [x.dtype for x in inputs] == 6 * [torch.float32]
     assert all(torch.equal(x, y) for x, y in zip(inputs[:3], inputs[3:], strict=True))
-    assert task[0] == 'segmentation' or max(differences) > 0
 
 
 def test_classes_of_one_name_stay_apart():
@@ -279,37 +252,30 @@ def test_classes_of_one_name_stay_apart():
     assert image_demo.distinct(['crane', 'gull', 'crane']) == ['crane (0)', 'gull', 'crane (2)']
 
 
-@pytest.mark.parametrize('kind', ['csv', 'json'])
-def test_folders_inside_and_a_table(task, kind, capsys):
+def test_folders_inside_and_a_table(task, capsys):
     """Images of equal names in several folders, and names that no 8-bit locale has."""
-    _, _, classes = task
     names = ('a/0.jpg', 'a/b/0.jpg', 'a/b/1.2.jpg', 'a/ä ß/日本.jpg')
     for name in names:
         os.makedirs(os.path.dirname(f'own/{name}'), exist_ok=True)
         shutil.copy(f'{IMAGES}/{len(name) % 3}.jpg', f'own/{name}')
-    table = f'tables/found.{kind}'
-    demo('own', '--pred-out', table)
-    assert f'4 pictures in work_dirs/demo, {table}' in capsys.readouterr().out
+    demo('own', '--pred-out', 'tables/found.csv')
+    assert '4 pictures in work_dirs/demo, tables/found.csv' in capsys.readouterr().out
     pictures = [str(path.relative_to('work_dirs/demo')) for path in Path('work_dirs/demo').rglob('*.png')]
     assert sorted(pictures) == sorted(name.replace('.jpg', '.png') for name in names)
-    text = Path(table).read_text(encoding='utf-8')
-    if kind == 'json':
-        rows = json.loads(text)
-        scores = {image: list(row['scores'].values()) for image, row in rows.items()}
-        assert all(list(row['scores']) == list(classes) for row in rows.values())
-    else:
-        head, *rows = csv.reader(text.splitlines())
-        assert head == ['image', 'height', 'width', *classes]
-        scores = {image: list(map(float, values)) for image, _, _, *values in rows}
-    assert sorted(scores) == sorted(f'own/{name}' for name in names)
-    assert all(sum(values) == pytest.approx(1, abs=1e-5) for values in scores.values())
+    head, *rows = csv.reader(Path('tables/found.csv').read_text(encoding='utf-8').splitlines())
+    assert head == ['image', 'height', 'width', *task[2]]
+    table = {image: dict(zip(task[2], map(float, values), strict=True)) for image, _, _, *values in rows}
+    expected = scores('own')
+    assert table.keys() == expected.keys() == {f'own/{name}' for name in names}
+    assert all(table[image] == pytest.approx(expected[image], abs=1e-6) for image in table)
 
 
-@pytest.mark.parametrize('task', ['segmentation'], indirect=True)
-def test_classes_are_those_of_the_config(task, capsys):
+@segmentation
+def test_classes_are_those_of_the_config(task):
     """Converted checkpoints name none."""
+    expected = scores(IMAGES)
     torch.save(dict(state_dict=task[1].state_dict(), meta={}), 'model.pth')
-    test_pictures_and_lines(task, capsys)
+    assert scores(IMAGES) == expected
 
 
 def test_thin_and_very_large_images(task, monkeypatch, capsys):
@@ -324,51 +290,48 @@ def test_thin_and_very_large_images(task, monkeypatch, capsys):
     demo('own')
 
 
-@pytest.mark.parametrize(
-    ('args', 'words'),
-    [
-        (['none.jpg'], 'image none.jpg does not exist'),
-        (['tiny.py'], 'tiny.py is not an image'),
-        (['none.png'], 'none.png is not an image'),
-        (['short.png'], 'short.png cannot be prepared'),
-        (['empty'], 'no image (.png, .jpg, .jpeg'),
-        ([IMAGES, '--out-dir', 'ade/../ade/images/validation/new'], 'is among the data'),
-        (['own', '--out-dir', 'own/pictures'], 'is among the data'),
-        (['own/0.jpg', '--out-dir', 'own'], 'own/0.png exists'),
-        (['own/0.jpg', '--pred-out', 'x.txt'], '--pred-out ends in .csv or .json'),
-        (['own/0.jpg', '--cfg-options', 'model.backbone.archh=1'], 'archh'),
-    ],
-)
-def test_input_that_cannot_be_used(task, capsys, args, words):
-    for folder in ('empty', 'own'):
-        os.mkdir(folder)
-    for name in ('0.png', '0.jpg'):
-        shutil.copy(f'{IMAGES}/0.jpg', f'own/{name}')
-    Path('none.png').touch()
-    Image.effect_noise((64, 64), 50).save('own/noise.png')
-    Path('short.png').write_bytes(Path('own/noise.png').read_bytes()[:30])
-    before = sorted(Path().rglob('*'))
-    with pytest.raises(SystemExit, match='2'):
-        demo(*args)
-    err = capsys.readouterr().err.splitlines()
-    assert err[-1].startswith('error: ')
-    assert words in err[-1]
-    assert [path for path in before if not path.exists()] == []
-    assert Path('own/0.png').read_bytes() == Path(f'{IMAGES}/0.jpg').read_bytes()
-
-
-@pytest.mark.parametrize('name', ['none.pth', 'code.pth', 'other.pth'])
-def test_checkpoint_that_cannot_be_used(task, capsys, name):
-    torch.save({'state_dict': {}, 'x': Attack()}, 'code.pth')
-    torch.save({'state_dict': {'vig.fc': torch.zeros(1)}, 'meta': {}}, 'other.pth')
-    with pytest.raises(SystemExit, match='2'):
-        image_demo.main([f'{IMAGES}/0.jpg', 'tiny.py', name])
-    assert f'error: checkpoint {name} ' in capsys.readouterr().err
-    assert not os.path.exists('made')
-
-
 class Attack:
     """Makes a folder when it is unpickled."""
 
     def __reduce__(self):
         return os.mkdir, ('made',)
+
+
+@pytest.mark.parametrize(
+    ('image', 'args', 'words'),
+    [
+        ('none.jpg', [], 'image none.jpg does not exist'),
+        ('tiny.py', [], 'tiny.py is not an image'),
+        ('none.png', [], 'none.png is not an image'),
+        ('short.png', [], 'short.png cannot be prepared'),
+        ('empty', [], 'no image (.png, .jpg, .jpeg'),
+        (IMAGES, ['--out-dir', 'ade/../ade/images/validation/new'], 'is among the data'),
+        ('own', ['--out-dir', 'own/pictures'], 'is among the data'),
+        ('own/0.jpg', ['--out-dir', 'own'], 'own/0.png exists'),
+        ('own/0.jpg', ['--pred-out', 'x.txt'], '--pred-out ends in .csv or .json'),
+        ('own/0.jpg', ['--cfg-options', 'model.backbone.archh=1'], 'archh'),
+        ('own/0.jpg', 'none.pth', 'checkpoint none.pth '),
+        ('own/0.jpg', 'code.pth', 'checkpoint code.pth '),
+        ('own/0.jpg', 'other.pth', 'checkpoint other.pth '),
+    ],
+)
+def test_input_that_cannot_be_used(task, capsys, image, args, words):
+    for folder in ('empty', 'own'):
+        os.mkdir(folder)
+    for name in ('0.png', '0.jpg'):
+        shutil.copy(f'{IMAGES}/0.jpg', f'own/{name}')
+    Path('none.png').touch()
+    noise('own/noise.png', 64, 64)
+    Path('short.png').write_bytes(Path('own/noise.png').read_bytes()[:30])
+    torch.save({'state_dict': {}, 'x': Attack()}, 'code.pth')
+    torch.save({'state_dict': {'vig.fc': torch.zeros(1)}, 'meta': {}}, 'other.pth')
+    before = {path: path.read_bytes() for path in Path().rglob('*') if path.is_file()}
+    with pytest.raises(SystemExit, match='2'):
+        image_demo.main(
+            [image, 'tiny.py', args] if isinstance(args, str) else [image, 'tiny.py', 'model.pth', *args]
+        )
+    err = capsys.readouterr().err.splitlines()
+    assert err[-1].startswith('error: ')
+    assert words in err[-1]
+    assert {path: path.read_bytes() for path in Path().rglob('*') if path.is_file()} == before
+    assert not os.path.exists('made')
