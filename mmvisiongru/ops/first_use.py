@@ -33,11 +33,11 @@ def problem(operator: str, module: ModuleType, example: Callable, device: torch.
     try:
         record = cache_folder() / f'{operator.replace(" ", "-")}-{_key(module, device)}.txt'
         if record.exists():
-            found = record.read_text()
+            found = record.read_text(encoding='utf-8')
         else:
             found = _compare(example, device)
             partial = record.with_suffix(f'.{os.getpid()}')
-            partial.write_text(found)
+            partial.write_text(found, encoding='utf-8')
             os.replace(partial, record)
     # RuntimeError: there is no home folder.
     except (OSError, RuntimeError):
@@ -61,7 +61,9 @@ def _compare(example: Callable, device: torch.device) -> str:
 def _key(module: ModuleType, device: torch.device) -> str:
     folder = Path(module.__file__).parent
     sources = [
-        file.read_text() for path in (folder, folder.parent) for file in sorted(path.glob('triton_*.py'))
+        file.read_text(encoding='utf-8')
+        for path in (folder, folder.parent)
+        for file in sorted(path.glob('triton_*.py'))
     ]
     parts = (*sources, _name(device), torch.__version__, str(triton_version()))
     return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""The three parts of ``python -m mmvisiongru``: a page about the machine, a check and a benchmark."""

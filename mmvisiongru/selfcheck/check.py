@@ -1,0 +1,106 @@
+"""Comparison of every backend that runs on this machine with float64."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mmvisiongru.ops import bi_wkv, mingru, mingru_scan_2d, wkv
+from mmvisiongru.ops.backends import Backends
+from mmvisiongru.ops.scan_paths import PATHS
+
+# The only tolerances of the operators: 'max' is max|got - ref| / max|ref|, 'rms' the same of root mean
+# squares. 16-bit entries are dominated by the rounding of saved states and of results.
+TOLERANCE = {
+    torch.float64: ('max', 1e-12),
+    torch.float32: ('max', 2e-6),
+    torch.bfloat16: ('rms', 4e-3),
+    torch.float16: ('rms', 1e-3),
+}
+SMALL_SIZES = ((1, 1), (1, 2), (5, 7), (7, 28))
+SIZES = (*SMALL_SIZES, (28, 28), (64, 65), (312, 312))
+REFERENCE_TOKENS = 196  # beyond, 'torch' in float64 takes the place of the slow reference
+CHANNELS = 3
+
+
+def devices() -> list[torch.device]:
+    """The CPU and every GPU."""
+    return [torch.device('cpu'), *(torch.device('cuda', i) for i in range(torch.cuda.device_count()))]
+
+
+def operators() -> dict[str, Backends]:
+    """The backends of each operator, by its name."""
+    return {table.operator: table for table in (mingru.BACKENDS, *wkv.BACKENDS.values())}
+
+
+def error(got: Tensor, ref: Tensor, measure: str) -> float:
+    """Error by a measure of TOLERANCE; absolute where the expected values vanish."""
+    diff, ref = got.double().cpu() - ref.double().cpu(), ref.double().cpu()
+    size, scale = (x.abs().max() if measure == 'max' else x.square().mean().sqrt() for x in (diff, ref))
+    return (size / scale if scale > 1e-12 else size).item()
+
+
+def cases(operator: str) -> Iterator[Callable]:
+    """Functions of tensors and ``backend``: each candidate with all paths, or the distance."""
+    if operator == 'scan':
+        for candidate in mingru.CANDIDATES:
+            yield partial(mingru_scan_2d, candidate=candidate, paths=tuple(PATHS))
+    else:
+        yield partial(bi_wkv, distance='released' if 'released' in operator else 'paper')
+
+
+def inputs(operator: str, size: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
+    """Inputs of an operator, then a gradient of its output."""
+    generator, (H, W) = torch.Generator().manual_seed(0), size
+    if operator == 'scan':
+        shapes = [(2, H, W, len(PATHS) * n * CHANNELS) for n in (2, 1)]
+        return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    wide = torch.promote_types(dtype, torch.float32)
+    w, u = (torch.linspace(*ends, CHANNELS, dtype=wide) / (H * W) for ends in ((-5, 3), (-1, 1)))
+    return [w, u, *(torch.randn(2, H * W, CHANNELS, generator=generator).to(dtype) for _ in range(3))]
+
+
+def run(function: Callable, tensors: list[Tensor], backend: str) -> list[Tensor]:
+    """Output and gradients of all inputs."""
+    *leaves, cotangent = (x.detach().requires_grad_() for x in tensors)
+    out = function(*leaves, backend=backend)
+    return [out.detach(), *torch.autograd.grad(out, leaves, cotangent.detach())]
+
+
+def worst(operator: str, dtype: torch.dtype, sizes: tuple) -> dict[tuple, tuple[float, str]]:
+    """Largest error, and its map or message, by device and backend."""
+    table = operators()[operator]
+    found = {(device, name): (0.0, '') for device in devices() for name in table.runnable(device, dtype)}
+    for function in cases(operator):
+        for size in sizes:
+            tensors, short = inputs(operator, size, dtype), size[0] * size[1] <= REFERENCE_TOKENS
+            expected = run(function, [x.double() for x in tensors], 'reference' if short else 'torch')
+            for device, name in found:
+                if name == 'reference' and not short:
+                    continue
+                try:
+                    got = run(function, [x.to(device) for x in tensors], name)
+                    errors = [error(*pair, TOLERANCE[dtype][0]) for pair in zip(got, expected, strict=True)]
+                    new = max(e if e == e else float('inf') for e in errors), '{} x {}'.format(*size)
+                # A failure belongs into the table, whatever it is.
+                except Exception as failure:
+                    new = float('inf'), ' '.join(f'{type(failure).__name__}: {failure}'.split())[:100]
+                found[device, name] = max(found[device, name], new)
+    return found
+
+
+def check(small: bool = False) -> bool:
+    """Print a table of the largest errors; True if all are within their bounds."""
+    right, start = True, time.perf_counter()
+    for operator in operators():
+        for dtype, (_, bound) in TOLERANCE.items():
+            for (device, name), (size, where) in worst(
+                operator, dtype, SMALL_SIZES if small else SIZES
+            ).items():
+                right = right and size <= bound
+                columns = f'{operator:<28} {device!s:<7} {name:<10} {str(dtype)[6:]:<9} error {size:.0e}'
+                print(f'{columns} of {bound:.0e}  {where}{"" if size <= bound else "  WRONG"}', flush=True)
+    print('all within their bounds' if right else 'WRONG', f'{time.perf_counter() - start:.0f} s', sep=', ')
+    return right
