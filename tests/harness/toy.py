@@ -273,7 +273,7 @@ def start(processes: int, work_dir, **settings) -> subprocess.Popen:
 def finish(process: subprocess.Popen, timeout=PATIENCE) -> tuple[int, str]:
     """Wait for it; the exit code and all it said."""
     out, err = process.communicate(timeout=timeout)
-    return process.returncode, out + err
+    return process.returncode, out + (err or '')
 
 
 def main(work_dir, settings='{}'):

@@ -1,9 +1,11 @@
 """A process that fails, dies or hangs ends the whole run in time, says why, and the same command resumes."""
 
 import ctypes
+import json
 import multiprocessing
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -19,6 +21,8 @@ from mmvisiongru.engine.hooks import StallHook
 from mmvisiongru.engine.signals import protect_workers
 from tests.harness import ROOT
 from tests.harness.children import PATIENCE, environment, in_child, torchrun
+from tests.harness.slurm import slurm, why_not
+from tests.harness.small_runs import SEGMENTATION, TOOLS, write_config
 from tests.harness.toy import LAST, differing, finish, run, start, toy_runner
 
 TIMEOUT = 8
@@ -182,3 +186,43 @@ def test_port_in_use(tmp_path):
     assert done.returncode > 0
     assert str(port) in done.stderr
     assert 'EADDRINUSE' in done.stderr or 'in use' in done.stderr
+
+
+@pytest.mark.long
+def test_slurm_cancels_a_run_of_two_nodes_and_it_resumes(tmp_path, workplace):
+    if reason := why_not():
+        pytest.skip(f'no slurm: {reason}')
+    config = write_config(workplace / 'config.py', SEGMENTATION, workplace / 'ade').name
+    settings = ['train_dataloader.num_workers=2', 'val_dataloader.num_workers=1', 'train_cfg.val_interval=7']
+    settings = ['--cfg-options', 'default_hooks.checkpoint.interval=100000', *settings]
+    sizes = dict(GPUS='2', GPUS_PER_NODE='1', CPUS_PER_TASK='1', PYTHON=sys.executable)
+    with slurm(tmp_path) as variables:
+
+        def submit(script: str, *args: str) -> subprocess.Popen:
+            command = [str(TOOLS / script), 'part', 'name', config, *args]
+            pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            return subprocess.Popen(command, env=environment(**variables, **sizes), **pipes)
+
+        job = submit('slurm_train.sh', *settings, 'train_cfg.max_iters=100000')
+        log = ''
+        while 'Iter(train) [    30/' not in log:
+            log += (line := job.stdout.readline())
+            assert line, log
+        subprocess.run(['scancel', '--name=name'], env=environment(**variables), check=True)
+        code, rest = finish(job)
+        print(log + rest)
+        assert code == 128 + signal.SIGTERM, rest
+        stopped = int(re.findall(r'stopped by SIGTERM after iteration (\d+): saved', rest)[-1])
+
+        end = stopped + 5
+        code, log = finish(submit('slurm_train.sh', '--resume', *settings, f'train_cfg.max_iters={end}'))
+        print(log)
+        assert code == 0, log
+        assert f'resumed epoch: 0, iter: {stopped}' in log
+        assert re.search(rf'Iter\(train\) \[ *{stopped + 1}/', log)
+        checkpoint = f'work_dirs/config/iter_{end}.pth'
+        code, log = finish(submit('slurm_test.sh', checkpoint, '--work-dir', 'two'))
+        assert code == 0, log
+    runpy.run_path(str(TOOLS / 'test.py'))['main']([config, checkpoint, '--work-dir', 'one'])
+    two, one = (json.loads(next(Path(folder).glob('*/*.json')).read_text()) for folder in ('two', 'one'))
+    assert [two[name] for name in ('aAcc', 'mIoU')] == [one[name] for name in ('aAcc', 'mIoU')]
