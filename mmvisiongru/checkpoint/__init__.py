@@ -8,9 +8,8 @@ from .load import (
     refuse_pickled_code,
     state_dict_of,
 )
-from .match import check_weights, load_weights, unfit_keys
+from .match import check_weights, load_weights, plain_model, pretrained, unfit_keys
 from .plain import to_plain
-from .pretrained import pretrained
 from .resume import find_checkpoint
 
 __all__ = [
@@ -20,6 +19,7 @@ __all__ = [
     'find_checkpoint',
     'load_checkpoint_file',
     'load_weights',
+    'plain_model',
     'pretrained',
     'read_checkpoint',
     'refuse_pickled_code',

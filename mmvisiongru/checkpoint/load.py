@@ -74,13 +74,6 @@ def state_dict_of(content, prefix: str | None = None) -> dict[str, Tensor]:
 
     Without a prefix, the ``module.`` of a wrapped model is removed, as in mmengine. The result is empty if
     there are no weights.
-
-    Examples:
-        >>> import torch
-        >>> from mmvisiongru.checkpoint import state_dict_of
-        >>> checkpoint = {'state_dict': {'backbone.x': torch.zeros(1), 'head.x': torch.ones(1)}}
-        >>> state_dict_of(checkpoint, prefix='backbone.')
-        {'x': tensor([0.])}
     """
     state = content.get('state_dict', content) if isinstance(content, dict) else {}
     state = state if isinstance(state, dict) else {}

@@ -1,42 +1,36 @@
-"""Compare the weights of a checkpoint with a model."""
+"""Compare the weights of a checkpoint with a model, and load them."""
 
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mmengine.model import BaseTTAModel, PretrainedInit, is_model_wrapper
 from torch import nn
 
 from mmvisiongru.errors import InputError
 
-from .load import Checkpoint, read_checkpoint
+from .load import Checkpoint, data_only, read_checkpoint, state_dict_of
 
-# What to do with a checkpoint of the released code, after its name.
-RELEASED = (
-    'is of the released VisionGRU code; convert it with tools/model_converters/official_to_mmvisiongru.py'
-)
 # A message lists at most this many keys.
 SHOWN_KEYS = 4
 
 
 def unfit_keys(module: nn.Module, state: dict) -> list[str]:
-    """List each parameter or buffer that ``state`` lacks, has in another shape, or has in addition.
+    """List each parameter or buffer that ``state`` has in another shape, lacks, or has in addition.
 
     Examples:
         >>> import torch
         >>> from mmvisiongru.checkpoint import unfit_keys
         >>> unfit_keys(torch.nn.Linear(2, 3), {'weight': torch.zeros(4, 2), 'scale': torch.zeros(1)})
-        ['missing bias', 'shape of weight: (4, 2) in the file, (3, 2) in the model', 'unexpected scale']
+        ['shape of weight: (4, 2) in the file, (3, 2) in the model', 'missing bias', 'unexpected scale']
     """
     own = module.state_dict()
-    lines = [f'missing {k}' for k in own if k not in state]
-    lines += [
+    lines = [
         f'shape of {k}: {tuple(state[k].shape)} in the file, {tuple(v.shape)} in the model'
         for k, v in own.items()
         if k in state and state[k].shape != v.shape
     ]
+    lines += [f'missing {k}' for k in own if k not in state]
     return lines + [f'unexpected {k}' for k in state if k not in own]
-
-
-def is_released(state: dict) -> bool:
-    """Whether the names of weights are those of the released code."""
-    return any('snake_gru.' in key for key in state)
 
 
 def plain_model(model: nn.Module) -> nn.Module:
@@ -46,35 +40,48 @@ def plain_model(model: nn.Module) -> nn.Module:
     return model
 
 
-def check_weights(model: nn.Module, checkpoint: Checkpoint, coverage: float | None = None) -> list[str]:
+def check_weights(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    coverage: float | None = None,
+    setting: str = '',
+    prefix: str | None = None,
+) -> list[str]:
     """Compare the weights of a checkpoint with a model's.
 
     Args:
-        model (nn.Module): The model, as a Runner holds it.
+        model (nn.Module): The model, as a Runner holds it, or a part of it.
         checkpoint (Checkpoint): What :func:`read_checkpoint` returned.
-        coverage (float, optional): The share of the model's keys that must be there in their shape, to start
-            training from ``load_from``. None: all of them, and no others.
+        coverage (float, optional): The share of the model's keys that must be there in their shape, at least
+            one. None: all of them, and no others.
+        setting (str): The setting of the config that names the checkpoint, for the message.
+        prefix (str, optional): Of the names of the weights, as in ``init_cfg``.
 
     Returns:
         list[str]: One line for each key that does not fit.
 
     Raises:
-        InputError: No key fits, or fewer than required.
+        InputError: Fewer keys fit than required.
     """
-    model, weights = plain_model(model), checkpoint.state_dict
-    source = f'checkpoint {checkpoint.path}' + ('' if coverage is None else ' (load_from)')
+    model, weights = plain_model(model), state_dict_of(checkpoint.content, prefix)
+    source = f'checkpoint {checkpoint.path}' + (f' ({setting})' if setting else '')
     # As in mmengine: older files lack the counter of batch norm.
     own = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
     unfit = [line for line in unfit_keys(model, weights) if not line.endswith('num_batches_tracked')]
-    if not set(own) & set(weights):
-        if is_released(weights):
-            raise InputError(f'{source} {RELEASED}, and give the result')
+    fitting = _fitting(own, weights)
+    if not fitting and any('snake_gru.' in key for key in checkpoint.state_dict):
         raise InputError(
-            f'{source} matches no key of the model: it holds {_some(weights)}, the model wants {_some(own)}'
+            f'{source} is of the released VisionGRU code; convert it with '
+            'tools/model_converters/official_to_mmvisiongru.py, and give the result'
         )
+    if not fitting:
+        held = f'it holds {_some(checkpoint.state_dict)}, the model wants {_some(own)}'
+        why = _some(unfit) if own.keys() & weights.keys() else held
+        better = _best_prefix(own, checkpoint.state_dict) if setting.endswith('init_cfg') else None
+        hint = '' if better is None else f'; set {setting}.prefix={better or None!r}'
+        raise InputError(f'{source} matches no key of the model: {why}{hint}')
     if coverage is None and unfit:
         raise InputError(f'{source} does not fit the model: {_some(unfit)}')
-    fitting = sum(k in weights and weights[k].shape == v.shape for k, v in own.items())
     if coverage is not None and fitting < coverage * len(own):
         raise InputError(
             f'{source} has {fitting} of the {len(own)} keys of the model, fewer than load_coverage='
@@ -105,6 +112,43 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint | str) -> Checkpoint:
     check_weights(model, checkpoint)
     plain_model(model).load_state_dict(checkpoint.state_dict, strict=False)
     return checkpoint
+
+
+@contextmanager
+def pretrained(model: nn.Module) -> Iterator[None]:
+    """Within the context, ``init_weights()`` of the model loads only checkpoints that fit and hold data only.
+
+    Each file is read once. Keys that do not fit are logged by mmengine.
+
+    Raises:
+        InputError: None of the parameters of a part is in the checkpoint that its
+            ``init_cfg=dict(type='Pretrained')`` names; the message says what to set.
+    """
+    known = {}
+    for name, module in plain_model(model).named_modules():
+        cfgs = getattr(module, 'init_cfg', None) or []
+        # Modules with an own init_weights() translate names while they load.
+        if not getattr(module, 'init_weights', print).__module__.startswith(('mmengine.', 'mmvisiongru.')):
+            continue
+        for cfg in cfgs if isinstance(cfgs, (list, tuple)) else [cfgs]:
+            if cfg.get('type') in ('Pretrained', PretrainedInit):
+                path, setting = cfg['checkpoint'], f'model.{name}.init_cfg' if name else 'init_cfg'
+                known[path] = known.get(path) or read_checkpoint(path)
+                check_weights(module, known[path], 0.0, setting, cfg.get('prefix'))
+    with data_only(*known.values()):
+        yield
+
+
+def _fitting(own: dict, state: dict, prefix: str = '') -> int:
+    return sum(prefix + k in state and state[prefix + k].shape == v.shape for k, v in own.items())
+
+
+def _best_prefix(own: dict, state: dict) -> str | None:
+    """Find the prefix under which most parameters of a module are, None if there is none."""
+    first = next(iter(own))
+    prefixes = [key[: -len(first)] for key in state if key == first or key.endswith(f'.{first}')]
+    best = max(prefixes, key=lambda prefix: _fitting(own, state, prefix), default=None)
+    return best if best is not None and _fitting(own, state, best) else None
 
 
 def _some(items) -> str:

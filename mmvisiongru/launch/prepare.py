@@ -74,7 +74,7 @@ def prepare_training(cfg: Config, resume: str | None = None, trial: int | None =
         notes += build_schedule(runner, before)
     if checkpoint:
         coverage = None if cfg.resume else cfg.get('load_coverage', 1.0)
-        unfit = check_weights(runner.model, checkpoint, coverage)
+        unfit = check_weights(runner.model, checkpoint, coverage, '' if cfg.resume else 'load_from')
         runner.loaded = checkpoint
         notes += [f'of {cfg.load_from}, not loaded: {line}' for line in unfit]
     for note in notes:

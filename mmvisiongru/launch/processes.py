@@ -16,12 +16,7 @@ from mmvisiongru.errors import InputError
 LAUNCHERS = {
     'pytorch': ('tools/dist_train.sh or dist_test.sh', 'RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
     'slurm': ('tools/slurm_train.sh or slurm_test.sh', 'SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
-    'mpi': (
-        'mpirun with MASTER_ADDR set',
-        'OMPI_COMM_WORLD_RANK',
-        'OMPI_COMM_WORLD_SIZE',
-        'OMPI_COMM_WORLD_LOCAL_RANK',
-    ),
+    'mpi': ('mpirun with MASTER_ADDR set', *(f'OMPI_COMM_WORLD_{n}' for n in ('RANK', 'SIZE', 'LOCAL_RANK'))),
 }
 
 

@@ -370,5 +370,5 @@ def test_gammas_that_tiny_lacks_are_named(tmp_path):
 
 
 def test_foreign_checkpoint_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r'none of the .* parameters of VRWKVAdapter'):
+    with pytest.raises(InputError, match='no key of the model'):
         load_by_init_cfg({'backbone.stem.weight': torch.zeros(1)}, tmp_path)

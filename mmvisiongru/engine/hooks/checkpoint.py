@@ -26,37 +26,40 @@ class AtomicCheckpointHook(CheckpointHook):
         # mmengine keeps what it does not know and fails at the first save.
         if self.args:
             raise TypeError(f'unexpected argument {", ".join(map(repr, self.args))}')
-        # Iterations of the last checkpoint.
+        # Iterations of the last checkpoint in `saved`.
         self.locks, self.overdue, self.saved = [], False, None
 
     def before_train(self, runner) -> None:
         """Fail now if the folder cannot be written or another training writes to it."""
+        # Before mmengine deletes files that are outdated for this run.
+        self._lock(runner.work_dir)
         super().before_train(runner)
+        if self.out_dir != runner.work_dir and is_local(
+            self.out_dir, self.backend_args or self.file_client_args
+        ):
+            self._lock(self.out_dir)
         # A run that continues in a copied folder must not delete the best file of the original.
-        if getattr(self, 'best_ckpt_path', None):
-            self.best_ckpt_path = self._in_out_dir(self.best_ckpt_path)
-        for metric, path in getattr(self, 'best_ckpt_path_dict', {}).items():
-            self.best_ckpt_path_dict[metric] = path and self._in_out_dir(path)
+        paths, keys = self._best()
+        for key in keys:
+            if paths.get(key):
+                paths[key] = self.file_backend.join_path(self.out_dir, osp.basename(paths[key]))
+
+    def _lock(self, folder: str) -> None:
         if is_main_process():
-            local = is_local(self.out_dir, self.backend_args or self.file_client_args)
-            for folder in {runner.work_dir, *([self.out_dir] if local else [])}:
-                check_folder(folder)
-                self.locks.append(lock_folder(folder))
+            check_folder(folder)
+            self.locks.append(lock_folder(folder))
 
     def restore(self, runner) -> None:
         """Let other processes train in the folder."""
         for lock in self.locks:
             if lock is not None:
                 os.close(lock)
-        self.locks = []
+        self.locks, self.saved = [], None
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Replace what only mmengine and numpy can read."""
         states = {name for name in checkpoint if name.endswith('state_dict')}
         checkpoint.update({name: to_plain(checkpoint[name]) for name in checkpoint.keys() - states})
-
-    def _in_out_dir(self, path: str) -> str:
-        return self.file_backend.join_path(self.out_dir, osp.basename(path))
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
         """Save what is due, now or since an earlier iteration."""
@@ -125,26 +128,23 @@ class AtomicCheckpointHook(CheckpointHook):
         # Nothing was trained that could be the best.
         if not hasattr(self, 'file_backend'):
             return
-        several = getattr(self, 'best_ckpt_path_dict', None)
-        old = {None: getattr(self, 'best_ckpt_path', None)} if several is None else dict(several)
+        paths, keys = self._best()
+        old = {key: paths.get(key) for key in keys}
         # Hidden from mmengine, which deletes the old file before it saves the new one.
-        self._set_best(dict.fromkeys(old))
+        paths.update(dict.fromkeys(keys))
         super()._save_best_checkpoint(runner, metrics)
-        new = {None: self.best_ckpt_path} if several is None else several
-        for path in [path for key, path in old.items() if path and new[key] not in (None, path)]:
-            self._remove(path)
-        self._set_best({key: new[key] or path for key, path in old.items()})
+        for key, path in old.items():
+            if paths[key] is None:
+                paths[key] = path
+            elif path and path != paths[key]:
+                self._remove(path)
 
-    def _set_best(self, paths: dict) -> None:
-        if None in paths:
-            self.best_ckpt_path = paths[None]
-        else:
-            self.best_ckpt_path_dict.update(paths)
+    def _best(self) -> tuple[dict, list[str]]:
+        """Where mmengine keeps the paths of the best checkpoints: of one metric in an attribute."""
+        if hasattr(self, 'best_ckpt_path_dict'):
+            return self.best_ckpt_path_dict, list(self.best_ckpt_path_dict)
+        return vars(self), ['best_ckpt_path']
 
     def _remove(self, path: str) -> None:
-        if not is_main_process():
-            return
-        if self.file_backend.isfile(path):
+        if is_main_process() and self.file_backend.isfile(path):
             self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):
-            self.file_backend.rmtree(path)
