@@ -151,8 +151,10 @@ def check_labels(sample, dataset, info: dict, evaluation: bool = False) -> None:
 
 
 def _check_range(labels: torch.Tensor, classes: int, ignore: int | None, path: str, shift: int = 0) -> None:
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    for label in wrong.unique().tolist():
-        if label != ignore:
-            stored = f' ({label + shift} in the file)' if shift else ''
-            raise ValueError(f'{path} contains label {label}{stored}, but labels must be 0 to {classes - 1}')
+    wrong = (labels < 0) | (labels >= classes)
+    if ignore is not None:
+        wrong &= labels != ignore
+    if wrong.any():
+        label = int(labels[wrong][0])
+        stored = f' ({label + shift} in the file)' if shift else ''
+        raise ValueError(f'{path} contains label {label}{stored}, but labels must be 0 to {classes - 1}')
