@@ -16,7 +16,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmvisiongru.errors import InputError, in_one_line
-from mmvisiongru.image_files import PICTURES
+from mmvisiongru.sample_checks import IMAGE_SUFFIXES
 
 # For a backbone alone, which says nothing about its input.
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
@@ -30,10 +30,10 @@ def find_images(path: str) -> list[str]:
     """
     paths = [path]
     if osp.isdir(path):
-        names = mmengine.scandir(path, PICTURES, recursive=True, case_sensitive=False)
+        names = mmengine.scandir(path, IMAGE_SUFFIXES, recursive=True, case_sensitive=False)
         paths = [osp.join(path, name) for name in sorted(names)]
     if not paths:
-        raise InputError(f'no image ({", ".join(PICTURES)}) in {path}')
+        raise InputError(f'no image ({", ".join(IMAGE_SUFFIXES)}) in {path}')
     for path in paths:
         if not osp.isfile(path):
             raise InputError(f'image {path} does not exist')

@@ -5,13 +5,11 @@ import re
 import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
-from mmengine.structures import BaseDataElement
 from torch.utils.data import Dataset
 
 from mmvisiongru.engine.resume import Draw, seed_all
 from mmvisiongru.errors import InputError, in_one_line
-from mmvisiongru.files import is_local
-from mmvisiongru.image_files import check_files, values_of_map
+from mmvisiongru.sample_checks import check_files, check_labels, reads_elsewhere
 
 
 class GuardedDataset(Dataset):
@@ -113,48 +111,3 @@ class GuardedDataset(Dataset):
     def bad_files(self) -> list[str]:
         """The files of the samples that were skipped."""
         return [self._files(int(i)) for i in self.bad.nonzero()]
-
-
-def reads_elsewhere(node) -> bool:
-    """Whether a data set, or any part or transform of it, has a file backend other than the local one."""
-    if isinstance(node, (list, tuple)):
-        return any(map(reads_elsewhere, node))
-    args = getattr(node, 'backend_args', None) or getattr(node, 'file_client_args', None)
-    return not is_local('', args) or any(
-        reads_elsewhere(vars(node)[part])
-        for part in ('dataset', 'datasets', 'pipeline', 'transforms')
-        if part in getattr(node, '__dict__', ())
-    )
-
-
-def check_labels(sample, dataset, info: dict, evaluation: bool = False) -> None:
-    """Compare the labels of a packed sample with the classes of its data set.
-
-    Raises:
-        ValueError: A label is not a class, or, in training, every pixel of the map is ignored.
-    """
-    packed = sample.get('data_samples') if isinstance(sample, dict) else None
-    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
-    if not classes or not isinstance(packed, BaseDataElement):
-        return
-    if 'gt_label' in packed and packed.gt_label.ndim == 1:
-        _check_range(packed.gt_label, len(classes), None, info.get('img_path'))
-    if 'gt_sem_seg' in packed:
-        labels, ignore = packed.gt_sem_seg.data, getattr(dataset, 'ignore_index', 255)
-        path, shift = info.get('seg_map_path'), int(bool(info.get('reduce_zero_label')))
-        _check_range(labels, len(classes), ignore, path, shift)
-        if not evaluation and bool((labels == ignore).all()):
-            # A crop may be ignored, but not the complete map.
-            values = values_of_map(path)
-            if values and values <= {ignore, 0 if shift else ignore}:
-                raise ValueError(f'every pixel of {path} is ignored')
-
-
-def _check_range(labels: torch.Tensor, classes: int, ignore: int | None, path: str, shift: int = 0) -> None:
-    wrong = (labels < 0) | (labels >= classes)
-    if ignore is not None:
-        wrong &= labels != ignore
-    if wrong.any():
-        label = int(labels[wrong][0])
-        stored = f' ({label + shift} in the file)' if shift else ''
-        raise ValueError(f'{path} contains label {label}{stored}, but labels must be 0 to {classes - 1}')

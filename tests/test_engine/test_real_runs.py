@@ -160,7 +160,7 @@ def test_cost(tmp_path, data, text):
     total = times['loops.py', 'run']
     names = ('before_train_iter', 'after_train_iter', '_before_step', '_arm')
     hooks = [(f'{file}.py', name) for file in ('exact_resume', 'guard', 'stall') for name in names]
-    checks = [('image_files.py', 'check_files'), ('guarded_dataset.py', 'check_labels')]
+    checks = [('sample_checks.py', 'check_files'), ('sample_checks.py', 'check_labels')]
     shares = [sum(times.get(key, 0) for key in keys) / total for keys in (hooks, checks)]
     print('share of the time: hooks {:.2%}, checks of samples {:.2%}'.format(*shares))
     assert sum(shares) < 0.01

@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 from mmvisiongru.engine.guarded_dataset import GuardedDataset
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
-from mmvisiongru.image_files import PICTURES
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import building, prepare_config
 from mmvisiongru.measure import progress_bar
 from mmvisiongru.outputs import check_output, data_folders
+from mmvisiongru.sample_checks import IMAGE_SUFFIXES
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 # Names that a note lists.
@@ -135,7 +135,7 @@ def untaken(dataset: GuardedDataset) -> Iterator[str]:
         folder = prefix.get('img_path') if isinstance(prefix, dict) else prefix
         if not folder or not osp.isdir(folder) or getattr(part, 'ann_file', ''):
             continue
-        names = sorted(mmengine.scandir(folder, PICTURES, recursive=True, case_sensitive=False))
+        names = sorted(mmengine.scandir(folder, IMAGE_SUFFIXES, recursive=True, case_sensitive=False))
         if left := [name for name in names if osp.realpath(osp.join(folder, name)) not in taken]:
             wanted = getattr(part, 'img_suffix', None) or ', '.join(getattr(part, 'extensions', ()))
             yield f'{len(left)} pictures in {folder} are not taken ({wanted} is): {some(left)}'

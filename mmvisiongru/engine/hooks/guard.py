@@ -44,8 +44,8 @@ class GuardHook(Hook):
         self.signal, self.since, self.handlers, self.handles = 0, 0.0, {}, []
         # Where the run is: between two iterations, its model is one that can be saved.
         self.between, self.validating, self.saved = False, False, False
-        # Per wrapper: backward passes so far and loss scale. Per optimizer: whether its gradient was finite.
-        self.counts, self.scales, self.finite = {}, {}, {}
+        # Per wrapper before the iteration: backward passes and loss scale. Per optimizer: gradient finite.
+        self.before, self.finite = {}, {}
 
     def before_train(self, runner) -> None:
         """Take over the signals, and look at gradients right before the optimizer uses them."""
@@ -56,7 +56,6 @@ class GuardHook(Hook):
             runner.logger.warning('not in the main thread: SIGTERM and SIGINT do not stop this run')
         for wrapper in single_wrappers(runner.optim_wrapper):
             self.handles.append(wrapper.optimizer.register_step_pre_hook(self._before_step))
-            self.scales[wrapper] = _loss_scale(wrapper)
 
     def _on_signal(self, number, frame) -> None:
         if self.signal and time.monotonic() - self.since > FORCE_QUIT_AFTER_S:
@@ -77,10 +76,9 @@ class GuardHook(Hook):
                 parameter.grad = None
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        """Forget the steps of the iteration before."""
-        self.between = False
-        self.finite.clear()
-        self.counts = {w: w.inner_count for w in single_wrappers(runner.optim_wrapper)}
+        """Note what the iteration will change."""
+        self.between, self.finite = False, {}
+        self.before = {w: (w.inner_count, _loss_scale(w)) for w in single_wrappers(runner.optim_wrapper)}
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         """Judge the iteration together with the other processes, and stop if it must be."""
@@ -130,11 +128,11 @@ class GuardHook(Hook):
     def _took_step(self, wrapper) -> bool | None:
         """Whether a step was taken; None if none was due, or if a smaller loss scale may still help."""
         finite, scale = self.finite.get(wrapper.optimizer), _loss_scale(wrapper)
-        before, self.scales[wrapper] = self.scales[wrapper], scale
+        count, before = self.before[wrapper]
         if scale is None or finite:
             return finite
         # A loss scaler does not call an optimizer that is not fused if a gradient is not finite.
-        due = finite is False or (self.counts[wrapper] < wrapper.inner_count and wrapper.should_update())
+        due = finite is False or (count < wrapper.inner_count and wrapper.should_update())
         # A loss scale is meant to enlarge: below 1, a smaller one does not help.
         return False if due and not 1 <= scale < before else None
 

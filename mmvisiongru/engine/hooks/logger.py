@@ -6,6 +6,7 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import dump
 from mmengine.hooks import LoggerHook
 
+from mmvisiongru._compat import plain_tags
 from mmvisiongru.files import new_file
 from mmvisiongru.registry import HOOKS
 
@@ -34,4 +35,4 @@ class AtomicLoggerHook(LoggerHook):
         runner.logger.info(text)
         if is_main_process():
             with new_file(osp.join(runner.log_dir, self.json_log_path)) as unfinished:
-                dump(self._process_tags(tag), unfinished, file_format='json')
+                dump(plain_tags(self, tag), unfinished, file_format='json')
