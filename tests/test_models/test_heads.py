@@ -18,14 +18,15 @@ from mmvisiongru.models.heads import joined_conv
 
 HEADS = (UPerHead, SegformerHead)
 BN = dict(type='BN', requires_grad=True)
-# Strides of maps as of a backbone, odd and not square ones, one with an axis of a single pixel, and some of
-# which a part is larger than the first map.
+# Strides of maps as of a backbone, odd and not square ones, one with an axis of a single pixel, some of which
+# a part is larger than the first map, and several tiles of a CPU.
 SIZES = (
     ((40, 56), (20, 28), (10, 14), (5, 7)),
     ((33, 17), (17, 9), (9, 5), (5, 3)),
     ((1, 30), (1, 15), (1, 8), (1, 4)),
     ((12, 20), (6, 30), (24, 5)),
     ((9, 11), (9, 11)),
+    ((70, 131), (35, 66), (19, 32)),
 )
 
 
@@ -281,8 +282,8 @@ def test_deterministic_mode_needs_no_gradient_of_an_interpolation(monkeypatch):
     assert not any(interpolated)
 
 
-@pytest.mark.parametrize(('kind', 'channels', 'share'), [(UPerHead, 512, 0.6), (SegformerHead, 256, 0.5)])
-@pytest.mark.parametrize('size', [512, 1024])
+@pytest.mark.parametrize(('kind', 'channels', 'share'), [(UPerHead, 512, 0.55), (SegformerHead, 256, 0.5)])
+@pytest.mark.parametrize('size', [512, 4096])
 def test_operations_on_the_maps_of_ade20k(kind, channels, share, size):
     widths = [72, 144, 288, 576]
     with torch.device('meta'):

@@ -11,14 +11,17 @@ beyond the border. One product with a matrix along each side both enlarges and s
 """
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Output pixels along a side of a tile. A matrix of a side has output x input pixels, so that without tiles
-# its cost would grow with the image. At 128 the map of a 512 x 512 image is one tile.
-TILE = 128
+# Output pixels of a tile, height and width. A matrix of a side has output x input pixels, so without tiles
+# its cost would grow with the image. Short tiles keep what lies between the products in the caches of a CPU;
+# a GPU wants few large products.
+CPU_TILE, TILE = (32, 128), (128, 128)
 
 
 class JoinedConv2d(nn.Conv2d):
@@ -43,6 +46,7 @@ class JoinedConv2d(nn.Conv2d):
                 "use mmseg's head of the same name"
             )
         sizes = conv.in_channels, conv.out_channels, conv.kernel_size
+        # On the meta device no random values are drawn, so the random state is that of mmseg's head.
         joined = cls(*sizes, padding=conv.padding, bias=conv.bias is not None, device='meta')
         joined.weight, joined.bias = conv.weight, conv.bias
         joined.mode, joined.align_corners = mode, align_corners
@@ -51,51 +55,100 @@ class JoinedConv2d(nn.Conv2d):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, h_i, w_i), the first one of the size of the output -> (B, N, H, W)."""
         size = maps[0].shape[2:]
-        first, *shares = self.weight.split([x.shape[1] for x in maps], 1)
-        out = F.conv2d(maps[0], first, self.bias, padding=self.padding)
-        small = 0
-        for x, weight in zip(maps[1:], shares, strict=True):
+        first, *weights = self.weight.split([x.shape[1] for x in maps], 1)
+        out, small = F.conv2d(maps[0], first, self.bias, padding=self.padding), []
+        for x, weight in zip(maps[1:], weights, strict=True):
             if self.kernel_size == (1, 1):
                 out = out + self._resize(F.conv2d(x, weight), size)
-            elif is_cheaper(x.shape, size, weight.shape):
-                small = small + mix_and_enlarge(x, weight, size, self.align_corners)
+            elif is_cheaper(x, weight, size):
+                small.append((x, weight))
             else:
                 out = out + F.conv2d(self._resize(x, size), weight, padding=self.padding)
-        return out if isinstance(small, int) else out + small.permute(0, 3, 1, 2)
+        return out + mix_and_enlarge(small, size, self.align_corners) if small else out
 
     def _resize(self, x: Tensor, size: Sequence[int]) -> Tensor:
         return F.interpolate(x, size, mode=self.mode, align_corners=self.align_corners)
 
 
-def is_cheaper(shape: Sequence[int], size: Sequence[int], weight_shape: Sequence[int]) -> bool:
+def is_cheaper(x: Tensor, weight: Tensor, size: Sequence[int]) -> bool:
     """Whether mixing channels first takes fewer multiply-accumulates, counted for one output channel."""
-    (_, C, h, w), (H, W), (*_, kh, kw) = shape, size, weight_shape
+    (_, C, h, w), (_, _, kh, kw), (H, W) = x.shape, weight.shape, size
     # A graph for any size cannot branch on it.
     if not all(isinstance(n, int) for n in (h, w, H, W)):
         return True
-    return kh * kw * C * h * w + kh * h * H * kw * w + kw * w * H * W < kh * kw * C * H * W
+    rows, columns = (min(n, tile * n // N + 3) for n, N, tile in zip((h, w), size, tile_of(x), strict=True))
+    return kh * kw * C * h * w + kh * kw * w * H * rows + kw * H * W * columns < kh * kw * C * H * W
 
 
-def mix_and_enlarge(x: Tensor, weight: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    """``conv2d(interpolate(x, size), weight)``, padded to keep the size.
+def mix_and_enlarge(
+    maps: Sequence[tuple[Tensor, Tensor]], size: Sequence[int], align_corners: bool
+) -> Tensor:
+    """The sum of ``conv2d(interpolate(x, size), weight)``, padded to keep the size, over maps and weights.
 
     Args:
-        x (Tensor): (B, C, h, w).
-        weight (Tensor): (N, C, kh, kw), kh and kw odd.
+        maps (Sequence[tuple]): Maps (B, C_i, h_i, w_i) with weights (N, C_i, kh, kw), kh and kw odd.
         size (Sequence[int]): H and W.
         align_corners (bool): As in ``F.interpolate``.
 
     Returns:
-        Tensor: (B, H, W, N).
+        Tensor: (B, N, H, W) in channels-last order.
     """
-    (B, C, h, w), (N, _, kh, kw), (H, W) = x.shape, weight.shape, size
-    rows = shifted_enlargement(h, H, kh, align_corners, x)
-    columns = shifted_enlargement(w, W, kw, align_corners, x).transpose(1, 2)
-    # One matrix for each row of taps: its result has the taps of a row side by side.
-    taps = weight.permute(2, 1, 3, 0).reshape(kh, C, kw * N)
-    mixed = x.permute(0, 2, 3, 1).reshape(B, 1, h * w, C) @ taps
-    enlarged = rows.reshape(H, kh * h) @ mixed.reshape(B, kh * h, w * kw * N)
-    return columns.reshape(W, w * kw) @ enlarged.reshape(B, H, w * kw, N)
+    height, width = tile_of(maps[0][0])
+    levels = [Level(x, weight, size, align_corners) for x, weight in maps]
+    bands = []
+    for rows in _spans(size[0], height):
+        tiles = [reduce(add, (level.tile(rows, c) for level in levels)) for c in _spans(size[1], width)]
+        bands.append(_cat(tiles, 2))
+    return _cat(bands, 1).permute(0, 3, 1, 2)
+
+
+class Level:
+    """One map of :func:`mix_and_enlarge` with its weight and the matrices of both sides."""
+
+    def __init__(self, x: Tensor, weight: Tensor, size: Sequence[int], align_corners: bool):
+        self.x, self.size = x.permute(0, 2, 3, 1), size
+        self.rows, self.columns = (
+            shifted_enlargement(*sides, align_corners, x)
+            for sides in zip(x.shape[2:], size, weight.shape[2:], strict=True)
+        )
+        # For each row of taps one matrix, whose result has the taps of that row side by side.
+        self.taps = weight.permute(2, 3, 0, 1).flatten(1, 2)
+
+    def tile(self, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+        """Rows and columns of the output, each from one to before another: (B, rows, columns, N)."""
+        (top, bottom), (left, right) = _source(rows, self.rows), _source(columns, self.columns)
+        x = self.x[:, top:bottom, left:right]
+        mixed = torch.cat([F.linear(x, weight) for weight in self.taps], 1)
+        enlarge_rows = self.rows[slice(*rows), :, top:bottom].flatten(1)
+        enlarge_columns = self.columns[slice(*columns), :, left:right].transpose(1, 2).flatten(1)
+        return enlarge_columns @ (enlarge_rows @ mixed.flatten(2)).unflatten(
+            2, (enlarge_columns.shape[1], -1)
+        )
+
+
+def tile_of(x: Tensor) -> tuple[int, int]:
+    """Height and width of tiles where x is."""
+    return CPU_TILE if x.device.type == 'cpu' else TILE
+
+
+def _spans(length: int, step: int) -> list[tuple[int, int]]:
+    """A side in tiles. A compiled graph has one: a loop would fix the size."""
+    if torch.compiler.is_compiling():
+        return [(0, length)]
+    return [(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _source(span: tuple[int, int], matrices: Tensor) -> tuple[int, int]:
+    """Input pixels that the output pixels of a span depend on, and up to two more."""
+    enlarged, taps, size = matrices.shape
+    if span == (0, enlarged):
+        return 0, size
+    start, stop = span[0] - taps // 2, span[1] + taps // 2
+    return max(0, start * size // enlarged - 1), min(size, stop * size // enlarged + 2)
+
+
+def _cat(tensors: list[Tensor], dim: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
 def shifted_enlargement(size: int, enlarged: int, taps: int, align_corners: bool, like: Tensor) -> Tensor:
