@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from mmseg.models.decode_heads import SegformerHead as MMSegSegformerHead
 from torch import Tensor
 
+from mmvisiongru.models.layers.joined_conv import JoinedConv2d
 from mmvisiongru.registry import MODELS
-
-from .joined_conv import JoinedConv2d
 
 
 @MODELS.register_module()
@@ -15,7 +14,7 @@ class SegformerHead(MMSegSegformerHead):
     """SegFormer's all-MLP head (arXiv:2105.15203), equal to mmseg's up to rounding.
 
     Arguments, parameters and state-dict keys are those of mmseg's SegformerHead. Its 1 x 1 fusion commutes
-    with the enlargement, so it runs before it, on each map at its own resolution (:mod:`.joined_conv`).
+    with the enlargement, so it runs before it, on each map at its own resolution.
 
     Args:
         interpolate_mode (str): As in ``F.interpolate``.

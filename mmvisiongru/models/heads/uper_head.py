@@ -6,9 +6,8 @@ from mmseg.models.decode_heads import UPerHead as MMSegUPerHead
 from mmseg.models.utils import resize
 from torch import Tensor
 
+from mmvisiongru.models.layers.joined_conv import JoinedConv2d
 from mmvisiongru.registry import MODELS
-
-from .joined_conv import JoinedConv2d
 
 
 @MODELS.register_module()
@@ -17,8 +16,8 @@ class UPerHead(MMSegUPerHead):
 
     Arguments, parameters and state-dict keys are those of mmseg's UPerHead, so checkpoints go both ways. The
     two convolutions of joined maps, behind the pooled maps and behind the pyramid, mix the channels of each
-    map at its own resolution (:mod:`.joined_conv`). For UperNet-tiny and 512 x 512 pixels that takes 111
-    GMACs instead of 211.
+    map at its own resolution (``models/layers/joined_conv.py``). For UperNet-tiny and 512 x 512 pixels that
+    takes 111 GMACs instead of 211.
 
     Args:
         pool_scales (Sequence[int]): Sides of the pooled maps.

@@ -13,15 +13,30 @@ beyond the border. One product with a matrix along each side both enlarges and s
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Output pixels of a tile, height and width. A matrix of a side has output x input pixels, so without tiles
-# its cost would grow with the image. Short tiles keep what lies between the products in the caches of a CPU;
-# a GPU wants few large products.
-CPU_TILE, TILE = (32, 128), (128, 128)
+
+class Machine(NamedTuple):
+    """Costs of products of matrices.
+
+    Attributes:
+        tile: Output pixels computed at a time, height and width. A matrix of a side has output x input
+            pixels, so without tiles its cost would grow with the image. Short tiles keep what lies between
+            the products in the caches of a CPU; a GPU wants few large products.
+        overhead: Multiply-accumulates that take as long as the additional calls for one map.
+    """
+
+    tile: tuple[int, int]
+    overhead: float
+
+
+CPU = Machine((32, 128), 5e7)
+# Predicted, not measured: some 30 launches at the speed of bfloat16.
+GPU = Machine((128, 128), 5e9)
 
 
 class JoinedConv2d(nn.Conv2d):
@@ -55,15 +70,20 @@ class JoinedConv2d(nn.Conv2d):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, h_i, w_i), the first one of the size of the output -> (B, N, H, W)."""
         size = maps[0].shape[2:]
-        first, *weights = self.weight.split([x.shape[1] for x in maps], 1)
-        out, small = F.conv2d(maps[0], first, self.bias, padding=self.padding), []
-        for x, weight in zip(maps[1:], weights, strict=True):
-            if self.kernel_size == (1, 1):
+        weights = self.weight.split([x.shape[1] for x in maps], 1)
+        if self.kernel_size == (1, 1):
+            out = F.conv2d(maps[0], weights[0], self.bias)
+            for x, weight in zip(maps[1:], weights[1:], strict=True):
                 out = out + self._resize(F.conv2d(x, weight), size)
-            elif is_cheaper(x, weight, size):
+            return out
+        whole, small = [(maps[0], weights[0])], []
+        for x, weight in zip(maps[1:], weights[1:], strict=True):
+            if is_cheaper(x, weight, size):
                 small.append((x, weight))
             else:
-                out = out + F.conv2d(self._resize(x, size), weight, padding=self.padding)
+                whole.append((self._resize(x, size), weight))
+        joined, weight = (_cat(parts, 1) for parts in zip(*whole, strict=True))
+        out = F.conv2d(joined, weight, self.bias, padding=self.padding)
         return out + mix_and_enlarge(small, size, self.align_corners) if small else out
 
     def _resize(self, x: Tensor, size: Sequence[int]) -> Tensor:
@@ -71,13 +91,15 @@ class JoinedConv2d(nn.Conv2d):
 
 
 def is_cheaper(x: Tensor, weight: Tensor, size: Sequence[int]) -> bool:
-    """Whether mixing channels first takes fewer multiply-accumulates, counted for one output channel."""
-    (_, C, h, w), (_, _, kh, kw), (H, W) = x.shape, weight.shape, size
+    """Whether mixing channels first saves more multiply-accumulates than its additional calls cost."""
+    (B, C, h, w), (N, _, kh, kw), (H, W) = x.shape, weight.shape, size
     # A graph for any size cannot branch on it.
     if not all(isinstance(n, int) for n in (h, w, H, W)):
         return True
-    rows, columns = (min(n, tile * n // N + 3) for n, N, tile in zip((h, w), size, tile_of(x), strict=True))
-    return kh * kw * C * h * w + kh * kw * w * H * rows + kw * H * W * columns < kh * kw * C * H * W
+    tile, overhead = _machine(x)
+    rows, columns = (min(n, side * n // full + 3) for n, full, side in zip((h, w), size, tile, strict=True))
+    mixed_first = kh * kw * C * h * w + kh * kw * w * H * rows + kw * H * W * columns
+    return B * N * (kh * kw * C * H * W - mixed_first) > overhead
 
 
 def mix_and_enlarge(
@@ -93,7 +115,7 @@ def mix_and_enlarge(
     Returns:
         Tensor: (B, N, H, W) in channels-last order.
     """
-    height, width = tile_of(maps[0][0])
+    height, width = _machine(maps[0][0]).tile
     levels = [Level(x, weight, size, align_corners) for x, weight in maps]
     bands = []
     for rows in _spans(size[0], height):
@@ -126,9 +148,8 @@ class Level:
         )
 
 
-def tile_of(x: Tensor) -> tuple[int, int]:
-    """Height and width of tiles where x is."""
-    return CPU_TILE if x.device.type == 'cpu' else TILE
+def _machine(x: Tensor) -> Machine:
+    return CPU if x.device.type == 'cpu' else GPU
 
 
 def _spans(length: int, step: int) -> list[tuple[int, int]]:
@@ -147,7 +168,7 @@ def _source(span: tuple[int, int], matrices: Tensor) -> tuple[int, int]:
     return max(0, start * size // enlarged - 1), min(size, stop * size // enlarged + 2)
 
 
-def _cat(tensors: list[Tensor], dim: int) -> Tensor:
+def _cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
