@@ -8,9 +8,8 @@ from mmvisiongru._compat import set_inference_attributes
 from mmvisiongru.checkpoint import Checkpoint, load_weights, read_checkpoint, state_dict_of
 from mmvisiongru.config import get_config, list_configs
 from mmvisiongru.inference import optimize_for_inference
-from mmvisiongru.launch.checks import dataset_meta
 from mmvisiongru.models.layers.precision import score_in_float32
-from mmvisiongru.zoo import build_model, model_config
+from mmvisiongru.zoo import build_model, dataset_meta, model_config
 
 __all__ = ['get_config', 'get_model', 'list_configs']
 

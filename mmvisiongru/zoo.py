@@ -1,18 +1,19 @@
 """Models by name: from a config of this package, of mmpretrain or of mmseg, or a single backbone."""
 
 import inspect
+from contextlib import suppress
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import nn
 
 from mmvisiongru.config import config_files, get_config
 from mmvisiongru.errors import InputError, did_you_mean
-from mmvisiongru.launch.checks import check_config
+from mmvisiongru.launch.checks import check_config, datasets
 from mmvisiongru.launch.prepare import building
 from mmvisiongru.launch.processes import replace_sync_bn
 
@@ -101,6 +102,21 @@ def image_channels(model: nn.Module) -> int:
 def single_view(cfg: Config) -> dict:
     """A copy of the settings of the model, without a wrapper for test-time augmentation."""
     return deepcopy(cfg.model.get('module') or cfg.model)
+
+
+def lazy_dataset(cfg: Config, dataloader: str):
+    """Build a data set of a config without reading its data; None if it cannot be built so."""
+    for _, dataset in datasets(cfg, (dataloader,)):
+        # It may need its files.
+        with suppress(Exception), DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+            return DATASETS.build(dict(dataset, pipeline=[], lazy_init=True))
+    return None
+
+
+def dataset_meta(cfg: Config) -> dict | None:
+    """Classes and palette of the test data set; None if its classes are not known without its data."""
+    meta = getattr(lazy_dataset(cfg, 'test_dataloader'), 'metainfo', {})
+    return {k: meta[k] for k in ('classes', 'palette') if k in meta} if meta.get('classes') else None
 
 
 def _backend_arguments(kind: type | None) -> list[str]:

@@ -7,8 +7,8 @@ import numpy as np
 from mmengine.config import Config
 
 from mmvisiongru.errors import InputError
-from mmvisiongru.launch.checks import dataset_meta
 from mmvisiongru.version import __version__
+from mmvisiongru.zoo import dataset_meta
 
 # Steps of a test pipeline that change no size, and those that tools/deployment/demo_onnx.py follows.
 NEUTRAL = ('LoadImageFromFile', 'LoadAnnotations', 'PackInputs', 'PackSegInputs')

@@ -12,7 +12,7 @@ from importlib import import_module
 import mmengine.registry
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
-from mmengine.registry import DATASETS, DefaultScope, Registry
+from mmengine.registry import Registry
 from mmengine.utils import get_object_from_string
 from torch.utils.data import DataLoader
 
@@ -36,22 +36,14 @@ def check_config(cfg: Config, dataloaders: Iterable[str] = ()) -> None:
     Raises:
         InputError: Something cannot be used.
     """
-    import_quietly(cfg.get('default_scope'))
-    check_names(cfg)
-    check_sizes(cfg)
-    check_data(cfg, dataloaders)
-
-
-def import_quietly(scope: str | None) -> None:
-    """Import the library of a scope without its messages about optional parts."""
+    # The libraries are imported now, and say what they miss of their optional parts.
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
-        for part in ('datasets', 'models') if scope else ():
-            # Not every scope has both; what is wrong with one shows where it is used.
-            with suppress(ImportError):
-                import_module(f'{scope}.{part}')
+        check_names(cfg)
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings('ignore', message=message)
+    check_sizes(cfg)
+    check_data(cfg, dataloaders)
 
 
 def parts(cfg: Config, *keys: str) -> Iterator[tuple[str, dict]]:
@@ -109,10 +101,9 @@ def _registries(*scopes: str) -> Iterator[Registry]:
 def _find(kind: str, scope: str | None) -> list:
     """Find what a type names in the registries: one class, as a rule."""
     prefix, _, name = kind.rpartition('.')
-    if prefix:
-        # Adds its registries to those of mmengine.
-        with suppress(ImportError):
-            import_module(f'{prefix}.registry')
+    # Adds the registries of a scope to those of mmengine.
+    with suppress(ImportError):
+        import_module(f'{prefix or scope or "mmengine"}.registry')
     names = [registry.module_dict for registry in _registries(prefix or scope, 'mmengine')]
     found = [each[name] for each in names if name in each]
     if prefix and not found:
@@ -208,18 +199,3 @@ def _folders(dataset: dict) -> dict[str, str]:
         if isinstance(part, str) and part:
             folders[f'data_prefix.{name}'.rstrip('.')] = osp.join(root, part)
     return {key: osp.abspath(osp.expanduser(folder)) for key, folder in folders.items() if folder}
-
-
-def lazy_dataset(cfg: Config, dataloader: str):
-    """Build a data set of a config without reading its data; None if it cannot be built so."""
-    for _, dataset in datasets(cfg, (dataloader,)):
-        # It may need its files.
-        with suppress(Exception), DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-            return DATASETS.build(dict(dataset, pipeline=[], lazy_init=True))
-    return None
-
-
-def dataset_meta(cfg: Config) -> dict | None:
-    """Classes and palette of the test data set; None if its classes are not known without its data."""
-    meta = getattr(lazy_dataset(cfg, 'test_dataloader'), 'metainfo', {})
-    return {k: meta[k] for k in ('classes', 'palette') if k in meta} if meta.get('classes') else None

@@ -1,6 +1,6 @@
 """Check a built model and its data before the first iteration: channels, classes, batch norm, one batch."""
 
-import random
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_world_size
+from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -26,14 +27,14 @@ TRIED = 4
 
 
 def check_built(runner: Runner, loops: dict) -> None:
-    """Check the model of a Runner against the loops that it will run, by the keys of their dataloaders.
+    """Check the model of a Runner against its loops, given by the keys of their dataloaders.
 
     Raises:
         InputError: Something does not fit.
     """
-    loops, found = {key: loop for key, loop in loops.items() if loop is not None}, {}
+    loops = {key: loop for key, loop in loops.items() if loop is not None}
+    found = {f'{key}.dataset': loop.dataloader.dataset for key, loop in loops.items()}
     for key, loop in loops.items():
-        found[f'{key}.dataset'] = loop.dataloader.dataset
         for i, metric in enumerate(loop.evaluator.metrics if hasattr(loop, 'evaluator') else ()):
             found[key.replace('dataloader', f'evaluator.{i}')] = metric
     pooled = check_model(runner.cfg, runner.model)
@@ -61,22 +62,16 @@ def check_model(cfg: Config, model: nn.Module) -> list[str]:
 
     Returns:
         list[str]: Batch norms that get one value per channel from one image.
-
-    Raises:
-        InputError: ``in_channels`` of a neck or head does not fit, or a head of one channel cannot work.
     """
     for place, head in heads(cfg, model):
         if getattr(head, 'out_channels', None) == 1:
+            which = f'{place} in {cfg.filename} has one output channel'
             if any(getattr(part, 'use_sigmoid', None) is False for part in head.modules()):
-                raise InputError(
-                    f'{place} in {cfg.filename} has one output channel, whose softmax is 1: it learns '
-                    'nothing; set its num_classes=2 out_channels=1 threshold=0.5 loss_decode.use_sigmoid=True'
-                )
+                remedy = 'num_classes=2 out_channels=1 threshold=0.5 loss_decode.use_sigmoid=True'
+                raise InputError(f'{which}, whose softmax is always 1; set its {remedy}')
             if isinstance(model, BaseTTAModel):
-                raise InputError(
-                    f'{place} in {cfg.filename} has one output channel, to which mmseg applies the sigmoid '
-                    'twice in test-time augmentation; test without --tta, or train with its out_channels=2'
-                )
+                raise InputError(f'{which}, to which mmseg applies the sigmoid twice with --tta')
+            print_log(f'{which}: its acc_seg is the share of background', 'current', logging.WARNING)
     plain = plain_model(model)
     weight = next(plain.parameters(), None)
     if weight is None or weight.is_meta or not isinstance(getattr(plain, 'backbone', None), nn.Module):
@@ -101,21 +96,18 @@ def check_model(cfg: Config, model: nn.Module) -> list[str]:
 @contextmanager
 def _looking(model: nn.Module) -> Iterator[list[str]]:
     """Run the model without a trace in it; gives the batch norms that get one value per channel."""
+    names = {m: f'model.{name}' for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
     training, pooled = model.training, []
 
-    def look(name):
-        def hook(norm, inputs):
-            across = isinstance(norm, SyncBatchNorm) and get_world_size() > 1
-            if not across and inputs[0].numel() == inputs[0].size(1):
-                pooled.append(f'model.{name}')
+    def look(norm, inputs):
+        across = isinstance(norm, SyncBatchNorm) and get_world_size() > 1
+        if not across and inputs[0].numel() == inputs[0].size(1):
+            pooled.append(names[norm])
 
-        return hook
-
-    norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
-    handles = [norm.register_forward_pre_hook(look(name)) for name, norm in norms]
-    model.eval()
+    handles = [norm.register_forward_pre_hook(look) for norm in names]
     try:
         with torch.no_grad():
+            model.eval()
             yield pooled
     finally:
         model.train(training)
@@ -130,36 +122,29 @@ def _call(cfg: Config, place: str, part: nn.Module, maps: Sequence[Tensor]):
     # What it does not take fails in any way.
     except Exception as error:
         stated, index = getattr(part, 'in_channels', None), getattr(part, 'in_index', None)
-        widths = [m.size(1) for m in maps if torch.is_tensor(m)]
-        several = isinstance(stated, (list, tuple))
+        widths, several = [m.size(1) for m in maps if torch.is_tensor(m)], isinstance(stated, (list, tuple))
         if index is None:
             index = range(len(widths)) if several else -1
-        index = [index] if isinstance(index, int) else list(index)
-        if not all(-len(widths) <= i < len(widths) for i in index):
-            setting, wanted = 'in_index', f'one of {len(widths)} maps, or more model.backbone.out_indices'
-        else:
-            chosen = [widths[i] for i in index]
-            # A head that joins its maps keeps the sum of their channels.
-            if stated is None or [*stated] == chosen if several else stated in (None, sum(chosen)):
-                return None
-            chosen = chosen if several or len(chosen) > 1 else chosen[0]
-            setting, wanted = 'in_channels', str(chosen).replace(' ', '')
+        try:
+            wanted = widths[index] if isinstance(index, int) else [widths[i] for i in index]
+        except IndexError:
+            raise InputError(
+                f'{place}.in_index={index} in {cfg.filename}, but there are {len(widths)} maps; set '
+                f'{place}.in_index or model.backbone.out_indices'
+            ) from error
+        # A head that joins its maps keeps the sum of their channels.
+        if stated is None or (list(stated) == wanted if several else stated == np.sum(wanted)):
+            return None
         raise InputError(
-            f'{place}.{setting}={getattr(part, setting)} in {cfg.filename} does not fit maps of {widths} '
-            f'channels; set {place}.{setting}={wanted}'
+            f'{place}.in_channels={stated} in {cfg.filename}, but its maps have {widths} channels; set '
+            f'{place}.in_channels={str(wanted).replace(" ", "")}'
         ) from error
 
 
 def check_labels(cfg: Config, model: nn.Module, found: dict[str, object]) -> None:
     """Compare the classes of data sets, heads and metrics, and the label that they ignore.
 
-    Args:
-        cfg (Config): The config.
-        model (nn.Module): The model, as a Runner holds it.
-        found (dict): Data sets and metrics by their places in the config.
-
-    Raises:
-        InputError: They disagree.
+    ``found`` has the data sets and metrics by their places in the config.
     """
     parts = found | dict(heads(cfg, model))
     data = {place: (getattr(part, 'metainfo', None) or {}).get('classes') for place, part in found.items()}
@@ -203,26 +188,25 @@ def check_batch_norm(pooled: list[str], loader: DataLoader) -> None:
         return
     what, remedy = 'train_dataloader.batch_size=1', 'train_dataloader.batch_size=2 or more'
     if size > 1:
-        what, remedy = f'the last of {len(sampler)} samples, alone', 'train_dataloader.drop_last=True'
+        what, remedy = (
+            f'the last of {len(sampler)} samples, alone in its batch,',
+            'train_dataloader.drop_last=True',
+        )
     head = '.'.join(pooled[0].split('.')[:2])
     raise InputError(
-        f'{what} in its batch, leaves batch norm {pooled[0]} one value per channel; set {remedy}, or '
+        f'{what} leaves batch norm {pooled[0]} one value per channel; set {remedy}, or '
         f"{head}.norm_cfg=dict(type='GN',num_groups=32)"
     )
 
 
 def check_batch(place: str, loader: DataLoader, model: nn.Module, training: bool) -> None:
-    """Prepare a small batch as the loop of a dataloader will: in a worker, joined by the model.
-
-    Raises:
-        InputError: Samples do not fit together, or labels are not of the image's size.
-    """
+    """Prepare a small batch as the loop of a dataloader will: in a worker, joined by the model."""
     samples, number = loader.dataset, min(len(loader.dataset), loader.batch_size or 1, TRIED)
     settings = dict(batch_size=number, sampler=[i * len(samples) // number for i in range(number)])
     settings |= dict(collate_fn=loader.collate_fn, num_workers=min(1, loader.num_workers))
-    state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        # The weights are drawn later.
+        with torch.random.fork_rng(devices=[]):
             batch = next(iter(DataLoader(samples, **settings)))
             batch = plain_model(model).data_preprocessor(batch, training)
     except InputError:
@@ -231,9 +215,6 @@ def check_batch(place: str, loader: DataLoader, model: nn.Module, training: bool
     except Exception as error:
         text = in_one_line(error).split(f'{type(error).__name__}: ')[-1]
         raise InputError(f'{place}.dataset.pipeline: no batch of {number} can be made: {text}') from error
-    finally:
-        random.setstate(state[0])
-        np.random.set_state(state[1])
     for sample in () if training else batch.get('data_samples') or ():
         stored = tuple(getattr(sample, 'ori_shape', ()))[:2]
         if 'gt_sem_seg' in sample and stored != (shape := tuple(sample.gt_sem_seg.shape)):

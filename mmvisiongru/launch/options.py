@@ -40,12 +40,8 @@ def add_config_options(parser: ArgumentParser) -> None:
 def add_common_options(parser: ArgumentParser) -> None:
     """Add the options that training and testing share."""
     parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/CONFIG)')
-    parser.add_argument(
-        '--amp', action='store_true', help='automatic mixed precision (bfloat16 without a GPU)'
-    )
-    parser.add_argument(
-        '--no-pin-memory', action='store_true', help='turn pin_memory off in every dataloader'
-    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision (bfloat16 without a GPU)')
+    parser.add_argument('--no-pin-memory', action='store_true', help='turn pin_memory off')
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],

@@ -34,8 +34,6 @@ from mmvisiongru.launch.trial import build_schedule, shorten
 # Top-level keys without which a config is for something else.
 TRAINING = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
 TESTING = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
-# How numpy names an empty list of samples, inside mmengine's BaseDataset.
-NO_SAMPLES = 'need at least one array to concatenate'
 # Dataloaders that training goes through.
 TRAINING_DATA = ('train_dataloader', 'val_dataloader')
 
@@ -83,11 +81,7 @@ def prepare_training(cfg: Config, resume: str | None = None, trial: int | None =
 
 
 def prepare_test(cfg: Config, checkpoint: str) -> Runner:
-    """Give the Runner of a test with the weights of a checkpoint, whose next step is ``test()``.
-
-    Raises:
-        InputError: Something cannot be used.
-    """
+    """Give the Runner of a test of a checkpoint, whose next step is ``test()``."""
     refuse_pickled_code()
     check_config(cfg, ('test_dataloader',))
     check_folder(cfg.work_dir)
@@ -124,12 +118,9 @@ def find_resume(cfg: Config, resume: str | None) -> tuple[Checkpoint | None, lis
 
 @contextmanager
 def building(cfg: Config) -> Iterator[None]:
-    """Turn what goes wrong while a part of the config is built into one line behind the config's path.
+    """Turn any exception while a part of the config is built into an InputError behind the config's path.
 
     The traceback goes to the log file of the run, if there is one by then.
-
-    Raises:
-        InputError: Anything was raised.
     """
     try:
         yield
@@ -138,15 +129,14 @@ def building(cfg: Config) -> Iterator[None]:
     # What the config names is code of anybody, and fails in any way.
     except Exception as error:
         line = f'{cfg.filename or cfg.model.type}: {in_one_line(error)}'
-        if NO_SAMPLES in line:
+        # An empty list of samples, in mmengine's BaseDataset.
+        if 'need at least one array to concatenate' in line:
             line += ' (a data set without samples: check its data_prefix, suffixes and ann_file)'
-        logger = MMLogger.get_current_instance()
-        text = f'{line}\n{"".join(traceback.format_exception(error))}'
-        record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None)
-        for handler in logger.handlers:
-            # The terminal gets the line alone.
-            if isinstance(handler, logging.FileHandler):
-                handler.emit(record)
+        logger, text = MMLogger.get_current_instance(), ''.join(traceback.format_exception(error))
+        record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, f'{line}\n{text}', (), None)
+        # The terminal gets the line alone.
+        for handler in (h for h in logger.handlers if isinstance(h, logging.FileHandler)):
+            handler.emit(record)
         raise InputError(line) from error
 
 
@@ -155,20 +145,17 @@ def build_runner(cfg: Config) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
-class AskedSettings(dict):
-    """Settings that remember which of them were asked for, present or not."""
+class _Asked(dict):
+    """Settings that remember which of them were asked for, there or not."""
 
-    def __init__(self, settings: dict):
-        super().__init__(settings)
-        self.asked = set()
+    asked = frozenset()
 
     def get(self, key, default=None):
-        """Get a setting."""
-        self.asked.add(key)
+        self.asked |= {key}
         return super().get(key, default)
 
     def __getitem__(self, key):
-        self.asked.add(key)
+        self.asked |= {key}
         return super().__getitem__(key)
 
     def __deepcopy__(self, memo):
@@ -176,20 +163,12 @@ class AskedSettings(dict):
 
 
 def build_optimizer(runner: Runner) -> None:
-    """Build the optimizer of a Runner, and refuse settings for it that its constructor did not ask for.
-
-    Raises:
-        InputError: One is misspelt, or for another constructor.
-    """
-    settings = runner.optim_wrapper
-    paramwise = AskedSettings(settings.get('paramwise_cfg') or {})
-    if paramwise:
-        settings = dict(settings, paramwise_cfg=paramwise)
+    """Build the optimizer of a Runner; refuse ``paramwise_cfg`` that its constructor does not ask for."""
+    paramwise = _Asked(runner.optim_wrapper.get('paramwise_cfg') or {})
+    settings = dict(runner.optim_wrapper, **(dict(paramwise_cfg=paramwise) if paramwise else {}))
     runner.optim_wrapper = runner.build_optim_wrapper(settings)
     for key in set(paramwise) - paramwise.asked:
-        hint = (
-            did_you_mean(key, paramwise.asked, cutoff=0.75) or '; set the optim_wrapper.constructor that does'
-        )
+        hint = did_you_mean(key, paramwise.asked, cutoff=0.75) or '; does another constructor?'
         raise InputError(f'nothing reads optim_wrapper.paramwise_cfg.{key} in {runner.cfg.filename}{hint}')
     # Once: a lr that is scaled must not be scaled again.
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)

@@ -27,25 +27,17 @@ def schedulers(cfg: Config) -> Iterator[tuple[str, dict]]:
 
 
 def build_schedule(runner: Runner, before: int | None) -> list[str]:
-    """Build the schedulers of a Runner whose loops are built: only its data tells how long an epoch is.
+    """Build the schedulers of a Runner after its loops, as only the data tells how long an epoch is.
 
-    Args:
-        runner (Runner): The Runner.
-        before (int, optional): Of a trial, the length that the schedule in the config is for.
-
-    Returns:
-        list[str]: What to log.
-
-    Raises:
-        InputError: The schedule does not fit into the run.
+    ``before`` is the length that the schedule of a trial is for. Returns what to log.
     """
-    notes = []
+    lengths, notes = (runner.max_iters, runner.max_epochs), []
     if before:
-        fit_schedule(runner.cfg, before, runner.max_iters, runner.max_epochs)
+        fit_schedule(runner.cfg, before, *lengths)
         runner.param_schedulers = runner.cfg.get('param_scheduler')
         runner.dump_config()
     else:
-        notes = check_schedule(runner.cfg, runner.max_iters, runner.max_epochs)
+        notes = check_schedule(runner.cfg, *lengths)
     if runner.param_schedulers is not None:
         runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
     return notes
@@ -77,9 +69,7 @@ def check_schedule(cfg: Config, max_iters: int, max_epochs: int) -> list[str]:
             )
         steps = [*scheduler.get('milestones', ()), scheduler.get('step_size', 0)]
         if begin + scheduler.get('T_max', 0) > total or any(begin + step >= total for step in steps):
-            notes.append(
-                f'{place} goes on after the end {of_all}: T_max, milestones or step_size are too long'
-            )
+            notes.append(f'{place} goes on after the end {of_all}: see T_max, milestones, step_size')
         note = '' if end == total else f'{place} ends at {end} {of_all}; to use all, set {place}.end={total}'
         ends[by_epoch] = max(ends.get(by_epoch, (0, '')), (end, note))
     notes += [note for _, note in ends.values() if note]
@@ -92,14 +82,9 @@ def check_schedule(cfg: Config, max_iters: int, max_epochs: int) -> list[str]:
 
 
 def shorten(cfg: Config, length: int) -> int:
-    """Make a short run of a long one, but for its schedule, which :func:`fit_schedule` fits.
+    """Make a short run of a long one: a validation and a checkpoint at its end, no more workers than cores.
 
-    Args:
-        cfg (Config): Changed in place: a validation and a checkpoint at the end, no more workers than cores.
-        length (int): Iterations or epochs, whichever the config counts.
-
-    Returns:
-        int: The length that it had.
+    ``length`` is in iterations or epochs, whichever the config counts. Returns the length that the run had.
     """
     unit = length_key(cfg)
     before, cfg.train_cfg[unit] = cfg.train_cfg[unit], length
@@ -121,13 +106,7 @@ def shorten(cfg: Config, length: int) -> int:
 
 
 def fit_schedule(cfg: Config, before: int, max_iters: int, max_epochs: int) -> None:
-    """Scale the schedule of a config to a shorter run; a scheduler without room in it is dropped.
-
-    Args:
-        cfg (Config): Changed in place.
-        before (int): The length that the schedule is for, in the unit of ``train_cfg``.
-        max_iters, max_epochs (int): The length of the run.
-    """
+    """Scale a schedule for the length ``before`` to a shorter run; schedulers without room are dropped."""
     ratio = cfg.train_cfg[length_key(cfg)] / before
     for by_epoch, total in ((True, max_epochs), (False, max_iters)):
         own = [s for _, s in schedulers(cfg) if s.get('by_epoch', True) == by_epoch]

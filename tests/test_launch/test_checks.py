@@ -8,7 +8,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from mmvisiongru.errors import InputError
-from mmvisiongru.launch.checks import check_config, check_data, dataset_meta
+from mmvisiongru.launch.checks import check_config, check_data
+from mmvisiongru.zoo import dataset_meta
 from tests.harness import ROOT
 
 SEGMENTATION = ROOT / 'configs/segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py'

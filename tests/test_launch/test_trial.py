@@ -104,13 +104,6 @@ def test_trial_of_a_segmentor_through_the_script(work):
     assert not Path('work_dirs/seg').exists()
 
 
-def test_trial_of_a_classifier_through_the_script(work):
-    train.main(['cls.py', '--trial', '2', '--work-dir', 'mine'])
-    found = [line for line in scalars('mine') if 'lr' in line]
-    assert max(line['lr'] for line in found) == pytest.approx(1e-3)
-    assert Path('mine/epoch_2.pth').exists()
-
-
 def refused(capsys, *args: str) -> str:
     with pytest.raises(SystemExit, match='2'):
         train.main(list(args))
@@ -171,46 +164,6 @@ def test_a_schedule_of_another_length_is_noted(work, capsys):
     log = next(Path('work_dirs/leaf').glob('*/*.log')).read_text()
     assert 'param_scheduler.0 ends at 2 of 3 iterations (train_cfg.max_iters); to use all, set' in log
     assert 'no validation: train_cfg.val_interval=16000, train_cfg.max_iters=3' in log
-
-
-@pytest.mark.parametrize('task', ['seg', 'cls'])
-def test_a_finished_run_is_resumed_to_another_length(work, capsys, task):
-    if task == 'seg':
-        unit, more, name = 'max_iters', 6, 'iter_4.pth'
-        schedulers = "[dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=2),\n" + (
-            "    dict(type='PolyLR', by_epoch=False, begin=2, eta_min=1e-7)]"
-        )
-    else:
-        unit, more, name = 'max_epochs', 6, 'epoch_4.pth'
-        schedulers = "[dict(type='LinearLR', start_factor=0.1, end=1, convert_to_iter_based=True),\n" + (
-            "    dict(type='CosineAnnealingLR', begin=1)]"
-        )
-    Path('leaf.py').write_text(
-        f"_base_ = '{task}.py'\nparam_scheduler = {schedulers}\ntrain_cfg = dict({unit}=4)\n"
-        f'default_hooks = dict(checkpoint=dict(interval=4))\n'
-    )
-
-    def arguments(out, *others, length=more):
-        # Visualizers of one name are one, also of several runs in a process.
-        options = ['--cfg-options', f'train_cfg.{unit}={length}', f'visualizer.name={out}']
-        return ['leaf.py', '--no-validate', '--work-dir', out, *others, *options]
-
-    train.main(arguments('short', length=4))
-    train.main(arguments('straight'))
-    line = refused(capsys, *arguments('short', '--resume'))
-    assert line.startswith(f'error: the schedule in short/{name} ends at ')
-    assert '--schedule config' in line
-    assert '--schedule checkpoint' in line
-
-    def resumed(schedule):
-        out = f'short_{schedule}'
-        train.main(arguments(out, '--resume', f'short/{name}', '--schedule', schedule))
-        return [line['lr'] for line in scalars(out)]
-
-    straight = [line['lr'] for line in scalars('straight')]
-    config, checkpoint = resumed('config'), resumed('checkpoint')
-    assert config == pytest.approx(straight[-len(config) :])
-    assert set(checkpoint) == {checkpoint[0]} != set(config)
 
 
 EPOCHS = dict(train_cfg=dict(by_epoch=True, max_epochs=20, val_interval=1), optim_wrapper=dict())

@@ -255,24 +255,15 @@ def test_a_checkpoint_that_cannot_be_used(work, capsys, script, kind, named):
     assert not Path('made').exists()
 
 
-@pytest.mark.parametrize('prefix', [None, 'head.', 'backbone'])
-def test_a_classifier_without_its_prefix(work, capsys, prefix):
-    save_weights('cls.py', 'classifier.pth')
-    init = dict(type='Pretrained', checkpoint='classifier.pth', prefix=prefix)
-    leaf = f'model = dict(backbone=dict(init_cfg={init}))'
-    if prefix == 'backbone':
-        # Torch takes it with and without the dot.
-        Path('leaf.py').write_text(f"_base_ = 'cls.py'\n{leaf}\n")
-        train.main(['leaf.py'])
-        return
-    assert "model.backbone.init_cfg.prefix='backbone.'" in mistake(capsys, 'cls.py', leaf=leaf)
-
-
-def test_a_backbone_alone_with_a_prefix(work, capsys):
-    save_weights('cls.py', 'backbone.pth', 'backbone.')
-    init = dict(type='Pretrained', checkpoint='backbone.pth', prefix='backbone.')
+@pytest.mark.parametrize(
+    ('stored', 'prefix', 'set_to'),
+    [('', None, "'backbone.'"), ('', 'head.', "'backbone.'"), ('backbone.', 'backbone.', 'None')],
+)
+def test_a_pretrained_backbone_under_another_prefix(work, capsys, stored, prefix, set_to):
+    save_weights('cls.py', 'x.pth', stored)
+    init = dict(type='Pretrained', checkpoint='x.pth', prefix=prefix)
     line = mistake(capsys, 'cls.py', leaf=f'model = dict(backbone=dict(init_cfg={init}))')
-    assert 'model.backbone.init_cfg.prefix=None' in line
+    assert f'model.backbone.init_cfg.prefix={set_to}' in line
 
 
 def test_one_output_channel_and_test_time_augmentation(work, capsys):

@@ -15,6 +15,7 @@ from mmvisiongru.config import get_config
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch import prepare
 from mmvisiongru.zoo import build_model
+from tests.harness import ROOT
 from tests.harness.children import environment
 from tests.harness.small_runs import SEGMENTATION, TOOLS, write_config
 from tools import test as test_tool
@@ -23,7 +24,6 @@ from tools.analysis_tools import confusion_matrix
 from tools.misc import print_config, verify_dataset
 from tools.visualization import browse_dataset, image_demo
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 # What each script is called with besides the config.
 SCRIPTS = {
     train: [],
@@ -144,17 +144,9 @@ def test_confusion_matrix_of_a_segmentor_needs_no_mmpretrain(scenes, capsys, mon
     assert 'on the diagonal' in capsys.readouterr().out
 
 
-def test_launchers_differ_in_their_name_alone():
-    names = ('none', 'pytorch', 'slurm')
-    none, *others = (Config.fromfile(CONFIGS / f'_base_/launchers/{name}.py') for name in names)
-    for cfg in others:
-        assert cfg.env_cfg == none.env_cfg
-        assert dict(cfg, launcher='none') == dict(none)
-
-
 @pytest.mark.parametrize('norm', ['SyncBN', 'MMSyncBN'])
 def test_models_to_measure_have_no_norm_across_processes(tmp_path, norm):
-    base = CONFIGS / 'segmentation/visiongru-pico_upernet_1xb12-1k_digits-64x64.py'
+    base = ROOT / 'configs/segmentation/visiongru-pico_upernet_1xb12-1k_digits-64x64.py'
     path = tmp_path / 'a.py'
     path.write_text(f"_base_ = '{base}'\nmodel = dict(decode_head=dict(norm_cfg=dict(type='{norm}')))\n")
     norms = [m for m in build_model(str(path)).modules() if 'BatchNorm' in type(m).__name__]

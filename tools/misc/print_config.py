@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from mmvisiongru.config import check_required, get_config
-from mmvisiongru.launch.checks import check_config, lazy_dataset
+from mmvisiongru.launch.checks import check_config
 from mmvisiongru.launch.model_checks import check_labels, check_model
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import TESTING, TRAINING, TRAINING_DATA
-from mmvisiongru.zoo import build_model
+from mmvisiongru.zoo import build_model, lazy_dataset
 
 
 def parse_args(argv=None):
