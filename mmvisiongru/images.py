@@ -45,14 +45,13 @@ def find_images(path: str) -> list[str]:
 def image_reader(cfg: Config, shape: tuple[int, int] | None = None) -> Callable[[str], dict]:
     """A function that reads an image as the test pipeline of a config does, but without labels.
 
+    It gives what a data set does, ``inputs`` (C, H, W) and ``data_samples``, and raises InputError for an image
+    that it cannot prepare. For a backbone alone images become 224 x 224.
+
     Args:
-        cfg (Config): Of mmpretrain, of mmseg, or of a backbone, for which images become 224 x 224.
+        cfg (Config): The config of a model.
         shape (tuple[int, int], optional): Height and width instead of those of the pipeline: the image is
             resized until it covers them, and its centre is taken.
-
-    Returns:
-        Callable: From a path to what a data set gives: ``inputs`` (C, H, W), and ``data_samples`` if there is
-        a pipeline. Raises InputError for an image that it cannot prepare.
     """
     dataset = (cfg.get('test_dataloader') or {}).get('dataset', {})
     steps = _without_labels(dataset.get('pipeline', []))

@@ -4,6 +4,7 @@ import csv
 import os
 import os.path as osp
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 import numpy as np
 from mmengine.config import Config
@@ -84,12 +85,16 @@ def _is_ours(path: str) -> bool:
 
 def write_picture(path: str, picture: np.ndarray) -> None:
     """Write an array as PNG in one step, so that several processes may write the same picture."""
-    os.makedirs(osp.dirname(path) or '.', exist_ok=True)
-    mark = PngInfo()
+    mark, unfinished = PngInfo(), f'{path}.{os.getpid()}'
     mark.add_text('Software', SOFTWARE)
-    unfinished = f'{path}.{os.getpid()}'
-    Image.fromarray(picture).save(unfinished, 'PNG', pnginfo=mark, compress_level=1)
-    os.replace(unfinished, path)
+    try:
+        os.makedirs(osp.dirname(path) or '.', exist_ok=True)
+        Image.fromarray(picture).save(unfinished, 'PNG', pnginfo=mark, compress_level=1)
+        os.replace(unfinished, path)
+    except OSError as error:
+        with suppress(OSError):
+            os.remove(unfinished)
+        raise InputError(f'{path} could not be written: {error.strerror or error}') from error
 
 
 def save_figure(figure, rows: Iterable[Iterable], out: str) -> str:

@@ -66,13 +66,9 @@ def test_diagonal_is_the_metric(workplace, capsys, text, data, extra, metric):
 
 def test_worst_confusions_by_hand():
     matrix = torch.tensor([[6, 2, 0], [5, 90, 5], [0, 0, 0]])
-    found = confusion_matrix.worst_confusions(matrix, ['a', 'b', 'c'])
-    assert found == [
-        ' 25.0% of a is taken for b (2 of 8)',
-        '  5.0% of b is taken for a (5 of 100)',
-        '  5.0% of b is taken for c (5 of 100)',
-    ]
-    assert confusion_matrix.worst_confusions(matrix, ['a', 'b', 'c'], most=1) == found[:1]
+    first, *more = confusion_matrix.worst_confusions(matrix, ['a', 'b', 'c'])
+    assert first == ' 25.0% of a is taken for b (2 of 8)'
+    assert [line.split(' of b is taken for ')[1] for line in more] == ['a (5 of 100)', 'c (5 of 100)']
 
 
 @pytest.mark.parametrize('classes', [3, 26, 150])
@@ -88,16 +84,3 @@ def test_names_of_the_classes_do_not_overlap(classes):
         assert sorted(label.get_text() for label in labels) == sorted(names)
         boxes = [label.get_window_extent() for label in labels]
         assert all(getattr(a, high) <= getattr(b, low) for a, b in itertools.pairwise(boxes))
-
-
-def test_counts_of_batches_are_one_matrix():
-    """One for each image of ImageNet would be 380 GB."""
-    metric = confusion_matrix.Confusion()
-    metric.dataset_meta = dict(classes=('a', 'b'))
-    true, predicted = torch.tensor([[0, 1, 255]]), torch.tensor([[0, 0, 1]])
-    sample = dict(pred_sem_seg=dict(data=predicted), gt_sem_seg=dict(data=true))
-    metric.process(None, [sample, sample])
-    metric.process(None, [sample])
-    assert len(metric.results) == 1
-    metric.compute_metrics(metric.results)
-    assert metric.matrix.tolist() == [[3, 0], [3, 0]]

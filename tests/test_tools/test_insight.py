@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mmvisiongru.errors import InputError
 from mmvisiongru.insight import central_side, gate_memories, receptive_fields
 from mmvisiongru.models import VisionGRU
 from mmvisiongru.ops import mingru_scan
@@ -65,11 +64,6 @@ def test_time_constants_are_those_of_the_scan():
     assert float(h[tokens] / h[0]) == pytest.approx(math.exp(-tokens / float(tau[1, 2, 1, 3])), rel=1e-4)
     backbone(torch.randn(1, 3, 12, 20))
     assert len(seen) == 2
-
-
-def test_other_backbones_have_no_gates():
-    with pytest.raises(InputError, match='Mean has no minGRU gates'):
-        gate_memories(Mean(), torch.randn(1, 3, 4, 4))
 
 
 def table(path):

@@ -15,7 +15,7 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 from PIL import Image
 
-from mmvisiongru.drawing import draw_sample, enlarge, font_for, paint
+from mmvisiongru.drawing import draw_sample, font_for, paint
 from mmvisiongru.errors import InputError
 from mmvisiongru.outputs import output_paths, write_picture
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
@@ -134,6 +134,8 @@ def test_files_of_others_are_kept(tmp_path, monkeypatch):
     Image.new('L', (2, 2)).save('out/a/0.png.png')
     with pytest.raises(InputError, match=r'out/a/0\.png\.png exists'):
         output_paths(images, 'out')
+    with pytest.raises(InputError, match='could not be written'):
+        write_picture('out/0.jpg.png/x.png', np.zeros((2, 2), np.uint8))
 
 
 def segmented(truth, prediction):
@@ -188,14 +190,6 @@ def test_names_neither_run_off_the_edge_nor_cover_each_other():
     long = letters(upper, (12 * 'many words ', ''))
     assert long.any()
     assert not long[:, [0, -1]].any()
-
-
-def test_small_images_are_enlarged_and_thin_ones_bearable():
-    assert enlarge(np.zeros((32, 40, 3), np.uint8)).shape == (256, 320, 3)
-    assert enlarge(np.zeros((300, 500), np.uint8)).shape == (300, 500)
-    assert enlarge(np.zeros((1, 3000, 3), np.uint8)).shape == (1, 3000, 3)
-    sample = segmented(np.zeros((1, 3000), np.int64), np.ones((1, 3000), np.int64))
-    assert draw_sample(np.zeros((1, 3000, 3), np.uint8), sample, ('a', 'b'), PALETTE).shape[0] > 1
 
 
 def test_a_classifiers_text_stands_above_the_image_and_makes_room():

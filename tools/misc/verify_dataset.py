@@ -79,8 +79,8 @@ def only_loading(dataset: dict) -> dict:
     """The config of a data set, and of those inside it, with nothing between loading and packing."""
     dataset = dict(dataset)
     if 'pipeline' in dataset:
-        kinds = ('Load', 'Pack')
-        dataset['pipeline'] = [t for t in dataset['pipeline'] if t['type'].split('.')[-1].startswith(kinds)]
+        steps = dataset['pipeline']
+        dataset['pipeline'] = [t for t in steps if t['type'].split('.')[-1].startswith(('Load', 'Pack'))]
     if str(dataset.get('type')).endswith('SegDataset'):
         # mmengine cannot serialise an empty list, which a wrong suffix leads to.
         dataset['serialize_data'] = False
@@ -91,12 +91,6 @@ def only_loading(dataset: dict) -> dict:
     return dataset
 
 
-def build(dataset: dict) -> GuardedDataset:
-    """The data set, to load and check but not to augment."""
-    # In training, a map without a label is a fault too.
-    return GuardedDataset(only_loading(dataset), seed=0, max_bad_samples=0)
-
-
 def verify(dataset: GuardedDataset, workers: int = 0) -> tuple[list[str], list[str]]:
     """One line for each sample that cannot be used, and the notes."""
     loader = DataLoader(Findings(dataset), batch_size=8, num_workers=workers, collate_fn=list)
@@ -104,11 +98,14 @@ def verify(dataset: GuardedDataset, workers: int = 0) -> tuple[list[str], list[s
         found = [each for batch in bar.track(loader, description='batches of 8') for each in batch]
     faults = [fault for fault, _, _ in found if fault]
     counts = [count for fault, count, _ in found if not fault]
-    return faults, [
-        *absent_classes(dataset, counts),
-        *untaken(dataset),
-        *turned([path for *_, path in found if path]),
-    ]
+    notes = [*absent_classes(dataset, counts), *untaken(dataset)]
+    # Labels that were drawn on the stored pixels would not fit, and nothing shows it.
+    if turned := [path for *_, path in found if path]:
+        notes.append(
+            f'{len(turned)} images are turned or mirrored by their EXIF orientation when they are read; '
+            f'their labels must be too: {some(turned)}'
+        )
+    return faults, notes
 
 
 def some(names: list[str]) -> str:
@@ -126,10 +123,8 @@ def absent_classes(dataset: GuardedDataset, counts: list[Tensor]) -> Iterator[st
 
 def untaken(dataset: GuardedDataset) -> Iterator[str]:
     """Suffixes are compared letter by letter by mmseg, so that .PNG is not taken for .png."""
-    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
-    taken = {
-        osp.realpath(info[key]) for info in infos for key in ('img_path', 'seg_map_path') if info.get(key)
-    }
+    infos = (dataset.get_data_info(i) for i in range(len(dataset)))
+    taken = {osp.realpath(v) for info in infos for k, v in info.items() if k in ('img_path', 'seg_map_path')}
     for part in parts(dataset.dataset):
         prefix = getattr(part, 'data_prefix', None) or {}
         folder = prefix.get('img_path') if isinstance(prefix, dict) else prefix
@@ -145,15 +140,6 @@ def parts(dataset) -> Iterator:
     """The data sets inside RepeatDataset, ConcatDataset and the like."""
     inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
     yield from [dataset] if inner == [None] else (leaf for part in inner for leaf in parts(part))
-
-
-def turned(paths: list[str]) -> Iterator[str]:
-    """Labels that were drawn on the stored pixels would not fit, and nothing shows it."""
-    if paths:
-        yield (
-            f'{len(paths)} images are turned or mirrored by their EXIF orientation when they are read; their '
-            f'labels must be too: {some(paths)}'
-        )
 
 
 def distinct(cfg: Config, names) -> list[str]:
@@ -176,7 +162,8 @@ def main(argv=None) -> int:
         report = {}
         for name in distinct(cfg, args.dataloaders):
             with building(cfg):
-                dataset = build(cfg[name].dataset)
+                # In training, a map without a label is a fault too.
+                dataset = GuardedDataset(only_loading(cfg[name].dataset), seed=0, max_bad_samples=0)
             faults, notes = verify(dataset, args.workers)
             report[name] = dict(samples=len(dataset), faults=faults, notes=notes)
             print(f'{name}: {len(faults)} of {len(dataset)} samples cannot be used', *faults, sep='\n')
