@@ -45,8 +45,8 @@ def find_images(path: str) -> list[str]:
 def image_reader(cfg: Config, shape: tuple[int, int] | None = None) -> Callable[[str], dict]:
     """A function that reads an image as the test pipeline of a config does, but without labels.
 
-    It gives what a data set does, ``inputs`` (C, H, W) and ``data_samples``, and raises InputError for an image
-    that it cannot prepare. For a backbone alone images become 224 x 224.
+    It gives what a data set does, ``inputs`` (C, H, W) and ``data_samples``, and raises InputError for an
+    image that it cannot prepare. For a backbone alone images become 224 x 224.
 
     Args:
         cfg (Config): The config of a model.
