@@ -78,10 +78,8 @@ class Jobs:
 
 def build(name: str) -> nn.Module:
     """A backbone with random weights."""
-    torch.manual_seed(0)
-    cfg = BACKBONES[name]
-    with DefaultScope.overwrite_default_scope(cfg['type'].split('.')[0]):
-        return MODELS.build(dict(cfg))
+    with DefaultScope.overwrite_default_scope(BACKBONES[name]['type'].split('.')[0]):
+        return MODELS.build(dict(BACKBONES[name]))
 
 
 def inference(model: nn.Module, x: Tensor) -> Callable[[], object]:

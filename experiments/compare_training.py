@@ -42,7 +42,8 @@ class Watch:
         running = [process.run for process in processes]
         for run in ended:
             self.ended += 1
-            self.bar.console.print(f'[{self.ended}/{self.total}] {self.outcome(run)}', markup=False)
+            line = f'[{self.ended}/{self.total}] {self.outcome(run)}'
+            self.bar.console.print(line, markup=False, soft_wrap=True)
         done = self.ended + sum(map(fraction, running))
         self.bar.update(self.task, completed=done, description=' | '.join(run.title for run in running))
 

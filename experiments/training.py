@@ -31,7 +31,7 @@ from mmvisiongru import measure
 from mmvisiongru.config import get_config
 from mmvisiongru.errors import InputError, in_one_line
 from mmvisiongru.flops import count
-from mmvisiongru.zoo import build_model, image_size
+from mmvisiongru.zoo import build_model
 from tools.analysis_tools.analyze_logs import METRICS, read_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -319,12 +319,14 @@ def measure_costs(runs: Iterable[Run], results: Results) -> None:
 def step_cost(config: str) -> dict:
     """Parameters and MACs of the model, and the peak memory of a training step in bytes."""
     cfg, device = get_config(config), torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    found, model = count(build_model(cfg), image_size(cfg)), build_model(cfg)
+    model = build_model(cfg)
     loader = dict(cfg.train_dataloader, num_workers=0, persistent_workers=False)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         optimizer = build_optim_wrapper(model.to(device).train(), cfg.optim_wrapper)
         batch = next(iter(Runner.build_dataloader(loader, seed=0)))
+    size = model.data_preprocessor(batch, training=True)['inputs'].shape[2:]
     memory = measure.peak_memory(lambda: model.train_step(batch, optimizer), device)
+    found = count(build_model(cfg), size)
     return dict(
         parameters=found['parameters'],
         macs=found['macs'],
