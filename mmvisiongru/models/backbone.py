@@ -29,11 +29,11 @@ def add_pos_embed(x: Tensor, pos_embed: Tensor) -> Tensor:
 
 
 class Backbone(BaseModule):
-    """A stem and a number of parts, stages or layers, any of whose maps can be returned.
+    """A stem and a list of parts, each of whose maps can be returned.
 
     Args:
-        parts (int): How many parts there are.
         what (str): Name of the list of parts, 'stages' or 'layers'.
+        parts (int): Number of parts.
         out_indices (int | Sequence[int]): Parts whose maps are returned; negative ones count from the end.
         frozen_stages (int): 0 freezes the stem, n the stem and the first n with their norms, -1 nothing.
         drop_path_rate (float): Stochastic depth rate of the last block.
@@ -41,13 +41,16 @@ class Backbone(BaseModule):
     """
 
     arch_settings: dict[str, dict]
+    # Beginnings of the names of the parameters before the first block, and the number of blocks in all parts.
+    stem_names: tuple[str, ...]
+    num_blocks: int
     # In timm's form: channels, stride and module of each map returned.
     feature_info: list[dict]
 
     def __init__(
         self,
-        parts: int,
         what: str,
+        parts: int,
         out_indices: int | Sequence[int],
         frozen_stages: int,
         drop_path_rate: float,
@@ -75,9 +78,9 @@ class Backbone(BaseModule):
             raise ValueError(f'arch must be one of {tuple(cls.arch_settings)} or a dict, got {arch!r}')
         return cls.arch_settings[arch.lower()]
 
-    def _drop_path_rates(self, blocks: int) -> list[float]:
+    def _drop_path_rates(self) -> list[float]:
         """Rates of the blocks, rising linearly from 0."""
-        return torch.linspace(0, self.drop_path_rate, blocks, device='cpu').tolist()
+        return torch.linspace(0, self.drop_path_rate, self.num_blocks, device='cpu').tolist()
 
     def _build_outputs(
         self,
@@ -133,6 +136,31 @@ class Backbone(BaseModule):
                     module.requires_grad = False
                 elif module is not None:
                     module.eval().requires_grad_(False)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter for layer-wise learning rate decay.
+
+        The stem is layer 0, each block one layer, a downsampling belongs to the block after it, and what
+        follows the last block, such as output norms and heads, is the last layer.
+
+        Args:
+            param_name (str): Name of the parameter.
+            prefix (str): Prefix of the backbone's parameters in the model, e.g. 'backbone.'.
+
+        Returns:
+            tuple[int, int]: Depth of the layer, and number of layers.
+        """
+        depth = self.num_blocks + 1
+        name = param_name.removeprefix(prefix) if param_name.startswith(prefix) else ''
+        if name.startswith(self.stem_names):
+            depth = 0
+        elif name.startswith(f'{self.what}.'):
+            depth = self._block_of(name) + 1
+        return depth, self.num_blocks + 2
+
+    def _block_of(self, param_name: str) -> int:
+        """The number, from 0, of the block that a parameter of a part belongs to."""
+        raise NotImplementedError
 
     def _cast_to_stem_dtype(self, x: Tensor) -> Tensor:
         """Cast images, which preprocessors give in float32, for a stem with weights of 16 bits."""

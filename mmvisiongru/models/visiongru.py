@@ -89,10 +89,10 @@ class Stage(nn.Module):
 
 @MODELS.register_module()
 class VisionGRU(Backbone):
-    """VisionGRU: a hierarchical backbone that mixes tokens with a bidirectional minGRU scan.
+    """VisionGRU (arXiv:2412.18178): a hierarchical backbone that mixes tokens with a bidirectional minGRU.
 
-    Defaults are those of the released model (its checkpoints load unchanged); where the text of
-    arXiv:2412.18178 differs, an argument selects the paper's reading.
+    Defaults are those of the released model, whose checkpoints load unchanged. Where the text of the paper
+    differs, an argument selects its reading.
 
     Args:
         arch (str | dict): 'tiny' or 'base' (the paper's VisionGRU-Ti and -B) or 'pico' (1.4 M parameters, for
@@ -100,7 +100,7 @@ class VisionGRU(Backbone):
         in_channels (int): Channels of the image.
         scan_paths (Sequence[str]): Reading orders of every mixer, out of 'row', 'row_reverse', 'column'
             and 'column_reverse' (Algorithm 1).
-        dwconv_kernel_size (int, optional): Depthwise convolution before the scan, odd; None leaves it out.
+        dwconv_kernel_size (int, optional): Depthwise convolution before the scan, odd; None for none.
         expand_ratio (int): Width of the scan over the width of the stage.
         mlp_ratio (int): Hidden width of the MLP over the width of the stage.
         candidate (str): 'g' (released code) or 'linear' (eq. 8), see :func:`mmvisiongru.ops.mingru_scan`.
@@ -131,6 +131,7 @@ class VisionGRU(Backbone):
         (1, 192, 2, 3)
     """
 
+    stem_names = ('stem.', 'pos_embed')
     arch_settings = {
         'tiny': dict(embed_dims=[72, 144, 288, 576], depths=[2, 2, 8, 2]),
         'base': dict(embed_dims=[104, 208, 416, 832], depths=[2, 2, 15, 2]),
@@ -157,8 +158,8 @@ class VisionGRU(Backbone):
         init_cfg: dict | list[dict] | None = None,
     ):
         embed_dims, depths = self._parse_arch(arch)
-        super().__init__(len(depths), 'stages', out_indices, frozen_stages, drop_path_rate, init_cfg)
-        self.embed_dims, self.depths = embed_dims, depths
+        super().__init__('stages', len(depths), out_indices, frozen_stages, drop_path_rate, init_cfg)
+        self.embed_dims, self.depths, self.num_blocks = embed_dims, depths, sum(depths)
         self._check_options(scan_paths, dwconv_kernel_size, candidate, pos_embed, scan_backend)
         widths = dict(in_channels=in_channels, expand_ratio=expand_ratio, mlp_ratio=mlp_ratio)
         for name, value in widths.items():
@@ -177,7 +178,7 @@ class VisionGRU(Backbone):
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         else:
             self.pos_embed = None
-        rates = iter(self._drop_path_rates(sum(self.depths)))
+        rates = iter(self._drop_path_rates())
         self.stages = nn.ModuleList()
         for i, (dim, depth) in enumerate(zip(self.embed_dims, self.depths, strict=True)):
             downsample = Downsample(self.embed_dims[i - 1], dim) if i else None
@@ -194,7 +195,7 @@ class VisionGRU(Backbone):
         embed_dims, depths = tuple(arch['embed_dims']), tuple(arch['depths'])
         if len(embed_dims) != len(depths) or not depths:
             raise ValueError(
-                f'arch needs one width a stage, got {len(embed_dims)} embed_dims for {len(depths)} depths'
+                f'arch needs one width per stage, got {len(embed_dims)} embed_dims for {len(depths)} depths'
             )
         if min(embed_dims + depths) < 1:
             raise ValueError(f'embed_dims and depths must be positive, got {embed_dims} and {depths}')
@@ -219,8 +220,8 @@ class VisionGRU(Backbone):
         """Compute the maps of the stages in ``out_indices``.
 
         Args:
-            x (Tensor): Images, (B, in_channels, H, W), of any size from 1 x 1 on. A model of 16-bit weights,
-                as ``model.bfloat16()`` makes one, takes images in float32 too, as preprocessors give them.
+            x (Tensor): Images, (B, in_channels, H, W), of any size from 1 x 1 on. A model with 16-bit weights
+                casts them.
 
         Returns:
             tuple[Tensor]: Stage i is (B, embed_dims[i], ceil(H / 4 / 2^i), ceil(W / 4 / 2^i)), stored
@@ -241,25 +242,6 @@ class VisionGRU(Backbone):
         for stage in self.stages:
             yield (stage,)
 
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Depth of a parameter for layer-wise learning rate decay.
-
-        The stem is layer 0, every block one layer, a downsampling belongs to the block after it, and what
-        follows the last block (output norms, heads) is the last layer.
-
-        Args:
-            param_name (str): Name of the parameter.
-            prefix (str): Of the backbone in the model, e.g. 'backbone.'.
-
-        Returns:
-            tuple[int, int]: The layer's depth and the number of layers.
-        """
-        last = sum(self.depths) + 1
-        name = param_name[len(prefix) :] if param_name.startswith(prefix) else ''
-        if name.startswith(('stem.', 'pos_embed')):
-            return 0, last + 1
-        if name.startswith('stages.'):
-            _, stage, part, *rest = name.split('.')
-            block = int(rest[0]) if part == 'blocks' else 0
-            return sum(self.depths[: int(stage)]) + block + 1, last + 1
-        return last, last + 1
+    def _block_of(self, param_name: str) -> int:
+        _, stage, part, *rest = param_name.split('.')
+        return sum(self.depths[: int(stage)]) + (int(rest[0]) if part == 'blocks' else 0)

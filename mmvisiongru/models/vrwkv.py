@@ -119,6 +119,7 @@ class VRWKV(Backbone):
         torch.Size([1, 96, 4, 6])
     """
 
+    stem_names = ('patch_embed.', 'pos_embed')
     arch_settings = {
         'tiny': dict(embed_dims=192, depth=12),
         'small': dict(embed_dims=384, depth=12, post_norm=True, layer_scale=1.0),
@@ -126,7 +127,7 @@ class VRWKV(Backbone):
         'large': dict(embed_dims=1024, depth=24, post_norm=True, key_norm=True, layer_scale=1e-5),
         'pico': dict(embed_dims=96, depth=11),
     }
-    # What an arch may say besides, with the values of one that does not.
+    # Optional keys of an arch, with their defaults.
     arch_options = dict(post_norm=False, key_norm=False, layer_scale=None)
 
     def __init__(
@@ -148,8 +149,8 @@ class VRWKV(Backbone):
     ):
         arch = self._parse_arch(arch)
         depth, dim = arch['depth'], arch['embed_dims']
-        super().__init__(depth, 'layers', out_indices, frozen_stages, drop_path_rate, init_cfg)
-        self.arch, self.depth, self.embed_dims = arch, depth, dim
+        super().__init__('layers', depth, out_indices, frozen_stages, drop_path_rate, init_cfg)
+        self.arch, self.depth, self.embed_dims, self.num_blocks = arch, depth, dim, depth
         img_size, patch_size = tuple(to_2tuple(img_size)), tuple(to_2tuple(patch_size))
         sizes = dict(in_channels=(in_channels,), hidden_ratio=(hidden_ratio,))
         for name, value in dict(sizes, img_size=img_size, patch_size=patch_size).items():
@@ -162,7 +163,7 @@ class VRWKV(Backbone):
         self.patch_embed = PatchEmbed(in_channels, dim, patch_size)
         self.grid = tuple(-(-side // patch) for side, patch in zip(img_size, patch_size, strict=True))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], dim))
-        rates = self._drop_path_rates(depth)
+        rates = self._drop_path_rates()
         options = {name: arch[name] for name in VRWKV.arch_options}
         options.update(hidden_ratio=hidden_ratio, with_cp=with_cp, distance=distance, backend=wkv_backend)
         self.layers = nn.ModuleList(Layer(dim, i, depth, drop_path=rates[i], **options) for i in range(depth))
@@ -211,22 +212,5 @@ class VRWKV(Backbone):
         for layer in self.layers:
             yield (layer,)
 
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Depth of a parameter for layer-wise learning rate decay.
-
-        The embedding is layer 0, every layer one, and what follows the last (norms, heads) is the last one.
-
-        Args:
-            param_name (str): Name of the parameter.
-            prefix (str): Of the backbone in the model, e.g. 'backbone.'.
-
-        Returns:
-            tuple[int, int]: The layer's depth and the number of layers.
-        """
-        last = self.depth + 1
-        name = param_name[len(prefix) :] if param_name.startswith(prefix) else ''
-        if name.startswith(('patch_embed.', 'pos_embed')):
-            return 0, last + 1
-        if name.startswith('layers.'):
-            return int(name.split('.')[1]) + 1, last + 1
-        return last, last + 1
+    def _block_of(self, param_name: str) -> int:
+        return int(param_name.split('.')[1])
