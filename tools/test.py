@@ -11,10 +11,12 @@ import os.path as osp
 
 import mmengine
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.dist import is_main_process
 
 from mmvisiongru.config import get_config
 from mmvisiongru.errors import InputError
+from mmvisiongru.inference import optimize_for_inference
 from mmvisiongru.launch.options import (
     add_common_options,
     add_config_options,
@@ -57,6 +59,9 @@ def parse_args(argv=None):
         action='store_true',
         help='test-time augmentation with tta_model and tta_pipeline of the config; without a tta_pipeline '
         'each image is tested plain and mirrored',
+    )
+    parser.add_argument(
+        '--no-optimize', action='store_true', help='on a CPU: keep the layers that training uses, to compare'
     )
     add_common_options(parser)
     return parser.parse_args(argv)
@@ -139,7 +144,10 @@ def main(argv=None):
     with one_line_errors(args.debug):
         cfg = get_config(args.config, args.cfg_options, TESTING)
         merge_args(cfg, args)
-        metrics = prepare_test(cfg, args.checkpoint).test()
+        runner = prepare_test(cfg, args.checkpoint)
+        if get_device() == 'cpu' and not args.no_optimize:
+            optimize_for_inference(runner.model)
+        metrics = runner.test()
         if args.out_item == 'metrics' and is_main_process():
             mmengine.dump(metrics, args.out)
 

@@ -54,8 +54,11 @@ def test_dtypes_side_by_side_and_one_channel(tmp_path):
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'bfloat16-weights'])
 def test_precision_is_that_of_the_computation(precision):
     model, x = torch.nn.Linear(3, 2), torch.ones(1, 3)
-    got = benchmark.runnables(model, x, precision, 'inference')['inference']()
-    assert got.dtype == (torch.float32 if precision == 'float32' else torch.bfloat16)
+    for optimize in (True, False):
+        got = benchmark.runnable(model, x, precision, 'inference', optimize)()
+        assert got.dtype == (torch.float32 if precision == 'float32' else torch.bfloat16)
+    # The model itself stays fit for training.
+    assert type(model) is torch.nn.Linear
     assert model.weight.dtype == torch.float32
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from mmvisiongru.apis import get_model
 from mmvisiongru.checkpoint import load_checkpoint_file
+from mmvisiongru.inference.form import InferenceForm
 from mmvisiongru.launch.processes import has_gpu
 from mmvisiongru.models.layers import mingru
 from mmvisiongru.ops import mingru_scan_2d
@@ -283,6 +284,22 @@ def test_mixed_precision_on_a_cpu(classifier, tool, scanned, where):
     assert {dtype for dtype, _ in scanned} == {torch.bfloat16, torch.float32}
     for a, b in zip(*(pickle.loads(Path(f'{n}.pkl').read_bytes()) for n in ('whole', 'amp')), strict=True):
         torch.testing.assert_close(a['pred_score'], b['pred_score'].float(), rtol=0, atol=0.02)
+
+
+@pytest.mark.skipif(has_gpu(), reason='forms for the CPU')
+def test_models_are_converted_for_a_test_on_a_cpu(classifier, tool, monkeypatch):
+    assert tool('train', classifier, '--no-validate', '--work-dir', 'work') == (0, [])
+    converted, check = [], InferenceForm.check_inference
+    monkeypatch.setattr(InferenceForm, 'check_inference', lambda self: converted.append(self) or check(self))
+    found = []
+    for more in ([], ['--no-optimize']):
+        converted.clear()
+        args = (classifier, 'work/epoch_1.pth', '--work-dir', 'test', '--out', 'out.pkl', *more)
+        assert tool('test', *args) == (0, [])
+        assert bool(converted) is not bool(more)
+        found.append(pickle.loads(Path('out.pkl').read_bytes()))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a['pred_score'], b['pred_score'], rtol=1e-4, atol=1e-5)
 
 
 def test_scores_of_a_segmentor_in_mixed_precision_are_not_rounded(folder, tool, monkeypatch):

@@ -9,8 +9,9 @@ In bfloat16 on a CPU, by autocast, which converts the weights in the first pass,
         --sizes 224 512 1024 --dtype float32 bfloat16 bfloat16-weights
 
 A model is a config (of either task) by file or name, a model of mmpretrain or mmseg, or a backbone such as
-mmpretrain.ConvNeXt:tiny. Runs of the models are interleaved and medians are reported, so that the ratios to
-the first one hold on a busy machine, too.
+mmpretrain.ConvNeXt:tiny. On a CPU all of them are converted by mmvisiongru.optimize_for_inference before
+inference is timed. Runs of the models are interleaved and medians are reported, so that the ratios to the
+first one hold on a busy machine, too.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import json
 import os.path as osp
 import statistics
 from contextlib import nullcontext
+from copy import deepcopy
 from functools import partial
 from logging import ERROR
 
@@ -29,6 +31,7 @@ from rich.table import Table
 
 from mmvisiongru import measure
 from mmvisiongru.errors import InputError
+from mmvisiongru.inference import optimize_for_inference
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.models.layers.precision import converted_once
 from mmvisiongru.zoo import build_model, image_channels, model_config
@@ -56,14 +59,23 @@ def parse_args(argv=None):
     parser.add_argument(
         '--repeats', type=int, default=10, help='timed runs of each model after an untimed one'
     )
+    parser.add_argument(
+        '--no-optimize',
+        action='store_true',
+        help='inference on a CPU: time the models as built, not through optimize_for_inference',
+    )
     parser.add_argument('--json', metavar='FILE', help='write the figures to this file')
     parser.add_argument('--plot', metavar='FILE', help='draw time and memory against size to this file')
     return parser.parse_args(argv)
 
 
-def runnables(model, x, precision: str, mode) -> dict:
-    """Functions to time: one inference pass, one training step (forward, backward, AdamW)."""
+def runnable(model, x, precision: str, mode: str, optimize: bool):
+    """A function to time: one inference pass, or one training step (forward, backward, AdamW)."""
+    if optimize and mode == 'inference' and x.device.type == 'cpu':
+        model = optimize_for_inference(deepcopy(model))
     model, x, autocast = measure.in_precision(model, x, precision)
+    if mode == 'inference':
+        return partial(measure.inference, model, x, autocast)
     optimizer = torch.optim.AdamW(model.parameters())
 
     def train():
@@ -75,8 +87,7 @@ def runnables(model, x, precision: str, mode) -> dict:
         optimizer.step()
         optimizer.zero_grad()
 
-    both = dict(inference=partial(measure.inference, model, x, autocast), train=train)
-    return both if mode == 'both' else {mode: both[mode]}
+    return train
 
 
 def measure_models(models: dict, args) -> list[dict]:
@@ -90,9 +101,13 @@ def measure_models(models: dict, args) -> list[dict]:
             for mode in modes:
                 bar.update(task, description=f'{mode} {size} x {size}')
                 functions = {
-                    label(name, precision, args.dtype): runnables(
-                        model, images_for(model, args.batch_size, size, device), precision, mode
-                    )[mode]
+                    label(name, precision, args.dtype): runnable(
+                        model,
+                        images_for(model, args.batch_size, size, device),
+                        precision,
+                        mode,
+                        not args.no_optimize,
+                    )
                     for name, model in models.items()
                     for precision in args.dtype
                 }
@@ -204,7 +219,10 @@ def main(argv=None):
         }
         rows = measure_models(models, args)
     machine = measure.describe_machine(torch.device(args.device)) | dict(
-        dtype=' '.join(args.dtype), backend=args.backend, repeats=args.repeats
+        dtype=' '.join(args.dtype),
+        backend=args.backend,
+        repeats=args.repeats,
+        optimized=not args.no_optimize,
     )
     print_table(rows, machine)
     if args.json:
