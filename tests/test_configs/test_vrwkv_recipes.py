@@ -3,13 +3,7 @@
 import pytest
 from mmcv.cnn.bricks import DropPath
 
-from tests.harness.config_builders import (
-    build_dataset,
-    build_model,
-    build_optimizer,
-    difference,
-    load,
-)
+from tests.harness.config_builders import build_dataset, build_model, build_optimizer, difference, load
 
 CLASSIFIERS = {arch: f'classification/vrwkv-{arch}_8xb128_in1k.py' for arch in ('tiny', 'small', 'base')}
 UPERNETS = {
@@ -23,13 +17,9 @@ def decays(name):
     """Weight decay and lr of each parameter, by its name and number of dimensions."""
     cfg = load(name)
     model = build_model(cfg)
-    names = {id(param): (key, param.ndim) for key, param in model.named_parameters()}
-    optimizer = build_optimizer(cfg, model)
-    return {
-        names[id(param)]: (group['weight_decay'], group['lr'])
-        for group in optimizer.param_groups
-        for param in group['params']
-    }
+    groups = {id(param): g for g in build_optimizer(cfg, model).param_groups for param in g['params']}
+    found = {(key, param.ndim): groups[id(param)] for key, param in model.named_parameters()}
+    return {name: (group['weight_decay'], group['lr']) for name, group in found.items()}
 
 
 @pytest.mark.parametrize('arch', CLASSIFIERS)
@@ -91,11 +81,7 @@ def test_ade20k_adapter_is_tested_in_windows_of_whole_patches(arch, rate):
     assert model.backbone.norm1.weight.shape == (WIDTH[arch],)
     assert {m.drop_prob for m in model.backbone.interactions.modules() if isinstance(m, DropPath)} == {rate}
     assert model.backbone.layers[-1].drop_path.drop_prob == pytest.approx(rate)
-    assert (model.test_cfg.mode, model.test_cfg.crop_size, model.test_cfg.stride) == (
-        'slide',
-        (512, 512),
-        (341, 341),
-    )
+    assert model.test_cfg == dict(mode='slide', crop_size=(512, 512), stride=(341, 341))
     for split in ('val', 'test'):
         _, resize, multiple, _, _ = build_dataset(cfg, split, lazy_init=True).pipeline.transforms
         assert (resize.scale, resize.keep_ratio, multiple.size_divisor) == ((2048, 512), True, 32)
