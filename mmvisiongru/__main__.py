@@ -10,28 +10,26 @@ import sys
 
 
 def main(argv=None) -> None:
-    """Run one of the three."""
-    parser = argparse.ArgumentParser(
-        'python -m mmvisiongru', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--check', action='store_true')
+    """Run one of the three, which imports only what it needs."""
+    parser = argparse.ArgumentParser('python -m mmvisiongru', description=__doc__.splitlines()[0])
+    parser.add_argument('--check', action='store_true', help='compare all backends with float64')
     parser.add_argument('--small', action='store_true', help='check short sequences only')
-    parser.add_argument('--bench', action='store_true')
+    parser.add_argument('--bench', action='store_true', help='time operators and models')
     parser.add_argument('--minutes', type=float, default=5, metavar='N', help='limit of --bench (default: 5)')
     parser.add_argument('--json', metavar='FILE', help='write the figures of --bench to this file')
     args = parser.parse_args(argv)
-    # Each part imports only what it needs.
     if args.check:
         from mmvisiongru.selfcheck.check import check
 
         sys.exit(not check(args.small))
-    if args.bench:
+    elif args.bench:
         from mmvisiongru.selfcheck.bench import bench
 
-        return bench(args.minutes, args.json)
-    from mmvisiongru.selfcheck.page import page
+        bench(args.minutes, args.json)
+    else:
+        from mmvisiongru.selfcheck.page import page
 
-    print(page())
+        print(page())
 
 
 if __name__ == '__main__':

@@ -5,21 +5,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.utils.flop_counter import register_flop_formula
 
 
-def with_gradient(name: str, operator, backward, setup: Callable, gradient: Callable, dim: int) -> Callable:
-    """Register the gradient of a custom operator and return the function to call it by.
+def with_gradient(
+    name: str, operator, backward, setup: Callable, gradient: Callable, dim: int, flops: tuple[int, int]
+) -> Callable:
+    """Register gradient and FLOPs of a custom operator and return the function to call it by.
 
     ``torch.library`` registers gradients that compilers understand, but ``torch.func`` does not, and forward
     mode drops tangents silently. Outside of a graph the operator is therefore called by a ``Function``.
 
     Args:
-        name (str): Name of the operator in messages.
+        name (str): Name of the operator, without its namespace.
         operator, backward: The custom operator, and the one that computes its gradients.
         setup (Callable): ``setup(ctx, inputs, output)`` saves tensors for backward.
         gradient (Callable): ``gradient(backward, ctx, grad)`` returns one gradient per input.
         dim (int): 0 or -1, a dimension that all tensors have and that the operator treats element by element;
             ``vmap`` folds its own dimension into it.
+        flops (tuple[int, int]): Per element of the output, forward and backward.
     """
 
     def refuse(ctx, *_):
@@ -58,6 +62,10 @@ def with_gradient(name: str, operator, backward, setup: Callable, gradient: Call
 
     operator.register_autograd(lambda ctx, grad: gradient(backward, ctx, grad), setup_context=setup)
     backward.register_autograd(refuse)
+
+    ops = getattr(torch.ops.mmvisiongru, name), getattr(torch.ops.mmvisiongru, f'{name}_backward')
+    register_flop_formula(ops[0])(lambda *args, out_shape, **_: flops[0] * torch.Size(out_shape).numel())
+    register_flop_formula(ops[1])(lambda grad_shape, *args, **_: flops[1] * torch.Size(grad_shape).numel())
 
     def call(*args) -> Tensor:
         in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()

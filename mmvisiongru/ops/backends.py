@@ -94,6 +94,11 @@ class Backends:
             raise ValueError(f"{self.operator} backend must be 'auto' or one of {tuple(self)}, got {name!r}")
 
 
+def runs_everywhere(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """``unsupported`` of a backend in plain torch."""
+    return []
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums over tokens: float32, or float64 for float64 input."""
     return torch.promote_types(dtype, torch.float32)

@@ -23,12 +23,7 @@ def problem(operator: str, module: ModuleType, example: Callable, device: torch.
     """Why 'auto' must not take a Triton backend on a device, logged once per process, or ''.
 
     The result is remembered in the cache folder by GPU, versions of torch and Triton, and kernel sources.
-
-    Args:
-        operator (str): Name of the operator.
-        module (ModuleType): Its Triton backend.
-        example (Callable): ``example(backend, device)`` returns outputs and gradients of a small call.
-        device (torch.device): Where the kernels run.
+    ``example(backend, device)`` returns outputs and gradients of a small call.
     """
     try:
         record = cache_folder() / f'{operator.replace(" ", "-")}-{_key(module, device)}.txt'
@@ -59,14 +54,10 @@ def _compare(example: Callable, device: torch.device) -> str:
 
 
 def _key(module: ModuleType, device: torch.device) -> str:
-    folder = Path(module.__file__).parent
-    sources = [
-        file.read_text(encoding='utf-8')
-        for path in (folder, folder.parent)
-        for file in sorted(path.glob('triton_*.py'))
-    ]
-    parts = (*sources, _name(device), torch.__version__, str(triton_version()))
-    return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
+    folders = Path(module.__file__).parent, Path(__file__).parent
+    sources = [file.read_bytes() for f in folders for file in sorted(f.glob('triton_*.py'))]
+    parts = (_name(device), torch.__version__, str(triton_version()))
+    return hashlib.sha256(b''.join(sources) + '\n'.join(parts).encode()).hexdigest()[:16]
 
 
 def _name(device: torch.device) -> str:

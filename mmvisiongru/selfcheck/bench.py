@@ -34,26 +34,23 @@ MAX_ROUNDS = 20
 
 
 def timed(function: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Seconds that a call takes on the device, and on the host, which launches it."""
+    """Milliseconds that a call takes on the device, and on the host, which launches it."""
     gpu = device.type == 'cuda'
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if gpu else []
+    begin, end = (torch.cuda.Event(enable_timing=True) if gpu else None for _ in range(2))
     measure.synchronize(device)
     start = time.perf_counter()
-    for event in events[:1]:
-        event.record()
+    _ = gpu and begin.record()
     function()
-    for event in events[1:]:
-        event.record()
-    host = time.perf_counter() - start
+    _ = gpu and end.record()
+    host = 1e3 * (time.perf_counter() - start)
     measure.synchronize(device)
-    return events[0].elapsed_time(events[1]) / 1e3 if gpu else host, host
+    return begin.elapsed_time(end) if gpu else host, host
 
 
 def compare(builders: dict[str, Callable], device: torch.device, deadline: float) -> tuple[list, list[str]]:
-    """Time functions, interleaved, up to a time of ``time.perf_counter``.
+    """Time what ``builders`` build, interleaved, up to a time of ``time.perf_counter``.
 
-    ``builders`` are calls that build the functions. Returns a row of figures for each, with its ratio to the
-    first one, and what was skipped and why.
+    Returns a row of figures for each, with its ratio to the first one, and what was skipped and why.
     """
     rows, functions, skipped = [], {}, []
     for name, build in builders.items():
@@ -62,20 +59,19 @@ def compare(builders: dict[str, Callable], device: torch.device, deadline: float
             continue
         try:
             functions[name] = build()
-            rows.append(
-                dict(name=name, times=[], peak_mb=measure.peak_memory(functions[name], device) / 2**20)
-            )
+            peak = measure.peak_memory(functions[name], device) / 2**20
+            rows.append(dict(name=name, times=[], peak_mb=peak))
         # Out of memory, or a library that is not installed.
         except Exception as failure:
             skipped.append(f'{name}: {" ".join(str(failure).split())[:100]}')
-    for rounds in range(MAX_ROUNDS):
-        if rounds and time.perf_counter() > deadline:
+    while rows and len(rows[0]['times']) < MAX_ROUNDS:
+        if rows[0]['times'] and time.perf_counter() > deadline:
             break
         for row in rows:
             row['times'].append(timed(functions[row['name']], device))
     for row in rows:
         row['runs'] = len(row['times'])
-        row['ms'], row['host_ms'] = (1e3 * statistics.median(t) for t in zip(*row.pop('times'), strict=True))
+        row['ms'], row['host_ms'] = map(statistics.median, zip(*row.pop('times'), strict=True))
         row['ratio'] = rows[0]['ms'] / row['ms']
     return rows, skipped
 
@@ -86,20 +82,16 @@ def operator_builders(shape: tuple[int, int, int], dtype: torch.dtype, device: t
     x = torch.randn(*shape, 2 * WIDTH, device=device, dtype=dtype)
     k, v = x.view(B, H * W, -1).chunk(2, -1)
     w, u = torch.linspace(-5, 3, WIDTH, device=device) / (H * W), torch.zeros(WIDTH, device=device)
-    target, no_grad = torch.empty_like(x), torch.no_grad()
 
     def training(function: Callable, *inputs: Tensor) -> Callable[[], object]:
         leaves = [t.detach().requires_grad_() for t in inputs]
         cotangent = torch.ones_like(function(*leaves))
         return lambda: torch.autograd.grad(function(*leaves), leaves, cotangent)
 
-    return {
-        'copy': lambda: partial(target.copy_, x),
-        'scan': lambda: no_grad(partial(mingru_scan_2d, x)),
-        'scan, training': lambda: training(mingru_scan_2d, x),
-        'bi_wkv': lambda: no_grad(partial(bi_wkv, w, u, k, v)),
-        'bi_wkv, training': lambda: training(bi_wkv, w, u, k, v),
-    }
+    functions = {'scan': (mingru_scan_2d, x), 'bi_wkv': (bi_wkv, w, u, k, v)}
+    builders = {'copy': lambda: partial(torch.empty_like(x).copy_, x)}
+    builders |= {name: partial(partial, torch.no_grad()(f[0]), *f[1:]) for name, f in functions.items()}
+    return builders | {f'{name}, training': partial(training, *f) for name, f in functions.items()}
 
 
 def model_builders(models: dict, training: bool, side: int, device: torch.device) -> dict:
@@ -123,14 +115,12 @@ def model_builders(models: dict, training: bool, side: int, device: torch.device
 
 def report(title: str, rows: list[dict], tokens: int) -> str:
     """A table in Markdown; ``tokens`` of a call to an operator, or 0 for models."""
-    columns = {'ms': '{ms:.2f}', 'host ms': '{host_ms:.2f}', 'peak MB': '{peak_mb:.0f}', 'runs': '{runs}'}
+    columns = {'': '{name}', 'time of the first / time': '{ratio:.2f}'}
     if tokens:
         for row in rows:
             row.update(share=MOVED[row['name']] / MOVED['copy'] * row['ratio'], rate=1e3 * tokens / row['ms'])
-        columns = {'bandwidth / copy': '{share:.2f}', 'tokens / s': '{rate:.2e}'} | columns
-    elif rows:
-        columns = {f'{rows[0]["name"]} / this': '{ratio:.2f}'} | columns
-    columns = {'': '{name}'} | columns
+        columns = {'': '{name}', 'bandwidth / copy': '{share:.2f}', 'tokens / s': '{rate:.2e}'}
+    columns |= {'ms': '{ms:.2f}', 'host ms': '{host_ms:.2f}', 'peak MB': '{peak_mb:.0f}', 'runs': '{runs}'}
     lines = [columns, ['---'] * len(columns), *([c.format(**row) for c in columns.values()] for row in rows)]
     return '\n'.join([f'\n{title}\n', *(f'| {" | ".join(line)} |' for line in lines)])
 
@@ -140,13 +130,10 @@ def bench(minutes: float, file: str | None = None) -> None:
     MMLogger.get_instance('mmengine', log_level='WARNING')
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     dtype = torch.bfloat16 if device.type == 'cuda' else torch.float32
-    groups = {
-        f'Operators, {B} x {H} x {W}': (B * H * W, operator_builders, (B, H, W), dtype) for B, H, W in MAPS
-    }
+    groups = {f'Operators, {m}': (m[0] * m[1] * m[2], operator_builders, m, dtype) for m in MAPS}
     models = {name: partial(zoo.build_model, config) for name, config in CLASSIFIERS.items()}
-    heads = {
-        h: partial(zoo.build_model, zoo.model_config(UPERNET, {'model.decode_head.type': h})) for h in HEADS
-    }
+    configs = {head: zoo.model_config(UPERNET, {'model.decode_head.type': head}) for head in HEADS}
+    heads = {head: partial(zoo.build_model, config) for head, config in configs.items()}
     for name, make, side in (('Models', models, 224), ('Models', models, 512), ('UperNet', heads, 512)):
         for kind in ('inference', 'training'):
             title = f'{name}, {kind}, {BATCHES[device.type, side]} x {side} x {side}'

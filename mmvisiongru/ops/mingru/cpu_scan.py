@@ -5,9 +5,8 @@ channels, with as many threads as torch uses.
 """
 
 from ctypes import POINTER, c_int, c_uint8, c_void_p
-from functools import cache
+from functools import cache, partial
 
-import torch
 from torch import Tensor
 
 from .. import native
@@ -19,9 +18,7 @@ from .interface import PreActivations, ScanOptions
 LIBRARY = 'mingru_scan'
 
 
-def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Reasons why the backend cannot run; builds the library on first use."""
-    return native.unsupported(LIBRARY, device, dtype)
+unsupported = partial(native.unsupported, LIBRARY)
 
 
 @cache

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from ..autograd import with_gradient
 from ..backends import Backends, unit_stride
@@ -30,7 +29,8 @@ BACKENDS = Backends(
     _example,
 )
 CANDIDATES = ('g', 'linear')
-FLOPS_PER_ELEMENT = 4  # keep h + z c: two multiply-adds
+# Per element of the output, forward and backward: keep h + z c is two multiply-adds, backward twice as much.
+FLOPS = 4, 8
 
 
 def runnable_backends(device='cpu', dtype: torch.dtype = torch.float32) -> list[str]:
@@ -62,28 +62,20 @@ def _row_map(x: Tensor) -> Tensor:
 def _scan_op(gate: Tensor, hidden: Tensor, reverse: bool, candidate: str, backend: str) -> Tensor:
     out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     options = ScanOptions.of('row_reverse' if reverse else 'row', candidate)
-    BACKENDS.resolve(backend, gate).forward(
-        PreActivations(_row_map(gate), _row_map(hidden)), _row_map(out), options
-    )
+    x = PreActivations(_row_map(gate), _row_map(hidden))
+    BACKENDS.resolve(backend, gate).forward(x, _row_map(out), options)
     return out
 
 
 @torch.library.custom_op('mmvisiongru::mingru_scan_backward', mutates_args=())
 def _scan_backward_op(
-    grad: Tensor,
-    gate: Tensor,
-    hidden: Tensor,
-    h: Tensor,
-    reverse: bool,
-    candidate: str,
-    backend: str,
+    grad: Tensor, gate: Tensor, hidden: Tensor, h: Tensor, reverse: bool, candidate: str, backend: str
 ) -> tuple[Tensor, Tensor]:
     grads = tuple(torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) for _ in range(2))
     grad, gate, hidden, h, *out = map(_row_map, (grad, gate, hidden, h, *grads))
     options = ScanOptions.of('row_reverse' if reverse else 'row', candidate)
-    BACKENDS.resolve(backend, gate).backward(
-        grad, PreActivations(gate, hidden), h, PreActivations(*out), options
-    )
+    x = PreActivations(gate, hidden)
+    BACKENDS.resolve(backend, gate).backward(grad, x, h, PreActivations(*out), options)
     return grads
 
 
@@ -91,7 +83,7 @@ def _scan_backward_op(
 def _scan_2d_op(
     projected: Tensor, paths: str, candidate: str, backend: str, state: Tensor | None = None
 ) -> Tensor:
-    x = _gates(_split_paths(projected, paths))
+    x = _split(projected, paths)
     B, H, W, P, D = x.gate.shape
     out = projected.new_empty((B, H, W, P * D))
     options = ScanOptions.of(paths, candidate)
@@ -103,24 +95,19 @@ def _scan_2d_op(
 def _scan_2d_backward_op(
     grad: Tensor, projected: Tensor, h: Tensor, paths: str, candidate: str, backend: str
 ) -> Tensor:
-    x = _gates(_split_paths(projected, paths))
+    x = _split(projected, paths)
     out = projected.new_empty(projected.shape)
     grad, h = (t.contiguous().view(x.gate.shape) for t in (grad, h))
     options = ScanOptions.of(paths, candidate)
-    BACKENDS.resolve(backend, projected).backward(grad, x, h, _gates(_split_paths(out, paths)), options)
+    BACKENDS.resolve(backend, projected).backward(grad, x, h, _split(out, paths), options)
     return out
 
 
-def _split_paths(projected: Tensor, paths: str) -> Tensor:
-    """View (B, H, W, P 2D) as (B, H, W, P, 2, D): path, then hidden and gate."""
+def _split(projected: Tensor, paths: str) -> PreActivations:
+    """View (B, H, W, P 2D), per path hidden and then gate, as two maps (B, H, W, P, D)."""
     number = paths.count(',') + 1
     B, H, W, C = projected.shape
-    return projected.contiguous().view(B, H, W, number, 2, C // (2 * number))
-
-
-def _gates(x: Tensor) -> PreActivations:
-    """View (B, H, W, P, 2, D) as two maps."""
-    hidden, gate = x.unbind(4)
+    hidden, gate = projected.contiguous().view(B, H, W, number, 2, C // (2 * number)).unbind(4)
     return PreActivations(gate, hidden)
 
 
@@ -162,31 +149,14 @@ def _scan_2d_gradient(backward, ctx, grad):
     return backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
 
-_scan = with_gradient('mingru_scan', _scan_op, _scan_backward_op, _scan_setup, _scan_gradient, dim=0)
+_scan = with_gradient('mingru_scan', _scan_op, _scan_backward_op, _scan_setup, _scan_gradient, 0, FLOPS)
 _scan_2d = with_gradient(
-    'mingru_scan_2d', _scan_2d_op, _scan_2d_backward_op, _scan_2d_setup, _scan_2d_gradient, dim=0
+    'mingru_scan_2d', _scan_2d_op, _scan_2d_backward_op, _scan_2d_setup, _scan_2d_gradient, 0, FLOPS
 )
-
-
-@register_flop_formula([torch.ops.mmvisiongru.mingru_scan, torch.ops.mmvisiongru.mingru_scan_2d])
-def _scan_flops(*args, out_shape=None, **kwargs) -> int:
-    return FLOPS_PER_ELEMENT * torch.Size(out_shape).numel()
-
-
-@register_flop_formula(
-    [torch.ops.mmvisiongru.mingru_scan_backward, torch.ops.mmvisiongru.mingru_scan_2d_backward]
-)
-def _scan_backward_flops(grad_shape, *args, **kwargs) -> int:
-    return 2 * FLOPS_PER_ELEMENT * torch.Size(grad_shape).numel()
 
 
 def mingru_scan(
-    gate: Tensor,
-    hidden: Tensor,
-    *,
-    reverse: bool = False,
-    candidate: str = 'g',
-    backend: str = 'auto',
+    gate: Tensor, hidden: Tensor, *, reverse: bool = False, candidate: str = 'g', backend: str = 'auto'
 ) -> Tensor:
     r"""Scan a sequence with minGRU (arXiv:2410.01201, appendix B.3.1)::
 

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 
 from ..backends import accumulation_dtype
+from ..backends import runs_everywhere as unsupported
 from ..chunking import steps
 from ..scan_paths import as_sequence, write_sequence
 from .interface import PreActivations, ScanOptions
 
-
-def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Runs everywhere."""
-    return []
+__all__ = ['backward', 'forward', 'unsupported']
 
 
 def candidate_and_slope(hidden: Tensor, candidate: str) -> tuple[Tensor, Tensor]:

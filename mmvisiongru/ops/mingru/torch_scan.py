@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 
 from ..backends import accumulation_dtype
+from ..backends import runs_everywhere as unsupported
 from ..chunking import split, steps
 from ..scan_paths import as_sequence, write_sequence
 from .interface import PreActivations, ScanOptions
 
-
-def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Runs everywhere."""
-    return []
+__all__ = ['backward', 'forward', 'unsupported']
 
 
 def _candidate(hidden: Tensor, candidate: str) -> Tensor:

@@ -59,26 +59,10 @@ def _candidate(x, LINEAR: tl.constexpr):
 
 @triton.jit(do_not_specialize=SHAPES)
 def scan_forward(
-    x,
-    out,
-    states,
-    D,
-    lanes,
-    L,
-    W,
-    magic,
-    shift,
-    chunk,
-    chunks,
-    P: tl.constexpr,
-    COLUMN: tl.constexpr,
-    REVERSE: tl.constexpr,
-    LINEAR: tl.constexpr,
-    CHUNKED: tl.constexpr,
-    STEPS: tl.constexpr,
-    ROWS: tl.constexpr,
-    LANES: tl.constexpr,
-):
+    x, out, states, D, lanes, L, W, magic, shift, chunk, chunks, P: tl.constexpr, COLUMN: tl.constexpr,
+    REVERSE: tl.constexpr, LINEAR: tl.constexpr, CHUNKED: tl.constexpr, STEPS: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr
+):  # fmt: skip
     """h from x, a PreActivations; out is dense."""
     place = locate(L, W, magic, shift, D, P, COLUMN, REVERSE, LANES)
     row, time, end, advance = rows(L, chunk, CHUNKED, STEPS, ROWS)
@@ -130,28 +114,10 @@ def _passed_on(grads, keeps, STEPS: tl.constexpr):
 
 @triton.jit(do_not_specialize=SHAPES)
 def scan_backward(
-    grad,
-    x,
-    h,
-    out,
-    states,
-    D,
-    lanes,
-    L,
-    W,
-    magic,
-    shift,
-    chunk,
-    chunks,
-    P: tl.constexpr,
-    COLUMN: tl.constexpr,
-    REVERSE: tl.constexpr,
-    LINEAR: tl.constexpr,
-    CHUNKED: tl.constexpr,
-    STEPS: tl.constexpr,
-    ROWS: tl.constexpr,
-    LANES: tl.constexpr,
-):
+    grad, x, h, out, states, D, lanes, L, W, magic, shift, chunk, chunks, P: tl.constexpr,
+    COLUMN: tl.constexpr, REVERSE: tl.constexpr, LINEAR: tl.constexpr, CHUNKED: tl.constexpr,
+    STEPS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr
+):  # fmt: skip
     """Gradients of x into out, both PreActivations, in reverse reading order; grad and h are dense.
 
     REVERSE is the complement of the forward pass's.
@@ -208,26 +174,10 @@ def scan_backward(
 
 @triton.jit(do_not_specialize=SHAPES)
 def chunk_sums(
-    gate,
-    value,
-    sums,
-    D,
-    lanes,
-    L,
-    W,
-    magic,
-    shift,
-    chunk,
-    chunks,
-    P: tl.constexpr,
-    COLUMN: tl.constexpr,
-    REVERSE: tl.constexpr,
-    LINEAR: tl.constexpr,
-    BACKWARD: tl.constexpr,
-    STEPS: tl.constexpr,
-    ROWS: tl.constexpr,
-    LANES: tl.constexpr,
-):
+    gate, value, sums, D, lanes, L, W, magic, shift, chunk, chunks, P: tl.constexpr, COLUMN: tl.constexpr,
+    REVERSE: tl.constexpr, LINEAR: tl.constexpr, BACKWARD: tl.constexpr, STEPS: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr
+):  # fmt: skip
     """(keep, add) of each chunk into sums (2, chunks, lanes), from two Maps.
 
     ``value`` is hidden, or backward dL/dh. Chunks are read from their end, so that the next kernel finds

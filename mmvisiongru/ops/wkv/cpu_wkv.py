@@ -6,7 +6,7 @@ threads as torch uses. Backward takes three: the sums for dw and du in float64, 
 
 import ctypes
 from ctypes import c_int, c_int64, c_void_p
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -33,9 +33,7 @@ class Decay(ctypes.Structure):
     _fields_ = [(name, c_void_p) for name in ('delta', 'keep', 'chunk', 'bonus', 'powers')]
 
 
-def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Reasons why the backend cannot run; builds the library on first use."""
-    return native.unsupported(LIBRARY, device, dtype)
+unsupported = partial(native.unsupported, LIBRARY)
 
 
 @cache

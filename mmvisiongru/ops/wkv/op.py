@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from ..autograd import with_gradient
 from ..backends import Backends, accumulation_dtype, unit_stride
@@ -24,8 +23,9 @@ BACKENDS = {
     'released': Backends("bi_wkv(distance='released')", __package__, _EVERYWHERE, _example),
 }
 DISTANCES = tuple(BACKENDS)
-# Multiply-adds per token and channel: x v, and numerator and denominator of past, future and token.
-FLOPS_PER_ELEMENT = 14
+# Per element of the output, forward: x v, and numerator and denominator of past, future and token are 7
+# multiply-adds. Backward: these again, the same for the gradients, and the moments of both for the decay.
+FLOPS = 14, 42
 
 
 def runnable_backends(device='cpu', dtype: torch.dtype = torch.float32, distance: str = 'paper') -> list[str]:
@@ -101,18 +101,7 @@ def _gradient(backward, ctx, grad):
     return (*backward(grad, *ctx.saved_tensors, ctx.distance, ctx.backend), None, None)
 
 
-_bi_wkv = with_gradient('bi_wkv', _op, _backward_op, _setup, _gradient, dim=-1)
-
-
-@register_flop_formula(torch.ops.mmvisiongru.bi_wkv)
-def _flops(*args, out_shape=None, **kwargs) -> int:
-    return FLOPS_PER_ELEMENT * torch.Size(out_shape).numel()
-
-
-@register_flop_formula(torch.ops.mmvisiongru.bi_wkv_backward)
-def _backward_flops(grad_shape, *args, **kwargs) -> int:
-    # Forward sums again, sums of gradients, and the moments of both for the decay.
-    return 3 * FLOPS_PER_ELEMENT * torch.Size(grad_shape).numel()
+_bi_wkv = with_gradient('bi_wkv', _op, _backward_op, _setup, _gradient, -1, FLOPS)
 
 
 def bi_wkv(

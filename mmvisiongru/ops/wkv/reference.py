@@ -17,15 +17,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backends import runs_everywhere as unsupported
 from ..chunking import steps
 from .interface import Wkv, piece_length
 
 LIMIT = {torch.float32: inf, torch.float64: inf}
 
-
-def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Runs everywhere."""
-    return []
+__all__ = ['backward', 'forward', 'unsupported']
 
 
 class Scaled(NamedTuple):

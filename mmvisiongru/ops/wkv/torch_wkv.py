@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import accumulation_dtype
+from ..backends import runs_everywhere as unsupported
 from ..chunking import before
 from .interface import LIMIT, PIECES, Wkv, piece_length
 
@@ -31,11 +32,6 @@ __all__ = ['LIMIT', 'backward', 'forward', 'unsupported']
 
 CHUNK = 64  # tokens
 TILE = 1 << 17  # elements of z
-
-
-def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Runs everywhere."""
-    return []
 
 
 class _Carries(NamedTuple):

@@ -186,17 +186,9 @@ def _mixed(z, entering, kinds_stride, place: Place, half, bonus, decay, powers, 
 
 @triton.jit(do_not_specialize=['L', 'chunks'])
 def totals(
-    x,
-    states,
-    D,
-    L,
-    chunks,
-    kinds_stride,
-    MOMENTS: tl.constexpr,
-    STEPS: tl.constexpr,
-    ROWS: tl.constexpr,
-    LANES: tl.constexpr,
-):
+    x, states, D, L, chunks, kinds_stride, MOMENTS: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr,
+    LANES: tl.constexpr
+):  # fmt: skip
     """Totals of the pair [x v, x] of each chunk, with MOMENTS in float64."""
     place = _place(L, D, chunks, STEPS, ROWS, LANES)
     keys, values = _inputs(x, place, STEPS)
@@ -220,19 +212,9 @@ def _powers(powers, place: Place, D, STEPS: tl.constexpr):
 
 @triton.jit(do_not_specialize=['L', 'chunks'])
 def average(
-    x,
-    bonus,
-    powers,
-    states,
-    out,
-    D,
-    L,
-    chunks,
-    kinds_stride,
-    STEPS: tl.constexpr,
-    ROWS: tl.constexpr,
-    LANES: tl.constexpr,
-):
+    x, bonus, powers, states, out, D, L, chunks, kinds_stride, STEPS: tl.constexpr, ROWS: tl.constexpr,
+    LANES: tl.constexpr
+):  # fmt: skip
     """y = K[x v] / K[x] into ``out``, which is dense."""
     place = _place(L, D, chunks, STEPS, ROWS, LANES)
     keys, values = _inputs(x, place, STEPS)
@@ -253,22 +235,9 @@ def average(
 
 @triton.jit(do_not_specialize=['L', 'chunks'])
 def adjoint(
-    grad,
-    x,
-    bonus,
-    states,
-    ratios,
-    parts,
-    ratio_states,
-    D,
-    L,
-    chunks,
-    kinds_stride,
-    ratios_stride,
-    STEPS: tl.constexpr,
-    ROWS: tl.constexpr,
-    LANES: tl.constexpr,
-):
+    grad, x, bonus, states, ratios, parts, ratio_states, D, L, chunks, kinds_stride, ratios_stride,
+    STEPS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr
+):  # fmt: skip
     """[r, r y] into ``ratios`` (2, B, L, D), their totals, and the share of each chunk in dw and du."""
     place = _place(L, D, chunks, STEPS, ROWS, LANES)
     keys, values = _inputs(x, place, STEPS)
@@ -321,22 +290,9 @@ def adjoint(
 
 @triton.jit(do_not_specialize=['L', 'chunks'])
 def gradients(
-    x,
-    bonus,
-    powers,
-    ratios,
-    ratio_states,
-    grad_key,
-    grad_value,
-    D,
-    L,
-    chunks,
-    kinds_stride,
-    ratios_stride,
-    STEPS: tl.constexpr,
-    ROWS: tl.constexpr,
-    LANES: tl.constexpr,
-):
+    x, bonus, powers, ratios, ratio_states, grad_key, grad_value, D, L, chunks, kinds_stride, ratios_stride,
+    STEPS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr
+):  # fmt: skip
     """dv = x K[r] and dk = x (v K[r] - K[r y]), dense."""
     place = _place(L, D, chunks, STEPS, ROWS, LANES)
     keys, values = _inputs(x, place, STEPS)
