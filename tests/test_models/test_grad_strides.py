@@ -5,11 +5,9 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmvisiongru.models import VisionGRU
-from mmvisiongru.models.layers import ChannelsLastConv2d
 
 ARCH = dict(embed_dims=[8, 16], depths=[1, 1])
 
@@ -37,23 +35,6 @@ def test_gradients_have_the_strides_of_their_parameters(options, memory_format, 
     backward(model, enabled=amp)
     for name, param in model.named_parameters():
         assert param.grad.stride() == param.stride(), name
-
-
-@pytest.mark.parametrize('groups', [1, 4], ids=['dense', 'depthwise'])
-def test_convolution_is_that_of_pytorch(groups):
-    torch.manual_seed(0)
-    conv = ChannelsLastConv2d(4, 4, 3, stride=2, padding=1, groups=groups).double()
-    plain = nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=groups).double()
-    plain.load_state_dict(conv.state_dict())
-    x = torch.randn(2, 9, 7, 4, dtype=torch.float64, requires_grad=True)
-    cotangent = torch.randn(2, 5, 4, 4, dtype=torch.float64)
-    got, ref = conv(x), plain(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    grads = [
-        torch.autograd.grad(y, (x, layer.weight, layer.bias), cotangent)
-        for y, layer in ((got, conv), (ref, plain))
-    ]
-    for a, b in zip((got, *grads[0]), (ref, *grads[1]), strict=True):
-        torch.testing.assert_close(a, b)
 
 
 @pytest.fixture

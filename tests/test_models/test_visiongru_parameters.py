@@ -9,7 +9,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisiongru.models.visiongru import VisionGRU
-from tests.harness.visiongru import FOUR_PATHS, SMALL
 
 
 def count(module):
@@ -26,52 +25,6 @@ def test_parameter_count_of_the_paper(arch, number):
     with torch.device('meta'):
         assert count(VisionGRU(arch=arch)) == number
     assert arch != 'tiny' or count(on_meta(lambda _: VisionGRU(), None)) == number
-
-
-def test_pico_is_for_laptops():
-    assert 1e6 < count(VisionGRU(arch='pico')) < 2e6
-
-
-def counted_by_hand(embed_dims, depths, paths=2, kernel=3, expand=2, mlp=4, in_channels=3, grid=0):
-    first = embed_dims[0]
-    half = first // 2
-    number = 9 * in_channels * half + half + 2 * half + 9 * half * first + first + 2 * first
-    number += grid * grid * first
-    for i, (dim, depth) in enumerate(zip(embed_dims, depths, strict=True)):
-        inner = expand * dim
-        if i:
-            number += 9 * embed_dims[i - 1] * dim + dim + 2 * dim
-        block = 2 * 2 * dim
-        block += (kernel * kernel + 1) * dim if kernel else 0
-        block += paths * (2 * inner * dim + inner * dim)
-        block += mlp * dim * dim + mlp * dim + mlp * dim * dim + dim
-        number += depth * block
-    return number
-
-
-@pytest.mark.parametrize(
-    ('options', 'by_hand'),
-    [
-        ({}, {}),
-        (dict(scan_paths=('row',)), dict(paths=1)),
-        (dict(scan_paths=FOUR_PATHS), dict(paths=4)),
-        (dict(dwconv_kernel_size=None), dict(kernel=None)),
-        (dict(dwconv_kernel_size=7), dict(kernel=7)),
-        (dict(expand_ratio=1), dict(expand=1)),
-        (dict(mlp_ratio=3), dict(mlp=3)),
-        (dict(in_channels=5), dict(in_channels=5)),
-        (dict(candidate='linear'), {}),
-        (dict(pos_embed='absolute'), dict(grid=56)),  # the map of a 224 x 224 image
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize(
-    'arch', [SMALL, dict(embed_dims=[6, 10], depths=[3, 1]), VisionGRU.arch_settings['tiny']], ids=str
-)
-def test_parameter_count_by_hand(arch, options, by_hand):
-    with torch.device('meta'):
-        model = VisionGRU(arch=arch, out_indices=(0,), **options)
-    assert count(model) == counted_by_hand(**arch, **by_hand)
 
 
 @pytest.mark.parametrize(('arch', 'width', 'number'), [('tiny', 576, 30_216_952), ('base', 832, 86_907_352)])
