@@ -12,6 +12,7 @@ mmseg, or from the source in the row. About 10 minutes on two CPU cores.
 import argparse
 import json
 import statistics
+import sys
 from functools import partial
 from logging import ERROR
 from pathlib import Path
@@ -22,6 +23,9 @@ import yaml
 from mmengine.logging import MMLogger
 from mmpretrain import ModelHub
 
+# A script has only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.models import build_for_inference
 from mmvisiongru import measure
 from mmvisiongru.flops import count
 from mmvisiongru.models.layers.precision import converted_once
@@ -115,10 +119,10 @@ def measure_model(name: str, task: str, reference, device, precision: str, repea
     """Count one model and measure it, interleaved with the reference."""
     key = MODELS[task][name]
     cfg = model_config(key)
-    model, size = build_model(cfg), image_size(cfg)
+    model, size = build_for_inference(cfg, device), image_size(cfg)
     x = torch.randn(1, 3, *size, device=device)
     runs = dict(
-        this=partial(measure.inference, *measure.in_precision(model.to(device), x, precision)),
+        this=partial(measure.inference, *measure.in_precision(model, x, precision)),
         reference=partial(measure.inference, *measure.in_precision(reference, x, precision)),
     )
     memory = measure.peak_memory(runs['this'], device)
@@ -130,7 +134,7 @@ def measure_model(name: str, task: str, reference, device, precision: str, repea
         task=task,
         model=name,
         size=size,
-        **count(model.to('meta'), size),
+        **count(build_model(cfg).to('meta'), size),
         latency_ms=1e3 * times['this'],
         time_ratio=times['this'] / times['reference'],
         peak_memory_mb=memory / 2**20,
@@ -154,7 +158,7 @@ def compare(device: torch.device, precision: str, repeats: int) -> list[dict]:
     with measure.progress_bar() as bar:
         progress = bar.add_task('', total=sum(map(len, MODELS.values())))
         for task, models in MODELS.items():
-            reference = build_model(next(iter(models.values()))).to(device)
+            reference = build_for_inference(next(iter(models.values())), device)
             for name in models:
                 bar.update(progress, description=name)
                 rows.append(measure_model(name, task, reference, device, precision, repeats))
@@ -181,7 +185,8 @@ def markdown(rows: list[dict], machine: dict) -> str:
         '',
         f'Measured on: {", ".join(f"{key} {value}" for key, value in machine.items())}.',
         '',
-        '- Inference at batch 1, medians. Peak memory is that of a forward pass on top of the weights.',
+        '- Inference at batch 1, medians. On a CPU all models are converted by `optimize_for_inference`.',
+        '- Peak memory is that of a forward pass on top of the weights.',
         '- "time / ..." compares with the reference in interleaved runs. Times of different rows are from',
         '  different minutes and compare less well.',
         '- FLOPs are multiply-accumulates. FLOPs and time of segmentors are without the auxiliary head.',

@@ -26,10 +26,9 @@ import torch
 
 # A script has only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.models import COMPARED, OVER_SIZES
+from benchmarks.models import COMPARED, OVER_SIZES, build_for_inference
 from mmvisiongru import measure
 from mmvisiongru.measure import inference
-from mmvisiongru.zoo import build_model
 
 COLUMNS = ('model', 'side', 'megapixels', 'outcome', 'seconds', 'seconds_per_megapixel', 'peak_memory_mb')
 # Pixels. Sides of the bisection are multiples of it, and so of all strides.
@@ -53,7 +52,7 @@ def measure_side(key: str, side: int, device: str, memory: float) -> dict:
     else:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
-        model = build_model(key).to(device)
+        model = build_for_inference(key, device)
         # The first call also compiles and allocates.
         inference(model, torch.randn(1, 3, 224, 224, device=device))
         run = partial(timed, partial(inference, model, torch.randn(1, 3, side, side, device=device)), device)

@@ -22,7 +22,7 @@ from mmengine.logging import MMLogger
 
 # A script has only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.models import COMPARED, OVER_SIZES
+from benchmarks.models import COMPARED, OVER_SIZES, build_for_inference
 from mmvisiongru import measure
 from mmvisiongru.flops import count
 from mmvisiongru.measure import inference
@@ -149,7 +149,7 @@ def main(argv=None):
     args = parse_args(argv)
     MMLogger.get_instance('mmengine', log_level=ERROR)
     device, out = torch.device(args.device), Path(args.out)
-    models = {name: build_model(COMPARED[name]).to(device) for name in OVER_SIZES}
+    models = {name: build_for_inference(COMPARED[name], device) for name in OVER_SIZES}
     rows = measure_sizes(models, sorted(args.sizes), args.batch_size, device, args.repeats)
     machine = measure.describe_machine(device) | dict(
         dtype='float32', batch=args.batch_size, repeats=args.repeats
