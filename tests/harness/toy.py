@@ -215,12 +215,14 @@ def toy_config(work_dir, by_epoch=False, iters=18, keep=2, interval=3, workers=0
     return cfg
 
 
-def toy_runner(work_dir, resume=False, fault=None, **settings) -> Runner:
+def toy_runner(work_dir, resume=False, fault=None, prepare=None, **settings) -> Runner:
     """Build the Runner of such a run, with a fault in it."""
     cfg = toy_config(work_dir, **settings)
     cfg.resume = resume
     if fault:
         cfg.custom_hooks.append(dict(type=FaultHook, **fault))
+    if prepare:
+        prepare(cfg)
     # Asking the compilers of a machine for their versions takes longer than the run.
     with patch.object(Runner, '_log_env'):
         return RUNNERS.build(cfg)
@@ -256,18 +258,18 @@ def differing(a, b) -> tuple[int, list[str]]:
     return len(a), [k for k in a if not torch.equal(a[k], b[k])]
 
 
-def start(processes: int, work_dir, **settings) -> subprocess.Popen:
-    """Start the toy run as a user would, in processes of its own."""
-    settings['launcher'] = 'pytorch' if processes > 1 else 'none'
-    script = [str(Path(__file__)), str(work_dir), json.dumps(settings)]
-    launcher = torchrun(processes) if processes > 1 else []
+def python(*arguments, **settings) -> subprocess.Popen:
+    """Start another python, as a user would."""
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(
-        [sys.executable, *launcher, *script],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, *map(str, arguments)], **{'env': environment(), **pipes, **settings}
     )
+
+
+def start(processes: int, work_dir, **settings) -> subprocess.Popen:
+    """Start the toy run in processes of its own."""
+    settings['launcher'] = 'pytorch' if processes > 1 else 'none'
+    return python(*(torchrun(processes) if processes > 1 else []), __file__, work_dir, json.dumps(settings))
 
 
 def finish(process: subprocess.Popen, timeout=PATIENCE) -> tuple[int, str]:
@@ -281,17 +283,8 @@ def main(work_dir, settings='{}'):
     from mmvisiongru.launch.options import one_line_errors
     from mmvisiongru.launch.processes import prepare_launch
 
-    settings = json.loads(settings)
     with one_line_errors():
-        resume, fault = settings.pop('resume', False), settings.pop('fault', None)
-        cfg = toy_config(work_dir, **settings)
-        cfg.resume = resume
-        if fault:
-            cfg.custom_hooks.append(dict(type=FaultHook, **fault))
-        prepare_launch(cfg)
-        with patch.object(Runner, '_log_env'):
-            runner = RUNNERS.build(cfg)
-        runner.train()
+        toy_runner(work_dir, prepare=prepare_launch, **json.loads(settings)).train()
 
 
 if __name__ == '__main__':

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.dataset import BaseDataset
 from mmengine.fileio import FileClient, LocalBackend, register_backend
-from mmengine.hooks import Hook
 from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader, IterBasedTrainLoop
 
@@ -116,57 +114,6 @@ def test_init_cfg_of_any_part_is_guarded(tmp_path):
     with pytest.raises(InputError, match=r'crafted\.pth asks for '):
         toy_runner(tmp_path, model=dict(type=PretrainedModel, path=str(path))).train()
     assert not trace.exists()
-
-
-class NumberDataset(BaseDataset):
-    """Samples 0 to 11 through a pipeline."""
-
-    def load_data_list(self):
-        return [dict(number=i) for i in range(12)]
-
-
-class Times:
-    """The number of a sample times a factor."""
-
-    def __init__(self, factor):
-        self.factor = factor
-
-    def __call__(self, info):
-        return dict(inputs=torch.tensor([self.factor * (1.0 + info['number'])]))
-
-
-class NumberModel(ToyModel):
-    """Learns nothing in particular."""
-
-    def forward(self, inputs, data_samples=None, mode='loss'):
-        return dict(loss=sum(p.square().sum() for p in self.parameters()))
-
-
-class SeenHook(Hook):
-    """Notes in which epochs negative numbers arrive."""
-
-    def __init__(self):
-        self.seen = []
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        self.seen.append((runner.epoch + 1, all(float(x) < 0 for x in data_batch['inputs'])))
-
-
-# A worker takes torch five seconds to end.
-@pytest.mark.parametrize('workers', [0, pytest.param(1, marks=pytest.mark.long)])
-def test_pipeline_that_a_hook_sets_takes_effect(tmp_path, workers):
-    recipe = dict(action_epoch=3, train_pipeline=[dict(type=Times, factor=-1)])
-    runner = toy_runner(
-        tmp_path, by_epoch=True, iters=12, workers=workers, val_cfg=None, val_evaluator=None,
-        val_dataloader=None, model=dict(type=NumberModel),
-        custom_hooks=[dict(type='mmpretrain.SwitchRecipeHook', schedule=[recipe])],
-        **{'train_dataloader.dataset': dict(type=NumberDataset, pipeline=[dict(type=Times, factor=1)])},
-        **{'default_hooks.checkpoint.save_best': None},
-    )  # fmt: skip
-    hook = SeenHook()
-    runner.register_hook(hook)
-    runner.train()
-    assert hook.seen == [(epoch, epoch >= 3) for epoch in (1, 2, 3, 4) for _ in range(3)]
 
 
 class OwnLoop(IterBasedTrainLoop):

@@ -1,8 +1,6 @@
 """``compile`` of a config: the same run, in whole graphs, with one process and several."""
 
 import re
-import subprocess
-import sys
 from uuid import uuid4
 
 import pytest
@@ -14,9 +12,9 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from mmvisiongru.engine.compiled import CompiledParts
-from tests.harness.children import environment, torchrun
+from tests.harness.children import torchrun
 from tests.harness.small_runs import SEGMENTATION, TOOLS, make_scenes, write_config
-from tests.harness.toy import finish
+from tests.harness.toy import finish, python
 
 # The compiler behind dynamo takes minutes on a CPU; what it is given is what this is about.
 COMPILE = dict(backend='aot_eager', fullgraph=True)
@@ -89,20 +87,11 @@ def test_two_processes(tmp_path):
     losses = []
     for options in ([], ['compile.backend=aot_eager', 'compile.fullgraph=True']):
         options += ['optim_wrapper.constructor=mmvisiongru.GroupedOptimWrapperConstructor']
-        command = [
-            sys.executable, *torchrun(2), str(TOOLS / 'train.py'), str(config),
-            '--launcher', 'pytorch', '--no-pin-memory', '--work-dir', str(tmp_path / f'work{len(losses)}'),
-            '--cfg-options', *options,
-        ]  # fmt: skip
-        code, log = finish(
-            subprocess.Popen(
-                command,
-                env=environment(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        work_dir = tmp_path / f'work{len(losses)}'
+        code, log = finish(python(
+            *torchrun(2), TOOLS / 'train.py', config, '--launcher', 'pytorch', '--no-pin-memory',
+            '--work-dir', work_dir, '--cfg-options', *options,
+        ))  # fmt: skip
         assert code == 0, log
         assert ('compiled for training: backbone, decode_head' in log) == bool(losses)
         losses.append([float(loss) for loss in re.findall(r'Iter\(train\).* loss: ([\d.]+)', log)])

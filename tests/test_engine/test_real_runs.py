@@ -3,8 +3,6 @@
 import cProfile
 import pstats
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -15,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
 from mmvisiongru.checkpoint import load_checkpoint_file
-from tests.harness.children import environment, torchrun
+from tests.harness.children import torchrun
 from tests.harness.small_runs import (
     CLASSIFICATION,
     SEGMENTATION,
@@ -24,7 +22,7 @@ from tests.harness.small_runs import (
     make_scenes,
     write_config,
 )
-from tests.harness.toy import differing, finish
+from tests.harness.toy import differing, finish, python
 
 pytestmark = pytest.mark.long
 
@@ -98,11 +96,18 @@ def write(folder: Path, text, data, kill_at=None, rank=0, **settings) -> Path:
 
 def train(processes, folder: Path, text, data, *options, **settings) -> tuple[int, str]:
     """Run tools/train.py in the folder; the exit code and the output."""
-    command = [sys.executable, *(torchrun(processes) if processes > 1 else []), str(TOOLS / 'train.py')]
-    command += [str(write(folder, text, data, **settings)), '--work-dir', str(folder / 'work'), *options]
-    command += ['--no-validate', '--no-pin-memory', '--launcher', 'pytorch' if processes > 1 else 'none']
-    pipe = subprocess.PIPE
-    return finish(subprocess.Popen(command, env=environment(), stdout=pipe, stderr=pipe, text=True))
+    launcher = ('pytorch', torchrun(processes)) if processes > 1 else ('none', [])
+    config = write(folder, text, data, **settings)
+    more = [
+        '--work-dir',
+        folder / 'work',
+        '--no-validate',
+        '--no-pin-memory',
+        '--launcher',
+        launcher[0],
+        *options,
+    ]
+    return finish(python(*launcher[1], TOOLS / 'train.py', config, *more))
 
 
 @pytest.mark.parametrize('processes', [1, 2])

@@ -13,6 +13,7 @@ from torch import nn
 from mmvisiongru.engine.runner import ReliableRunner
 from mmvisiongru.models.layers.pooling import AveragePool
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
+from tests.harness.toy import ToyModel, toy_runner
 
 
 @pytest.mark.parametrize('channels_last', [False, True])
@@ -58,3 +59,22 @@ def test_tf32_is_for_the_config_to_say(monkeypatch, env_cfg, gpu, expected):
     assert said == ([] if expected == 'as before' else [expected])
     # Convolutions too, which torch rounds unless told otherwise.
     assert cudnn.allow_tf32 == {'as before': None, 'high': True, 'highest': False}[expected]
+
+
+class CountingModel(ToyModel):
+    """Logs a tensor that it goes on writing to."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('count', torch.zeros(()))
+
+    def train_step(self, data, optim_wrapper):
+        logs = super().train_step(data, optim_wrapper)
+        self.count += 1
+        return {**logs, 'count': self.count}
+
+
+def test_a_logged_value_is_that_of_its_iteration(tmp_path):
+    runner = toy_runner(tmp_path, model=dict(type=CountingModel))
+    runner.train()
+    assert runner.message_hub.get_scalar('train/count').data[0].tolist() == list(range(1, 19))

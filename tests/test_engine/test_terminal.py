@@ -1,7 +1,6 @@
 """What a run says on the terminal."""
 
-import subprocess
-import sys
+from subprocess import STDOUT
 
 import pytest
 
@@ -15,6 +14,7 @@ from tests.harness.small_runs import (
     make_scenes,
     write_config,
 )
+from tests.harness.toy import finish, python
 
 # With a table of groups, a warm-up and pinned memory, as the recipes have it.
 RECIPE = """
@@ -40,28 +40,14 @@ def test_a_run_starts_with_a_summary_of_at_most_20_lines(tmp_path, task):
         make_folders(tmp_path / 'data')
         text, extra = CLASSIFICATION, RECIPE + "launcher = 'none'\n"
     write_config(tmp_path / 'tiny.py', text, tmp_path / 'data', extra)
-    run = subprocess.run(
-        [sys.executable, str(TOOLS / 'train.py'), 'tiny.py'],
-        cwd=tmp_path,
-        env=environment(CUDA_VISIBLE_DEVICES=''),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=True,
-    )
-    lines = run.stdout.splitlines()
+    environ = environment(CUDA_VISIBLE_DEVICES='')
+    code, out = finish(python(TOOLS / 'train.py', 'tiny.py', cwd=tmp_path, env=environ, stderr=STDOUT))
+    assert code == 0, out
+    lines = out.splitlines()
     first = next(i for i, line in enumerate(lines) if '(train)' in line)
     start = [line for line in lines[:first] if 'bad sample' not in line]
     assert len(start) <= 20
-    for what in (
-        'model: ',
-        'parameters',
-        'train data: ',
-        'schedule: ',
-        'device: ',
-        'backend ',
-        'work dir: ',
-    ):
+    for what in ('model: ', 'parameters', 'train data: ', 'schedule: ', 'device: ', 'backend ', 'work dir: '):
         assert any(what in line for line in start), what
     (log,) = tmp_path.glob('work_dirs/tiny/*/*.log')
     text = log.read_text()
@@ -71,7 +57,7 @@ def test_a_run_starts_with_a_summary_of_at_most_20_lines(tmp_path, task):
     if task == 'segmentation':
         (bad,) = (line for line in lines if 'bad sample skipped' in line)
         assert str(broken) in bad
-        assert 'logger.py' not in run.stdout + text
+        assert 'logger.py' not in out + text
 
 
 def test_a_bar_of_progress_only_on_a_terminal(capsys):
