@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout, suppress
 from importlib import import_module
+from pathlib import Path
 
 import mmengine.registry
 from mmengine.config import Config
@@ -184,6 +185,17 @@ def check_data(cfg: Config, dataloaders: Iterable[str]) -> None:
                     f'data folder {folder} ({place}.{key}) has a hidden folder {hidden[0]}, which would be '
                     'read as data or as a class; delete it'
                 )
+        _check_list(osp.join(dataset.get('data_root') or '', dataset.get('ann_file') or ''), place)
+
+
+def _check_list(path: str, place: str) -> None:
+    """Refuse what the libraries would read as a name in a list of samples."""
+    if path.endswith('.txt') and osp.isfile(path):
+        text = Path(path).read_text(encoding='utf-8', errors='replace')
+        blank = [i for i, line in enumerate(text.splitlines(), 1) if not line.strip()]
+        if blank or text.startswith('\ufeff'):
+            fault = f'a blank line {blank[0]}' if blank else 'a byte order mark'
+            raise InputError(f'{path} ({place}.ann_file) has {fault}; delete it')
 
 
 def _folders(dataset: dict) -> dict[str, str]:

@@ -116,6 +116,23 @@ def test_a_suffix_that_matches_nothing(config, capsys):
     assert '10 pictures' in out[1]
 
 
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [('0\n\n1\n', 'blank line 2'), ('\ufeff0\n1\n', 'byte order mark'), ('0\n1\n', None)],
+)
+def test_lists_of_samples(config, capsys, text, words):
+    (config.parent / 'list.txt').write_text(text, encoding='utf-8')
+    option = ['--cfg-options', 'train_dataloader.dataset.dataset.ann_file=list.txt']
+    if words is None:
+        assert verify(config, capsys, *option) == (0, ['train_dataloader: 0 of 2 samples cannot be used'])
+        return
+    with pytest.raises(SystemExit, match='2'):
+        verify(config, capsys, *option)
+    err = capsys.readouterr().err
+    assert words in err
+    assert 'list.txt' in err
+
+
 def test_labels_of_turned_images(config, capsys):
     """Decoders turn an image as its EXIF orientation says; a label of the stored pixels does not fit."""
     root = config.parent
