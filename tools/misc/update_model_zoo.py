@@ -46,9 +46,9 @@ def update_entries(entries: list[dict], configs: list[str], collections: list[di
 def trained(name: str) -> float | None:
     """Mean over seeds of what a config reached in experiments/evidence without further options."""
     for file in sorted((ROOT / 'experiments/evidence').glob('*/configs.csv')):
-        configs = csv.DictReader(file.read_text().splitlines())
+        configs = csv.DictReader(file.read_text(encoding='utf-8').splitlines())
         if any(row['config'] == name and not row['options'] for row in configs):
-            runs = csv.DictReader((file.parent / 'results.csv').read_text().splitlines())
+            runs = csv.DictReader((file.parent / 'results.csv').read_text(encoding='utf-8').splitlines())
             return round(statistics.fmean(float(run['value']) for run in runs if run['config'] == name), 1)
     return None
 
