@@ -29,10 +29,7 @@ def prepare_launch(cfg: Config) -> list[str]:
     """Set the process up as ``cfg.launcher`` says, before a Runner is built.
 
     mmengine starts its process group on GPUs only. Without a GPU it is started here, with gloo, and the model
-    in ``cfg`` is adapted.
-
-    Returns:
-        list[str]: What was changed, for the log.
+    in ``cfg`` is adapted. Returns what was changed, for the log.
 
     Raises:
         InputError: The launcher of the config is not the one that started this process.

@@ -14,7 +14,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_checkpoint
 from torch import nn
 
-from mmvisiongru.checkpoint import load_checkpoint_file, read_checkpoint, refuse_pickled_code, state_dict_of
+from mmvisiongru.checkpoint import load_checkpoint_file, read_checkpoint, refuse_pickled_code
 from mmvisiongru.errors import InputError
 from tests.harness.small_runs import SEGMENTATION, TOOLS, write_config
 from tests.harness.toy import toy_runner
@@ -164,18 +164,6 @@ def test_arrays_of_both_numpys_are_read(tmp_path, module):
     loaded = load_checkpoint_file(str(path))
     assert np.array_equal(loaded['array'], content['array'])
     assert loaded['scalar'] == 2
-
-
-def test_prefixes_of_weights(tmp_path, monkeypatch):
-    state = {k: torch.full((1,), i) for i, k in enumerate(['backbone.a', 'backbone.b.c', 'backbones.a', 'x'])}
-    assert state_dict_of(state) == state_dict_of(dict(state_dict=state, meta={})) == state
-    assert state_dict_of({f'module.{k}': v for k, v in state.items()}) == state
-    for prefix in ('backbone', 'backbone.'):
-        assert state_dict_of(dict(state_dict=state), prefix) == {'a': 0, 'b.c': 1}
-    assert state_dict_of(state, 'neck.') == {}
-    monkeypatch.setenv('HOME', str(tmp_path))
-    torch.save(state, tmp_path / 'w.pth')
-    assert read_checkpoint('~/w.pth').state_dict == state
 
 
 @pytest.mark.parametrize('hook', ['CheckpointHook', 'mmvisiongru.AtomicCheckpointHook'])

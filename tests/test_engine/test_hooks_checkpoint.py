@@ -141,20 +141,6 @@ def test_full_disk_ends_the_run_and_keeps_the_last_checkpoint(tmp_path):
     assert find_checkpoint(str(tmp_path))[0].path == str(tmp_path / 'iter_3.pth')
 
 
-def test_damaged_checkpoint_is_skipped_and_logged(tmp_path):
-    toy_runner(tmp_path / 'a', iters=9).train()
-    newest = tmp_path / 'a/iter_9.pth'
-    newest.write_bytes(newest.read_bytes()[:-100])
-    # A work_dir that was moved, too.
-    shutil.move(tmp_path / 'a', tmp_path / 'b')
-    runner = toy_runner(tmp_path / 'b', iters=9, resume=True, log_level='INFO')
-    runner.train()
-    text = ''.join(p.read_text() for p in (tmp_path / 'b').rglob('*.log'))
-    assert 'skipped: checkpoint' in text
-    assert 'resumed epoch: 0, iter: 6' in text
-    assert load_checkpoint_file(str(tmp_path / 'b/iter_9.pth'))['meta']['iter'] == 9
-
-
 def test_misspelt_argument_fails_before_training(tmp_path):
     cfg = toy_config(tmp_path)
     cfg.default_hooks.checkpoint.max_keep_ckpt = 3
