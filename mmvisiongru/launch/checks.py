@@ -153,7 +153,7 @@ def check_sizes(cfg: Config) -> None:
         crop = tuple(crops[-1]) if isinstance(crops[-1], (list, tuple)) else (crops[-1], crops[-1])
         if any(padded > cut for padded, cut in zip(size, crop, strict=True)):
             raise InputError(
-                f'model.data_preprocessor.size={tuple(size)} in {cfg.filename} pads the crops of {crop} with '
+                f'model.data_preprocessor.size={tuple(size)} in {cfg.filename} pads crops of {crop} with '
                 f'ignored pixels, which dilute the loss; set model.data_preprocessor.size={crop}'
             )
 
@@ -166,11 +166,9 @@ def datasets(cfg: Config, dataloaders: Iterable[str]) -> Iterator[tuple[str, dic
 
 
 def check_data(cfg: Config, dataloaders: Iterable[str]) -> None:
-    """Check that the folders of the data sets exist and hold something.
+    """Refuse folders of data that are missing, empty, or have a hidden folder, which would be read as data.
 
-    Raises:
-        InputError: A folder is missing or empty. The message ends with the config's ``data_hint``, a text
-            that says how to get the data. Or it has a hidden folder, which would be read as data.
+    The message ends with the config's ``data_hint``, a text that says how to get the data.
     """
     for place, dataset in datasets(cfg, dataloaders):
         for key, folder in (folders := _folders(dataset)).items():

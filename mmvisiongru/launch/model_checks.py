@@ -27,11 +27,7 @@ TRIED = 4
 
 
 def check_built(runner: Runner, loops: dict) -> None:
-    """Check the model of a Runner against its loops, given by the keys of their dataloaders.
-
-    Raises:
-        InputError: Something does not fit.
-    """
+    """Check the model of a Runner against its loops, given by the keys of their dataloaders."""
     loops = {key: loop for key, loop in loops.items() if loop is not None}
     found = {f'{key}.dataset': loop.dataloader.dataset for key, loop in loops.items()}
     for key, loop in loops.items():
@@ -152,11 +148,9 @@ def check_labels(cfg: Config, model: nn.Module, found: dict[str, object]) -> Non
     for (place, classes), (other, others) in pairwise(data.items()):
         # A label is a place in this list.
         if classes != others:
-            differ = ', '.join(sorted(map(str, {*classes} ^ {*others}))[:3]) or 'their order'
-            raise InputError(
-                f'classes of {place} ({len(classes)}) and {other} ({len(others)}) differ: {differ}; both '
-                'need the same classes in the same order'
-            )
+            differ = ', '.join(sorted(map(str, {*classes} ^ {*others}))[:3]) or 'the order'
+            sizes = f'{place} ({len(classes)}) and {other} ({len(others)})'
+            raise InputError(f'classes of {sizes} differ, in {differ}; both need the same in one order')
     for place, classes in [*data.items()][:1]:
         numbers = _settings(parts, 'num_classes')
         if wrong := {key: number for key, number in numbers.items() if number != len(classes)}:

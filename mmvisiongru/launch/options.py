@@ -71,13 +71,10 @@ def merge_common_options(cfg: Config, args: Namespace) -> None:
 
 @contextmanager
 def one_line_errors(debug: bool = False):
-    """End the program with exit code 2 and one line on stderr when the input cannot be used.
-
-    With ``debug`` the traceback stands before the line.
+    """End the program with exit code 2 and one line on stderr, after the traceback if ``debug``.
 
     All processes of a distributed run meet the same error. The first of each node prints it, and the launcher
-    then ends the others. So the others wait; if nothing ends them the error was theirs alone, and they print
-    it.
+    then ends the others. They wait for that; if nothing ends them the error was theirs, and they print it.
     """
     try:
         yield

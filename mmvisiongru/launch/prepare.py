@@ -55,7 +55,7 @@ def prepare_training(cfg: Config, resume: str | None = None, trial: int | None =
         trial (int, optional): Train this many iterations or epochs, with the schedule in proportion.
 
     Raises:
-        InputError: Something cannot be used; nothing was trained.
+        InputError: Something cannot be used.
     """
     refuse_pickled_code()
     check_config(cfg, TRAINING_DATA)

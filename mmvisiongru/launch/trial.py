@@ -44,11 +44,7 @@ def build_schedule(runner: Runner, before: int | None) -> list[str]:
 
 
 def check_schedule(cfg: Config, max_iters: int, max_epochs: int) -> list[str]:
-    """Compare the schedulers with the length of the run. Returns what to log.
-
-    Raises:
-        InputError: One begins, or a warm-up ends, after the run has ended.
-    """
+    """Refuse schedulers that begin, and warm-ups that end, after the run has ended. Returns what to log."""
     unit, notes, ends = length_key(cfg), [], {}
     trial = f'or give --trial {cfg.train_cfg[unit]} in place of train_cfg.{unit}, which fits all'
     for place, scheduler in schedulers(cfg):

@@ -136,7 +136,8 @@ def test_the_trial_that_a_message_proposes_runs(work, capsys):
         "    dict(type='CosineAnnealingLR', begin=15)]\n"
     )
     assert '--trial 2 ' in refused(capsys, 'leaf.py', '--cfg-options', 'train_cfg.max_epochs=2')
-    train.main(['leaf.py', '--trial', '2'])
+    # Visualizers of one name are one, also of several runs in a process.
+    train.main(['leaf.py', '--trial', '2', '--cfg-options', 'visualizer.name=trial'])
     found = [line['lr'] for line in scalars('work_dirs/leaf_trial') if 'lr' in line]
     assert max(found) == pytest.approx(1e-3)
     # What was run is what the work dir says.
