@@ -66,10 +66,10 @@ class RecomputedGELU(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
         d_x = d_weight = d_bias = None
-        if ctx.needs_input_grad[0]:
-            d_x = torch.ops.aten.gelu_backward(grad @ weight, x)
         if ctx.needs_input_grad[1]:
             d_weight = grad.reshape(-1, grad.size(-1)).mT @ F.gelu(x).reshape(-1, x.size(-1))
+        if ctx.needs_input_grad[0]:
+            d_x = torch.ops.aten.gelu_backward(grad @ weight, x)
         if ctx.needs_input_grad[2]:
             d_bias = grad.reshape(-1, grad.size(-1)).sum(0)
         return d_x, d_weight, d_bias
