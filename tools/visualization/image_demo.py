@@ -136,17 +136,11 @@ def line(found: dict, shown: int) -> str:
 
 def write_predictions(rows: dict[str, dict], path: str) -> None:
     """One row per image: its path, the size at which it was seen, and the score or share of each class."""
-    if path.endswith('.json'):
-        write_text(path, json.dumps(rows, indent=1) + '\n')
-        return
-    text = io.StringIO(newline='')
-    writer = csv.writer(text)
-    classes = list(next(iter(rows.values()))['scores'])
-    writer.writerow(['image', 'height', 'width', *classes])
-    writer.writerows(
-        [image, *row['size'], *(f'{score:.6f}' for score in row['scores'].values())]
-        for image, row in rows.items()
-    )
+    text = io.StringIO(json.dumps(rows, indent=1) + '\n' if path.endswith('.json') else '', newline='')
+    if path.endswith('.csv'):
+        head = ['image', 'height', 'width', *next(iter(rows.values()))['scores']]
+        values = [[k, *row['size'], *(f'{s:.6f}' for s in row['scores'].values())] for k, row in rows.items()]
+        csv.writer(text).writerows([head, *values])
     write_text(path, text.getvalue())
 
 
