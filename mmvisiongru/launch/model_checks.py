@@ -54,10 +54,8 @@ def heads(cfg: Config, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def check_model(cfg: Config, model: nn.Module) -> list[str]:
     """Compare the parts of a model with the maps that they get from each other, for a small image.
 
-    A part that fails for another reason is let pass: the first iteration will tell.
-
-    Returns:
-        list[str]: Batch norms that get one value per channel from one image.
+    A part that fails for another reason is let pass: the first iteration will tell. Returns the batch norms
+    that get one value per channel from one image.
     """
     for place, head in heads(cfg, model):
         if getattr(head, 'out_channels', None) == 1:
@@ -138,10 +136,7 @@ def _call(cfg: Config, place: str, part: nn.Module, maps: Sequence[Tensor]):
 
 
 def check_labels(cfg: Config, model: nn.Module, found: dict[str, object]) -> None:
-    """Compare the classes of data sets, heads and metrics, and the label that they ignore.
-
-    ``found`` has the data sets and metrics by their places in the config.
-    """
+    """Compare classes and ignored labels of the heads, and of data sets and metrics ``found`` at places."""
     parts = found | dict(heads(cfg, model))
     data = {place: (getattr(part, 'metainfo', None) or {}).get('classes') for place, part in found.items()}
     data = {place: list(classes) for place, classes in data.items() if classes}

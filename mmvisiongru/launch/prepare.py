@@ -1,8 +1,7 @@
-"""From a config to a checked Runner, in the one order that every script keeps.
+"""From a config to a checked Runner, in the one order that every script keeps: cheap checks come first.
 
-Check what the config says, its folders and its checkpoint; join the other processes; build the Runner with
-its loops, optimizer and schedules; compare the model with its data and its checkpoint. The cheap steps come
-first, and none is left for iteration 1.
+Check the config, its folders and checkpoint; join the processes; build the Runner with its loops; compare the
+model, its data and its checkpoint. Nothing is left for iteration 1.
 """
 
 import logging

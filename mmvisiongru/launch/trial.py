@@ -2,13 +2,12 @@
 
 import math
 import os
-from collections.abc import Iterator
 
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmvisiongru.config import settings
 from mmvisiongru.errors import InputError
+from mmvisiongru.launch.checks import parts
 
 # About how many lines a trial logs.
 TRIAL_LINES = 10
@@ -19,11 +18,9 @@ def length_key(cfg: Config) -> str:
     return 'max_epochs' if cfg.train_cfg.get('max_epochs') else 'max_iters'
 
 
-def schedulers(cfg: Config) -> Iterator[tuple[str, dict]]:
+def schedulers(cfg: Config) -> list[tuple[str, dict]]:
     """The schedulers of a config with their places."""
-    for place, node in settings(cfg.get('param_scheduler'), 'param_scheduler'):
-        if isinstance(node, dict) and 'type' in node:
-            yield place, node
+    return [(place, node) for place, node in parts(cfg, 'param_scheduler') if 'type' in node]
 
 
 def build_schedule(runner: Runner, before: int | None) -> list[str]:
