@@ -8,15 +8,8 @@ import torch
 
 from mmvisiongru.ops import runnable_backends
 from mmvisiongru.ops.scan_paths import PATHS as KNOWN_PATHS
+from mmvisiongru.selfcheck.check import TOLERANCE, error
 
-# The only tolerances of the scans: 'max' is max|got - ref| / max|ref|, 'rms' the same of root mean squares.
-# 16-bit entries are dominated by the rounding of h (saved in the I/O dtype) and of the results.
-TOLERANCE = {
-    torch.float64: ('max', 1e-12),
-    torch.float32: ('max', 2e-6),
-    torch.bfloat16: ('rms', 4e-3),
-    torch.float16: ('rms', 1e-3),
-}
 DEVICES = ('cpu', 'cuda') if torch.cuda.is_available() else ('cpu',)
 PATHS = tuple(KNOWN_PATHS)
 ROWS = PATHS[:2]
@@ -100,19 +93,13 @@ def expected(shape, dtype, reverse, candidate):
     return expected_of_all(shape)[dtype, reverse, candidate]
 
 
-def error(got, ref, measure):
-    diff, ref = got.double().cpu() - ref.double().cpu(), ref.double().cpu()
-    if measure == 'max':
-        return (diff.abs().max() / ref.abs().max()).item()
-    return (diff.square().mean() / ref.square().mean()).sqrt().item()
-
-
 def assert_within(got, ref, dtype, bound=None):
-    """Every tensor of ``got`` is finite, of ``dtype``, and within the table of ``ref``."""
+    """Every tensor of ``got`` is finite, of the right dtype and shape, and within the table of ``ref``."""
     measure, limit = TOLERANCE[dtype]
     assert got.keys() == ref.keys()
     for name, x in got.items():
-        assert x.dtype == dtype, name
+        # Decay and bonus of Bi-WKV are float32 at least.
+        assert x.dtype == (torch.promote_types(dtype, torch.float32) if name in ('dw', 'du') else dtype), name
         assert x.shape == ref[name].shape, name
         assert x.isfinite().all(), f'{name} is not finite'
         found = error(x, ref[name], measure)

@@ -3,17 +3,9 @@
 import torch
 
 from mmvisiongru.ops.wkv import bi_wkv, runnable_backends
+from tests.harness.scans import DEVICES
 
-# The only tolerances of Bi-WKV: 'max' is max|got - ref| / max|ref|, 'rms' the same of root mean squares.
-# 16-bit entries are dominated by the rounding of the results.
-TOLERANCE = {
-    torch.float64: ('max', 1e-12),
-    torch.float32: ('max', 2e-6),
-    torch.bfloat16: ('rms', 4e-3),
-    torch.float16: ('rms', 1e-3),
-}
 NAMES = ('y', 'dw', 'du', 'dk', 'dv')
-DEVICES = ('cpu', 'cuda') if torch.cuda.is_available() else ('cpu',)
 
 
 def cases(*dtypes, distance='paper'):
@@ -86,24 +78,3 @@ def run_backend(backend, tensors, device='cpu', **options):
 
 def expected(tensors, operator=by_weights, **options):
     return run(lambda *x: operator(*x, **options), *(x.double() for x in tensors))
-
-
-def error(got, ref, measure):
-    got, ref = got.double().cpu(), ref.double()
-    # With one token nothing depends on w, u and k.
-    scale = ref.abs() if ref.abs().max() > 1e-12 else torch.ones(1)
-    if measure == 'max':
-        return ((got - ref).abs().max() / scale.max()).item()
-    return ((got - ref).square().mean() / scale.square().mean()).sqrt().item()
-
-
-def assert_within(got, ref, dtype):
-    """Every tensor of ``got`` is finite, of the right dtype and shape, and within the table of ``ref``."""
-    measure, limit = TOLERANCE[dtype]
-    assert got.keys() == ref.keys()
-    for name, x in got.items():
-        assert x.dtype == (torch.promote_types(dtype, torch.float32) if name in ('dw', 'du') else dtype), name
-        assert x.shape == ref[name].shape, name
-        assert x.isfinite().all(), f'{name} is not finite'
-        found = error(x, ref[name], measure)
-        assert found <= limit, f'{name}: {measure} error {found:.2e} > {limit:.0e}'

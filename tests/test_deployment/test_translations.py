@@ -11,7 +11,8 @@ from torch import nn
 from mmvisiongru.deployment.runtimes import has_openvino, openvino
 from mmvisiongru.models import VRWKV
 from mmvisiongru.ops import bi_wkv, mingru_scan, mingru_scan_2d
-from tests.harness.wkv import by_sums, error, inputs
+from tests.harness.scans import error
+from tests.harness.wkv import by_sums, inputs
 
 onnxruntime, _ = (
     pytest.importorskip(name, reason='ONNX export needs requirements/deploy.txt')

@@ -7,18 +7,8 @@ import torch
 from mmvisiongru.ops import bi_wkv
 from mmvisiongru.ops.wkv import runnable_backends, torch_wkv
 from tests.harness import ROOT
-from tests.harness.wkv import (
-    NAMES,
-    TOLERANCE,
-    assert_within,
-    by_sums,
-    by_weights,
-    cases,
-    error,
-    expected,
-    inputs,
-    run_backend,
-)
+from tests.harness.scans import TOLERANCE, assert_within, error
+from tests.harness.wkv import NAMES, by_sums, by_weights, cases, expected, inputs, run_backend
 
 REAL, HARD = (-5.0, 3.0), (-15.0, 15.0)
 FIXTURE = np.load(ROOT / 'tests/data/official_vrwkv_dim16.npz')
@@ -78,19 +68,13 @@ def test_widths_and_batches(device, backend, dtype, shape):
     assert_within(run_backend(backend, tensors, device), expected(tensors), dtype)
 
 
-@pytest.mark.parametrize('backend', ['cpu', 'torch'])
-def test_results_do_not_depend_on_the_number_of_threads(backend):
-    if backend not in runnable_backends():
-        pytest.skip('no C++ compiler on this machine')
-    tensors, before = inputs(2, 600, 130), torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = run_backend(backend, tensors)
-        torch.set_num_threads(3)
-        for name, x in run_backend(backend, tensors).items():
-            assert torch.equal(x, one[name]), name
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.parametrize('backend', runnable_backends()[:-1])
+def test_results_do_not_depend_on_the_number_of_threads(backend, threads):
+    tensors = inputs(2, 600, 130)
+    threads(1)
+    one = run_backend(backend, tensors)
+    threads(3)
+    assert all(torch.equal(x, one[name]) for name, x in run_backend(backend, tensors).items())
 
 
 def test_tiles_do_not_change_results(monkeypatch):
@@ -182,15 +166,6 @@ def test_loud_keys(device, backend, dtype):
 # ---- memory
 
 
-@pytest.fixture
-def nan_in_new_memory():
-    """Every fresh allocation of the framework holds NaN, so that an element left unwritten shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(1000).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.filterwarnings('ignore:.*does not have a deterministic implementation')
 @pytest.mark.parametrize('length', [1, 63, 64, 65, 130])
 @pytest.mark.parametrize(('device', 'backend', 'dtype'), cases(torch.float32))
@@ -202,37 +177,23 @@ def test_every_element_is_written(nan_in_new_memory, device, backend, dtype, len
 @pytest.mark.parametrize(('device', 'backend', 'dtype'), cases(torch.float32, torch.bfloat16))
 def test_layout_does_not_matter(device, backend, dtype):
     w, u, k, v, grad = inputs(2, 70, 6, dtype)
-    plain = run_backend(backend, (w, u, k, v, grad), device)
-    both = torch.cat((k, v), 2)
     layouts = {
-        'halves of one projection': both.chunk(2, 2),
+        'halves of one projection': torch.cat((k, v), 2).chunk(2, 2),
         'channels first': [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (k, v)],
         'every other token': [torch.stack((x, x), 2).flatten(1, 2)[:, ::2] for x in (k, v)],
         'one image for all': [x[:1].expand(2, -1, -1) for x in (k, v)],
     }
-    for name, (k_view, v_view) in layouts.items():
-        got = run_backend(
-            backend, (w, u, k_view, v_view, grad.transpose(0, 1).contiguous().transpose(0, 1)), device
-        )
-        same = (
-            plain
-            if name != 'one image for all'
-            else run_backend(backend, (w, u, k_view.contiguous(), v_view.contiguous(), grad), device)
-        )
-        for key in NAMES:
-            assert torch.equal(got[key], same[key]), (name, key)
+    batch_last = grad.transpose(0, 1).contiguous().transpose(0, 1)
+    for layout, (k, v) in layouts.items():
+        got = run_backend(backend, (w, u, k, v, batch_last), device)
+        same = run_backend(backend, (w, u, k.contiguous(), v.contiguous(), grad), device)
+        assert all(torch.equal(got[name], same[name]) for name in NAMES), layout
 
 
 @pytest.mark.parametrize('shape', [(0, 5, 3), (2, 0, 3), (2, 5, 0)], ids=str)
 @pytest.mark.parametrize('backend', ['auto', 'torch', 'reference'])
 def test_nothing_to_average(shape, backend):
-    tensors = (
-        torch.rand(shape[2]),
-        torch.rand(shape[2]),
-        torch.rand(shape),
-        torch.rand(shape),
-        torch.rand(shape),
-    )
+    tensors = [torch.rand(size) for size in (shape[2], shape[2], shape, shape, shape)]
     got = run_backend(backend, tensors)
     assert got['y'].shape == shape
     assert all(x.isfinite().all() for x in got.values())

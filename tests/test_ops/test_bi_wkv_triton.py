@@ -18,6 +18,7 @@ from mmvisiongru.ops.wkv.interface import Wkv
 from tests.harness.children import PATIENCE
 from tests.harness.guarded import PLACES, Guarded
 from tests.harness.interpreter import interpreted, mend
+from tests.harness.scans import TOLERANCE, error
 from tests.harness.triton_compile import (
     MORE_REGISTERS,
     MORE_STACK,
@@ -25,7 +26,7 @@ from tests.harness.triton_compile import (
     needs_compiler,
     resources,
 )
-from tests.harness.wkv import NAMES, TOLERANCE, by_sums, error, expected, inputs
+from tests.harness.wkv import NAMES, by_sums, expected, inputs
 
 pytest.importorskip('triton', reason='Triton is not installed, as on other systems than Linux')
 if triton_launch.triton_version() < triton_launch.MIN_TRITON:

@@ -16,6 +16,7 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import PackageNotFoundError
+from itertools import product
 from unittest import mock
 
 import pytest
@@ -163,7 +164,12 @@ COMPILED = [
     ('scan_backward', (8, 10, 10, 2, 144), ROWS, 4),
     ('scan_backward', (4, S, S, 4, 144), PATHS, 8),
 ]
-IN_CHUNKS = [('scan_forward', 84), ('scan_backward', 144)]
+IN_CHUNKS = [
+    ('scan_forward', 84, dict(CHUNKED=True)),
+    ('scan_backward', 144, dict(CHUNKED=True)),
+    *(('chunk_sums', 88, dict(BACKWARD=backward)) for backward in (False, True)),
+    ('chunk_states', 104, {}),
+]
 
 
 def launch(shape, paths, backward):
@@ -212,21 +218,12 @@ def test_no_spills(name, shape, paths, warps, capability, tmp_path):
 
 @needs_compiler
 @pytest.mark.parametrize('capability', [80, 90])
-@pytest.mark.parametrize(('name', 'registers'), IN_CHUNKS)
-def test_no_spills_in_chunks(name, registers, capability, tmp_path):
+@pytest.mark.parametrize(('name', 'registers', 'further'), IN_CHUNKS)
+def test_no_spills_in_chunks(name, registers, further, capability, tmp_path):
     _, arguments = launch((1, 312, 312, 2, 144), ROWS, name == 'scan_backward')
     assert arguments['chunks'] > 1
-    assert_fits(compiled(name, capability, arguments, CHUNKED=True), registers, tmp_path)
-
-
-@needs_compiler
-@pytest.mark.parametrize('capability', [80, 90])
-def test_no_spills_between_chunks(capability, tmp_path):
-    _, arguments = launch((1, 312, 312, 2, 144), ROWS, False)
-    for backward in (False, True):
-        assert_fits(compiled('chunk_sums', capability, arguments, BACKWARD=backward), 88, tmp_path)
-    binary = compiled('chunk_states', capability, {**arguments, **triton_launch.STATES})
-    assert_fits(binary, 104, tmp_path)
+    states = triton_launch.STATES if name == 'chunk_states' else {}
+    assert_fits(compiled(name, capability, {**arguments, **states}, **further), registers, tmp_path)
 
 
 # ---- numbers
@@ -299,12 +296,13 @@ def test_programs_of_two_rounds_of_which_the_second_is_nearly_empty_are_avoided(
     assert triton_launch.plan(64, 3136, 144, H200).warps != 4
 
 
-@pytest.mark.parametrize('backward', [False, True])
-@pytest.mark.parametrize('inner', [1, 16, 50, 144, 288, 576, 1152])
-@pytest.mark.parametrize('length', [1, 49, 3136, 24336, 97344])
-@pytest.mark.parametrize('sequences', [1, 2, 16, 256])
-def test_plan_covers_the_sequence(sequences, length, inner, backward):
-    plan = triton_launch.plan(sequences, length, inner, H200, backward)
+@pytest.mark.parametrize(('backward', 'inner'), product((False, True), (1, 16, 50, 144, 288, 576, 1152)))
+def test_plan_covers_the_sequence(backward, inner):
+    for sequences, length in product((1, 2, 16, 256), (1, 49, 3136, 24336, 97344)):
+        assert_covers(triton_launch.plan(sequences, length, inner, H200, backward), sequences, length, inner)
+
+
+def assert_covers(plan, sequences, length, inner):
     assert (plan.chunks - 1) * plan.chunk < length <= plan.chunks * plan.chunk
     assert plan.chunks == 1 or plan.chunk % plan.steps == 0
     assert plan.rows * plan.lanes == plan.warps * 64
