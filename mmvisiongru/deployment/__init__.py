@@ -1,4 +1,4 @@
-"""Models as ONNX files. Nothing heavy is imported before it is used: the packages are those of an extra."""
+"""Models as ONNX files. The packages are an optional extra, so they are imported where they are used."""
 
 from importlib import metadata
 
@@ -6,7 +6,7 @@ from packaging.requirements import Requirement
 
 from mmvisiongru.errors import InputError
 
-# As requirements/deploy.txt has them, which an installed package does not carry along.
+# Equal to requirements/deploy.txt, which is not installed.
 NEEDED = ('torch>=2.7', 'onnx>=1.18', 'onnxscript>=0.5.4', 'onnxruntime>=1.22')
 
 

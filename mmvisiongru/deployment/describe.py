@@ -1,14 +1,18 @@
-"""What a file says of itself, so that whoever runs it needs no config."""
+"""Metadata of an exported file, so that no config is needed to run it."""
 
 import json
 from collections.abc import Sequence
 
 import numpy as np
 from mmengine.config import Config
+from torch import nn
 
 from mmvisiongru.errors import InputError
+from mmvisiongru.registry import MODELS
 from mmvisiongru.version import __version__
 from mmvisiongru.zoo import dataset_meta
+
+from .wrapper import Deployed
 
 # Steps of a test pipeline that change no size, and those that tools/deployment/demo_onnx.py follows.
 NEUTRAL = ('LoadImageFromFile', 'LoadAnnotations', 'PackInputs', 'PackSegInputs')
@@ -16,35 +20,58 @@ RESIZING = ('Resize', 'ResizeEdge', 'CenterCrop')
 
 
 def describe(
-    cfg: Config, checkpoint_meta: dict, classes: int, size: tuple[int, int] | None
+    cfg: Config, checkpoint_meta: dict, model: Deployed, size: tuple[int, int] | None
 ) -> tuple[dict[str, str], list[str]]:
-    """The entries of a file, and the steps of the test pipeline that it cannot state.
+    """Metadata of a file, and notes on what a test of the config does but the file does not.
 
     Args:
-        cfg (Config): The model's.
-        checkpoint_meta (dict): Of the checkpoint: its classes serve where the config states none.
-        classes (int): Of the model.
+        cfg (Config): The config of the model.
+        checkpoint_meta (dict): Of the checkpoint, whose class names go before those of the config.
+        model (Deployed): The model.
         size (tuple, optional): Height and width, None if they are free.
 
     Raises:
         InputError: The number of names is not that of the classes.
     """
-    named = dataset_meta(cfg) or checkpoint_meta.get('dataset_meta') or {}
-    named = with_colours(named.get('classes') or [str(i) for i in range(classes)], named.get('palette'))
-    if len(named['classes']) != classes:
-        found = len(named['classes'])
-        raise InputError(f'{cfg.filename} names {found} classes for {classes} outputs of the model')
+    named = checkpoint_meta.get('dataset_meta') or dataset_meta(cfg) or {}
+    classes = named.get('classes') or [str(i) for i in range(model.classes)]
+    if len(classes) != model.classes:
+        raise InputError(
+            f'{cfg.filename} names {len(classes)} classes for {model.classes} outputs of the model'
+        )
+    named = with_colours(classes, named.get('palette'))
     pipeline = [step for step in cfg.test_dataloader.dataset.pipeline if step.type not in NEUTRAL]
+    notes = [
+        f'{step.type} of the test pipeline is not in the file; feed images as it leaves them'
+        for step in pipeline
+        if step.type not in RESIZING
+    ]
+    if model.segmentor:
+        notes += _segmentor_notes(model.model)
     entries = dict(
-        classes=json.dumps(list(named['classes'])),
+        classes=json.dumps(list(classes)),
         palette=json.dumps([list(map(int, colour)) for colour in named['palette']]),
-        task='classification' if cfg.default_scope == 'mmpretrain' else 'segmentation',
+        task='segmentation' if model.segmentor else 'classification',
         size=json.dumps(size and list(size)),
         resize=json.dumps([step for step in pipeline if step.type in RESIZING]),
+        notes=json.dumps(notes),
         config=cfg.filename,
         version=__version__,
     )
-    return entries, [step.type for step in pipeline if step.type not in RESIZING]
+    return entries, notes
+
+
+def _segmentor_notes(model: nn.Module) -> list[str]:
+    notes, head = [], model.decode_head
+    if model.test_cfg.get('mode') == 'slide':
+        notes.append("the windows of test_cfg.mode='slide' are not in the file, which takes an image at once")
+    if size := (model.data_preprocessor.test_cfg or {}).get('size'):
+        notes.append(f'the padding to {tuple(size)} of data_preprocessor.test_cfg is not in the file')
+    name = f'mmvisiongru.{type(head).__name__}'
+    ours = MODELS.get(name)
+    if ours and ours is not type(head) and issubclass(ours, type(head)):
+        notes.append(f"decode_head.type='{name}' loads the same checkpoint and is faster")
+    return notes
 
 
 def with_colours(classes: Sequence[str], palette: Sequence | None = None) -> dict:

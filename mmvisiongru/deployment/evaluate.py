@@ -1,8 +1,9 @@
-"""Metrics of a file: the config's own test loop, with the file in place of the model."""
+"""Metrics of exported files, by the test loop of the config."""
 
 import torch
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from .runtimes import Run
 
@@ -16,21 +17,19 @@ def evaluate(runner: Runner, runs: dict[str, Run]) -> dict[str, dict[str, float]
     return metrics
 
 
-def _replace(model, run: Run) -> None:
-    """Let a file compute what the model would: raw images in, and on with the model's own post-processing."""
-    preprocess = model.data_preprocessor
-    preprocess._enable_normalize = False
-    if hasattr(model, 'encode_decode'):
-        preprocess._channel_conversion = True
+def _replace(model: nn.Module, run: Run) -> None:
+    """Let a file compute the logits from RGB images; the model does the rest, such as resizing them."""
+    if hasattr(model, 'decode_head'):
+        model.data_preprocessor = MODELS.build(dict(type='mmseg.SegDataPreProcessor', bgr_to_rgb=True))
         model.inference = lambda images, _metas: _logits(run, images, model.out_channels)
     else:
-        preprocess.to_rgb = True
+        model.data_preprocessor = MODELS.build(dict(type='mmpretrain.ClsDataPreprocessor', to_rgb=True))
         model.extract_feat = lambda images: _logits(run, images, model.head.num_classes)
         model.head.forward = lambda logits: logits
 
 
 def _logits(run: Run, images: Tensor, classes: int) -> Tensor:
-    """Logits, of files that give scores or labels such that these come out again."""
+    """Logits, or values with the same softmax or the same largest class where a file gives only those."""
     outputs = {name: torch.from_numpy(x) for name, x in run(images.cpu().numpy()).items()}
     if 'logits' in outputs:
         return outputs['logits']

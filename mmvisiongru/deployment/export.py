@@ -1,9 +1,9 @@
-"""From a module to a file that ONNX Runtime is known to compute as torch does."""
+"""Translate a module to ONNX, write the file and quantise it."""
 
+import json
 import logging
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from copy import deepcopy
 
 import onnx
@@ -15,13 +15,16 @@ from torch.onnx import OnnxExporterError
 from mmvisiongru.errors import InputError
 from mmvisiongru.inference import optimize_for_inference
 
-from .resolution import AtOwnResolution
 from .translations import translation_table
 
-# GELU is an operator from here on.
+# The first one in which GELU is an operator.
 OPSET = 20
-# A batch of 1 would be taken as a constant; the sides leave several tokens to the last stage.
+# The exporter takes a batch of 1 for a constant. The sides leave several tokens to the last stage.
 EXAMPLE = (2, 3, 256, 320)
+PER_BATCH = (
+    'activations share one scale per batch, so the result for an image depends on the others in its batch; '
+    'feed one image at a time to avoid that'
+)
 
 
 def export(module: nn.Module, outputs: Sequence[str], size: tuple[int, int] | None = None) -> onnx.ModelProto:
@@ -39,11 +42,9 @@ def export(module: nn.Module, outputs: Sequence[str], size: tuple[int, int] | No
     module = deepcopy(module)
     optimize_for_inference(module, target='onnx')
     shapes = None if size else ({0: 'batch', 2: 'height', 3: 'width'},)
-    # The matrices of a fixed size become constants, and quantize() would take them for weights.
-    context = nullcontext() if size else AtOwnResolution()
     try:
-        with warnings.catch_warnings(), torch.no_grad(), context:
-            # Those of the exporter about itself; what matters is verified.
+        with warnings.catch_warnings(), torch.no_grad():
+            # The exporter warns about itself; the file is compared with torch afterwards.
             warnings.simplefilter('ignore')
             program = torch.onnx.export(
                 module,
@@ -62,7 +63,7 @@ def export(module: nn.Module, outputs: Sequence[str], size: tuple[int, int] | No
 
 
 def save(model: onnx.ModelProto, path: str, metadata: dict[str, str]) -> None:
-    """Write a model, weights and all, as one file that carries the metadata."""
+    """Write a model with its weights and metadata as one file."""
     onnx.helper.set_model_props(model, metadata)
     try:
         onnx.save(model, path)
@@ -71,7 +72,7 @@ def save(model: onnx.ModelProto, path: str, metadata: dict[str, str]) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The line that says most: the first one of the error at the bottom."""
+    """The first line of the innermost error."""
     while error.__cause__:
         error = error.__cause__
     lines = str(error).strip().splitlines() or ['no reason given']
@@ -79,14 +80,17 @@ def _reason(error: BaseException) -> str:
 
 
 def quantize(path: str, out: str) -> None:
-    """Write ``path`` with the weights of its matrix products in 8 bits; their inputs follow at run time."""
+    """Write ``path`` with the weights of its matrix products in 8 bits; activations follow at run time."""
     model = onnx.load(path)
-    # It transposes some weights and then finds that they are not of the shapes noted for them.
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata['notes'] = json.dumps([*json.loads(metadata.get('notes', '[]')), PER_BATCH])
+    onnx.helper.set_model_props(model, metadata)
+    # The quantiser transposes some weights and then rejects the shapes noted for them.
     del model.graph.value_info[:]
     # It advises to simplify the graph first, which the exporter has done.
     logging.disable(logging.WARNING)
     try:
-        # Products of two maps, and those with the matrices of pooling, stay as they are.
+        # Only products with a constant on the right, which are weights.
         quantize_dynamic(
             model,
             out,

@@ -1,4 +1,4 @@
-"""Files of ONNX in the runtimes that may be here."""
+"""ONNX files as functions, in each installed runtime."""
 
 from collections.abc import Callable
 from functools import cache, lru_cache
@@ -11,12 +11,12 @@ Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def onnx_runtime(path: str) -> Run:
-    """A file in ONNX Runtime, on as many threads as torch has: images to outputs by name."""
+    """A file in ONNX Runtime, on as many threads as torch uses: a function from images to outputs by name."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Warnings are about its own optimisations.
+    # Its warnings are about its own optimisations.
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     names = [output.name for output in session.get_outputs()]
@@ -24,13 +24,11 @@ def onnx_runtime(path: str) -> Run:
 
 
 def openvino(path: str, precision: str = 'f32') -> Run:
-    """A file in OpenVINO, compiled for each shape of images that comes.
+    """A file in OpenVINO, compiled again whenever the shape of the images changes, for 1 to 2 s.
 
     Compiled for any shape, loops of OpenVINO 2026.4.1 keep addresses of maps that have moved since. When two
-    images of one size follow a smaller one, the second result is wrong or the process dies. Each change of
-    the shape costs 1 to 2 s.
-
-    Where the processor has bf16, that is what OpenVINO computes in unless told.
+    images of one size follow a smaller one, the second result is wrong or the process crashes. ``precision``
+    is stated because the default on a processor with bf16 is bf16.
     """
     settings = dict(INFERENCE_PRECISION_HINT=precision, INFERENCE_NUM_THREADS=torch.get_num_threads())
     model = _openvino_core().read_model(path)
@@ -52,11 +50,11 @@ def openvino(path: str, precision: str = 'f32') -> Run:
 
 @cache
 def _openvino_core():
-    """The one Core of this process.
+    """The only Core of this process.
 
-    Each gives the thread that makes it a stack for signal handlers. When two go, that of the first may be
-    put back though it is gone: the process then dies of the next signal that it handles, such as the SIGCHLD
-    for which DataLoaders with workers set a handler.
+    Each Core gives its thread a stack for signal handlers. When two are destroyed, the freed stack of the
+    first may be restored, and the next signal crashes the process, such as the SIGCHLD for which DataLoaders
+    with workers set a handler.
     """
     from openvino import Core
 
@@ -64,5 +62,5 @@ def _openvino_core():
 
 
 def has_openvino() -> bool:
-    """Whether OpenVINO, which nothing here requires, is installed."""
+    """Whether OpenVINO is installed, which is optional."""
     return find_spec('openvino') is not None

@@ -1,4 +1,4 @@
-"""What a file computes against what torch computes."""
+"""Comparison of an exported file with torch."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -12,14 +12,14 @@ from mmvisiongru.errors import InputError
 from .runtimes import Run
 from .wrapper import Deployed
 
-# Of the largest value; float32 resolves 1.2e-7.
+# Relative to the largest value; float32 resolves 1.2e-7.
 TOLERANCE = 2e-6
-# None is the example's: odd, not square, two images, a single pixel.
+# All differ from the exporter's example: odd, not square, two images, a single pixel.
 SHAPES = ((1, 3, 61, 45), (1, 3, 64, 96), (2, 3, 33, 33), (1, 3, 1, 1))
 
 
 def random_images(shape: Sequence[int]) -> Tensor:
-    """Images of smooth and of sharp parts, the same ones every time."""
+    """Images with smooth and with sharp parts, the same ones every time."""
     generator = torch.Generator().manual_seed(sum(shape))
     coarse = torch.rand((*shape[:2], 4, 4), generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, shape[2:], mode='bilinear')
@@ -27,10 +27,10 @@ def random_images(shape: Sequence[int]) -> Tensor:
 
 
 def errors(model: Deployed, run: Run, shape: Sequence[int]) -> dict[str, float]:
-    """By how much each output differs from torch in float64, over the largest value.
+    """Largest difference of each output from torch in float64, relative to the largest value.
 
-    A label has no distance. Where it is another one, the difference is what its logit lacks to the largest:
-    two classes that are equal but for rounding may change places.
+    Two classes that are equal up to rounding may swap. So a label that differs counts as the distance of its
+    logit from the largest one.
     """
     images = random_images(shape)
     found = run(images.numpy())
@@ -43,7 +43,7 @@ def errors(model: Deployed, run: Run, shape: Sequence[int]) -> dict[str, float]:
         value = torch.from_numpy(np.ascontiguousarray(value))
         if name == 'labels':
             lack = logits.amax(1) - logits.gather(1, value[:, None])[:, 0]
-            # Two logits, each of which may be off by the tolerance.
+            # Each of two logits may be off by the tolerance.
             differences[name] = float(lack.max() / 2 / logits.abs().max())
         else:
             reference = wanted[name]
@@ -60,7 +60,7 @@ def verify(model: Deployed, run: Run, shapes: Sequence[Sequence[int]] = SHAPES) 
     worst = 0.0
     for shape in shapes:
         for name, error in errors(model, run, shape).items():
-            # Not `>`: NaN is no success either.
+            # Not `>`, which is false for NaN.
             if not error <= TOLERANCE:
                 raise InputError(
                     f'{name} of the file differ from torch by {error:.1e} of the largest value for images '
@@ -71,7 +71,7 @@ def verify(model: Deployed, run: Run, shapes: Sequence[Sequence[int]] = SHAPES) 
 
 
 def loss(exact: Run, run: Run, shape: Sequence[int]) -> str:
-    """What a file loses against another one on a random image, in words."""
+    """Say how far a file is from an exact one on a random image."""
     images = random_images(shape).numpy()
     found = run(images)
     words = []

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import revert_sync_batchnorm
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmvisiongru.errors import InputError
+from mmvisiongru.zoo import image_channels
 
 OUTPUTS = ('labels', 'logits', 'scores')
 
@@ -20,7 +23,8 @@ class Deployed(nn.Module):
         outputs (Sequence[str]): Out of 'labels', 'logits' and 'scores' (softmax over the classes).
 
     Raises:
-        InputError: An output is unknown, or the model has a single, binary output.
+        InputError: An output is unknown, the model has a single, binary output, or it does not take images of
+            three channels.
     """
 
     def __init__(self, model: nn.Module, segmentor: bool, outputs: Sequence[str]):
@@ -29,25 +33,35 @@ class Deployed(nn.Module):
             raise InputError(f'unknown output {unknown[0]!r}; there are {", ".join(OUTPUTS)}')
         if segmentor and model.out_channels == 1:
             raise InputError('a segmentor with one output channel (a threshold, no classes) is not exported')
-        # Without a process group SyncBN does not run, and in evaluation it is batch norm.
+        if (channels := image_channels(model)) != 3:
+            raise InputError(f'only models of 3-channel images are exported, in_channels is {channels}')
+        # SyncBN needs a process group; in evaluation it equals batch norm.
         self.model = revert_sync_batchnorm(model).eval()
         self.segmentor, self.outputs = segmentor, tuple(outputs)
         self.classes = model.num_classes if segmentor else model.head.num_classes
         preprocess = model.data_preprocessor
-        # Images are read as BGR: one that does not convert them was trained on that order.
-        name = '_channel_conversion' if segmentor else 'to_rgb'
-        self.flip = not getattr(preprocess, name)
-        normalise = preprocess._enable_normalize
-        self.register_buffer('mean', preprocess.mean.clone() if normalise else torch.zeros(3, 1, 1))
-        self.register_buffer('std', preprocess.std.clone() if normalise else torch.ones(3, 1, 1))
+        # Data sets read images as BGR.
+        self.flip = not _swaps_channels(preprocess)
+        # The buffers exist only where a config normalises.
+        self.register_buffer('mean', getattr(preprocess, 'mean', torch.zeros(3, 1, 1)).clone())
+        self.register_buffer('std', getattr(preprocess, 'std', torch.ones(3, 1, 1)).clone())
+        if segmentor:
+            self.divisor = (preprocess.test_cfg or {}).get('size_divisor') or 1
+            self.pad_value = preprocess.pad_val
+        else:
+            self.divisor, self.pad_value = preprocess.pad_size_divisor, preprocess.pad_value
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), RGB in 0..255 -> (B, classes), of a segmentor (B, classes, H, W)."""
         x = images.flip(1) if self.flip else images
         x = (x - self.mean) / self.std
-        if self.segmentor:
-            return self.model.encode_decode(x, [dict(img_shape=x.shape[2:])])
-        return self.model(x, mode='tensor')
+        height, width = x.shape[2:]
+        if self.divisor > 1:
+            x = F.pad(x, (0, -width % self.divisor, 0, -height % self.divisor), value=self.pad_value)
+        if not self.segmentor:
+            return self.model(x, mode='tensor')
+        logits = self.model.encode_decode(x, [dict(img_shape=x.shape[2:])])
+        return logits[:, :, :height, :width] if self.divisor > 1 else logits
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """The ``outputs``, in their order; labels are int64 and lack the dimension of classes."""
@@ -56,3 +70,13 @@ class Deployed(nn.Module):
             labels=lambda: logits.argmax(1), logits=lambda: logits, scores=lambda: logits.softmax(1)
         )
         return tuple(compute[name]() for name in self.outputs)
+
+
+def _swaps_channels(preprocess: nn.Module) -> bool:
+    """Whether the first channel of an image leaves a data preprocessor as the last one."""
+    dark, bright = torch.zeros(3, 1, 1), torch.zeros(3, 1, 1)
+    bright[0] = 255
+    dark, bright = (
+        preprocess(dict(inputs=[x], data_samples=[BaseDataElement()]))['inputs'] for x in (dark, bright)
+    )
+    return bool((dark != bright)[0, -1].any())

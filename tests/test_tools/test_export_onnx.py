@@ -5,17 +5,23 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import mmcv
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmcv.transforms import LoadImageFromFile, Resize
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from mmvisiongru import deployment
+from mmvisiongru.deployment.describe import describe
 from mmvisiongru.deployment.runtimes import has_openvino, onnx_runtime, openvino
 from mmvisiongru.deployment.verify import TOLERANCE, random_images
+from mmvisiongru.deployment.wrapper import Deployed
+from mmvisiongru.errors import InputError
 from tests.harness.small_runs import (
     CLASSIFICATION,
     SEGMENTATION,
@@ -24,7 +30,7 @@ from tests.harness.small_runs import (
     make_scenes,
     write_config,
 )
-from tools.deployment import export
+from tools.deployment import demo_onnx, export
 from tools.visualization import image_demo
 
 onnx, *_ = (
@@ -44,6 +50,7 @@ model.update(
         norm_cfg=dict(type='SyncBN', requires_grad=True),
     ),
 )
+model['data_preprocessor']['test_cfg'] = dict(size_divisor=7)
 """
 RESIZED = """
 pipeline = [
@@ -112,7 +119,17 @@ def test_segmentor(here, capsys):
     assert table['torch'][0] > 5
     assert 'of the labels differ' in out
 
-    meta = {p.key: p.value for p in onnx.load('out/model.onnx').metadata_props}
+    meta, meta8 = (
+        {p.key: p.value for p in onnx.load(f'out/model{name}.onnx').metadata_props} for name in ('', '.int8')
+    )
+    # The file computes mmseg's own head as it is.
+    (note,) = json.loads(meta['notes'])
+    assert 'mmvisiongru.UPerHead' in note
+    # What a result depends on in 8 bits.
+    (_, note8) = json.loads(meta8['notes'])
+    assert 'batch' in note8
+    for line in (note, note8):
+        assert f'note: {line}' in out
     assert json.loads(meta['classes']) == ['wall', 'building', 'sky']
     assert (meta['task'], json.loads(meta['size']), meta['config']) == ('segmentation', None, 'small.py')
     assert sorted(os.listdir('out')) == ['model.int8.onnx', 'model.onnx']
@@ -214,6 +231,65 @@ def test_input_that_cannot_be_used(digits, capsys, monkeypatch):
     monkeypatch.setattr(deployment, '_version', lambda need: versions.get(need.split('>')[0]))
     error = fails(capsys)
     assert 'needs torch>=2.7 (found 2.6.0), onnxscript>=0.5.4 (found none); pip install' in error
+
+
+def test_what_a_file_leaves_out_is_noted(here):
+    prepare(here, SEGMENTATION, '')
+    cfg = Config.fromfile('small.py')
+    cfg.model.test_cfg = dict(mode='slide', crop_size=(32, 32), stride=(16, 16))
+    cfg.model.data_preprocessor.test_cfg = dict(size=(48, 64))
+    cfg.test_dataloader.dataset.pipeline.insert(1, ConfigDict(type='AdjustGamma'))
+    init_default_scope('mmseg')
+    _, notes = describe(cfg, {}, Deployed(MODELS.build(cfg.model), True, ['labels']), None)
+    for note, setting in zip(notes, ('AdjustGamma', 'slide', '(48, 64)'), strict=True):
+        assert setting in note
+
+
+def test_grey_models_are_refused(digits):
+    cfg = Config.fromfile('small.py')
+    cfg.model.backbone.in_channels = 1
+    cfg.data_preprocessor.update(mean=[127.0], std=[60.0], to_rgb=False)
+    model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
+    with pytest.raises(InputError, match='in_channels is 1'):
+        Deployed(model, False, ['scores'])
+
+
+NOISE = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize('name', ['grey.png', 'grey.tif', 'colour.png'])
+def test_demo_reads_16_bits_as_training_does(name, here):
+    shape = (40, 50) if 'grey' in name else (40, 50, 3)
+    mmcv.imwrite(NOISE.integers(0, 1 << 16, shape).astype('uint16'), name)
+    expected = LoadImageFromFile()(dict(img_path=name))['img'][..., ::-1]
+    np.testing.assert_array_equal(demo_onnx.read(Path(name)), expected)
+
+
+@pytest.mark.parametrize('interpolation', ['nearest', 'bilinear', 'bicubic', 'area'])
+@pytest.mark.parametrize(
+    'size',
+    [
+        dict(scale=24),
+        dict(scale=(80, 61)),
+        dict(scale=64, keep_ratio=True),
+        dict(scale_factor=1.7),
+        dict(scale_factor=(0.5, 2.0)),
+        dict(scale_factor=1.5, keep_ratio=True),
+    ],
+    ids=str,
+)
+def test_demo_resizes_as_the_test_pipeline_does(interpolation, size):
+    image = NOISE.integers(0, 256, (37, 53, 3)).astype('uint8')
+    step = json.loads(json.dumps(dict(type='Resize', interpolation=interpolation, **size)))
+    if interpolation == 'area':
+        with pytest.raises(demo_onnx.InputError, match="interpolation='area'"):
+            demo_onnx.follow(step, image)
+        return
+    expected = Resize(interpolation=interpolation, **size)(dict(img=image))['img']
+    found = demo_onnx.follow(step, image)
+    assert found.shape == expected.shape
+    # The linear and cubic weights of cv2 are fractions of 2048.
+    assert np.abs(found.astype(int) - expected).max() <= (interpolation != 'nearest')
 
 
 def test_demo_on_input_that_cannot_be_used(here):

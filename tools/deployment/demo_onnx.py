@@ -48,6 +48,7 @@ class Model:
         self.classes, self.palette, self.size, self.steps = (
             json.loads(meta[key]) for key in ('classes', 'palette', 'size', 'resize')
         )
+        self.notes = json.loads(meta.get('notes', '[]'))
         self.outputs = [output.name for output in self.session.get_outputs()]
 
     def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
@@ -56,26 +57,46 @@ class Model:
         return {k: v[0] for k, v in zip(self.outputs, self.session.run(None, {'images': x}), strict=True)}
 
 
-def interpolate(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear resizing of (..., H, W) between pixel centres, as cv2 and torch do; pillow would smooth."""
+def cubic(distance: np.ndarray) -> np.ndarray:
+    """The weight of a pixel at a distance, as cv2 and torch take it."""
+    d, a = np.abs(distance), -0.75
+    near, far = ((a + 2) * d - (a + 3)) * d * d + 1, ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    return np.where(d <= 1, near, np.where(d < 2, far, 0))
+
+
+# Offsets of the pixels around a position, and their weights by distance.
+KERNELS = dict(bilinear=((0, 1), lambda d: 1 - np.abs(d)), bicubic=((-1, 0, 1, 2), cubic))
+
+
+def interpolate(x: np.ndarray, size: tuple[int, int], kind: str = 'bilinear') -> np.ndarray:
+    """Resizing of (..., H, W) between pixel centres, as cv2 and torch do; pillow would smooth."""
     for axis, n in zip((-2, -1), size, strict=True):
         old = x.shape[axis]
-        at = np.clip((np.arange(n) + 0.5) * old / n - 0.5, 0, old - 1)
-        low = np.floor(at).astype(int)
+        if kind == 'nearest':
+            x = x.take((np.arange(n) * (old / n)).astype(int), axis)
+            continue
+        at = (np.arange(n) + 0.5) * old / n - 0.5
+        low, (offsets, weight) = np.floor(at).astype(int), KERNELS[kind]
         shape = (-1, 1) if axis == -2 else (-1,)
-        share = (at - low).astype(np.float32).reshape(shape)
-        x = x.take(low, axis) * (1 - share) + x.take(np.minimum(low + 1, old - 1), axis) * share
+        x = sum(
+            x.take(np.clip(low + i, 0, old - 1), axis)
+            * weight(at - low - i).astype(np.float32).reshape(shape)
+            for i in offsets
+        )
     return x
 
 
 def resize(image: np.ndarray, size: tuple[int, int], backend='cv2', interpolation='bilinear') -> np.ndarray:
-    """An image (H, W, 3) in another size; bilinear but with pillow."""
+    """An image (H, W, 3) in another size."""
     if image.shape[:2] == tuple(size):
         return image
     if backend == 'pillow':
         kind = Image.Resampling[interpolation.upper()]
         return np.asarray(Image.fromarray(image).resize(size[::-1], kind))
-    return np.rint(interpolate(image.transpose(2, 0, 1), size)).astype(np.uint8).transpose(1, 2, 0)
+    if interpolation not in (*KERNELS, 'nearest'):
+        raise InputError(f"interpolation='{interpolation}' of the test pipeline is not in this demo")
+    resized = interpolate(image.transpose(2, 0, 1), size, interpolation)
+    return np.rint(np.clip(resized, 0, 255)).astype(np.uint8).transpose(1, 2, 0)
 
 
 def follow(step: dict, image: np.ndarray) -> np.ndarray:
@@ -87,15 +108,18 @@ def follow(step: dict, image: np.ndarray) -> np.ndarray:
         crop_w, crop_h = (size, size) if isinstance(size, int) else size
         top, left = (max(0, round((n - crop) / 2)) for n, crop in ((height, crop_h), (width, crop_w)))
         return image[top : top + crop_h, left : left + crop_w]
-    scale = step['scale']
+    scale = step.get('scale')
     if step['type'] == 'ResizeEdge':
         edge = step.get('edge', 'short')
         wide = edge == 'width' or (edge == 'short' and width < height) or (edge == 'long' and width > height)
         size = (int(scale * height / width), scale) if wide else (scale, int(scale * width / height))
         return resize(image, size, **how)
+    if scale is None:
+        factors = np.broadcast_to(step['scale_factor'], 2)
+        scale = [int(n * factor + 0.5) for n, factor in zip((width, height), factors, strict=True)]
+    scale = [scale, scale] if isinstance(scale, int) else scale
     if not step.get('keep_ratio'):
-        wanted_w, wanted_h = (scale, scale) if isinstance(scale, int) else scale
-        return resize(image, (wanted_h, wanted_w), **how)
+        return resize(image, (scale[1], scale[0]), **how)
     factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
     return resize(image, (int(height * factor + 0.5), int(width * factor + 0.5)), **how)
 
@@ -104,7 +128,11 @@ def read(path: Path) -> np.ndarray:
     """An image (H, W, 3), RGB, upright."""
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith('I'):
+                # Of 16 bits cv2 keeps the upper half; pillow would clip.
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            return np.asarray(upright.convert('RGB'))
     except OSError as error:
         raise InputError(f'{path} is not an image that can be read') from error
 
@@ -191,6 +219,8 @@ def parse_args(argv=None):
 def run(args) -> None:
     """Predict and draw."""
     model = Model(args.model)
+    for note in model.notes:
+        print(f'note: {note}', file=sys.stderr)
     draw = segment if model.task == 'segmentation' else classify
     targets = find_images(args.img, args.out, model.task == 'segmentation')
     for source, target in targets.items():

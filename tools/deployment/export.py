@@ -67,7 +67,7 @@ def build(cfg: Config, checkpoint: Checkpoint):
 def write(args, cfg: Config, checkpoint: Checkpoint) -> dict[str, str]:
     """Export, verify and quantise. Returns the files by the name of what runs them."""
     from mmvisiongru.deployment.describe import describe
-    from mmvisiongru.deployment.export import export, quantize, save
+    from mmvisiongru.deployment.export import PER_BATCH, export, quantize, save
     from mmvisiongru.deployment.runtimes import onnx_runtime
     from mmvisiongru.deployment.verify import SHAPES, loss, verify
     from mmvisiongru.deployment.wrapper import Deployed
@@ -75,9 +75,9 @@ def write(args, cfg: Config, checkpoint: Checkpoint) -> dict[str, str]:
     segmentor = cfg.default_scope != 'mmpretrain'
     outputs = args.output or (['labels'] if segmentor else ['scores'])
     model = Deployed(build(cfg, checkpoint), segmentor, outputs)
-    entries, unknown = describe(cfg, checkpoint.meta, model.classes, args.shape)
-    for step in unknown:
-        print(f'note: {step} of the test pipeline is not in the file; feed images as it leaves them')
+    entries, notes = describe(cfg, checkpoint.meta, model, args.shape)
+    for note in notes:
+        print(f'note: {note}')
 
     start = time.perf_counter()
     proto = export(model, outputs, args.shape)
@@ -99,6 +99,7 @@ def write(args, cfg: Config, checkpoint: Checkpoint) -> dict[str, str]:
             quantize(path, smaller)
             size = (1, 3, *(args.shape or (224, 224)))
             print(f'{quantised}: {loss(run, onnx_runtime(smaller), size)}, random image {size[2]}x{size[3]}')
+            print(f'note: {PER_BATCH}')
     return {'ONNX Runtime': args.out} | ({'ONNX Runtime, int8': quantised} if args.int8 else {})
 
 

@@ -1,8 +1,8 @@
-"""Operators that ``torch.onnx.export`` does not know, or not at any size, in standard operators of ONNX.
+"""Translations to standard ONNX of operators that ``torch.onnx.export`` lacks or fixes to one size.
 
-A translation is called with the arguments of the torch operator, tensors as values of the graph, and calls
-operators of opset 18, from which the exporter goes on to newer ones. A module here is a group of operators
-and ends in ``TABLE``; a new one is a file and a name in ``GROUPS``.
+A translation takes the arguments of the torch operator, with values of the graph for tensors, and calls
+operators of opset 18, which the exporter converts to newer ones. Each module is a group of operators and ends
+in ``TABLE``; to add one, add a file and its name in ``GROUPS``.
 """
 
 from collections.abc import Callable

@@ -2,30 +2,31 @@ r"""The minGRU scan as ``Scan`` of ONNX: along the lines of the map, all at once
 
 With a = 1 - z and b = z c (:mod:`mmvisiongru.ops`) the recurrence is h_t = a_t h_{t-1} + b_t. The first Scan
 starts every line from 0 and gives its last h and the product k of its a. The second one carries the state
-from line to line. The third one goes through the lines again, each from the state that enters it. That is
-2 W + H steps for H W tokens read by rows, and no size is in the graph.
+from line to line. The third one reads the lines again, each from the state that enters it. That takes
+2 W + H steps for H W tokens read by rows, and the graph contains no size.
 """
 
-from collections.abc import Sequence
+# onnxscript reads annotations by issubclass(), which on Python 3.10 rejects collections.abc.Sequence[int].
+from typing import Sequence  # noqa: UP035
 
 import torch
 from onnxscript import FLOAT, graph, script
 from onnxscript import opset18 as op
 from onnxscript.values import Opset
 
-# Registers the operators as well.
+# Registers the operators.
 import mmvisiongru.inference.split_mixer  # noqa: F401
 from mmvisiongru.ops.scan_paths import PATHS
 
 DOMAIN = Opset('mmvisiongru', 1)
 
 
-# A tensor that is a state and also an output of a body needs a name for each: under one name ONNX Runtime
-# takes the memory for both. Inputs of a body want an element type and no names of sizes. The state is the
-# second part of a sum and the first of a product: otherwise OpenVINO 2026.4.1 is wrong at fixed sizes.
+# ONNX Runtime needs distinct names for a loop state and a scan output of the same tensor, hence Identity.
+# Inputs of a body need an element type and no names of sizes. The state is the second term of a sum and the
+# first factor of a product: in another order OpenVINO 2026.4.1 is wrong at fixed sizes.
 @script(DOMAIN)
 def by_lines(a: FLOAT[...], b: FLOAT[...], one: Sequence[int], two: Sequence[int]) -> FLOAT[...]:
-    """h from a and b (W, B, H, D), line by line; directions of 1 and of 2 tensors, 1 for reverse."""
+    """h from a and b (W, B, H, D), line by line; ``one`` and ``two`` are directions of 1 and 2 tensors."""
     zeros = op.Expand(op.Constant(value_float=0.0), op.Shape(a, start=1))
     ones = op.Expand(op.Constant(value_float=1.0), op.Shape(a, start=1))
 
@@ -61,7 +62,7 @@ def by_lines(a: FLOAT[...], b: FLOAT[...], one: Sequence[int], two: Sequence[int
 
 @script(DOMAIN)
 def scan_tokens(a: FLOAT[...], b: FLOAT[...], one: Sequence[int], two: Sequence[int]) -> FLOAT[...]:
-    """h from a and b (B, L, D), token by token: a sequence has no lines."""
+    """h from a and b (B, L, D), token by token."""
 
     @graph()
     def token(h: FLOAT[...], a_t: FLOAT[...], b_t: FLOAT[...]):
@@ -80,13 +81,13 @@ def scan_tokens(a: FLOAT[...], b: FLOAT[...], one: Sequence[int], two: Sequence[
 def coefficients(gate, hidden, candidate: str):
     """a = 1 - z and b = z c."""
     z = op.Sigmoid(gate)
-    # g(x) without a branch: x + 0.5 is above sigmoid(x) where x > 0, and below it elsewhere.
+    # g(x) without a branch: x + 0.5 is above sigmoid(x) where x > 0, and below it otherwise.
     c = hidden if candidate == 'linear' else op.Max(op.Sigmoid(hidden), op.Add(hidden, 0.5))
     return op.Sub(1.0, z), op.Mul(z, c)
 
 
 def scan_lines(gate, hidden, candidate: str, reverse: bool):
-    """``mmvisiongru::scan_lines``, of (W, B, H, D)."""
+    """``mmvisiongru::scan_lines`` on (W, B, H, D)."""
     return by_lines(*coefficients(gate, hidden, candidate), one=[int(reverse)], two=[int(reverse)] * 2)
 
 
@@ -103,7 +104,7 @@ def mingru_scan_2d(projected, paths: str, candidate: str, backend: str, state=No
     parts = op.Split(projected, axis=3, num_outputs=2 * len(directions))
     outs = []
     for (column, reverse), hidden, gate in zip(directions, parts[::2], parts[1::2], strict=True):
-        # Steps come first, lines before channels: (W, B, H, D), or (H, B, W, D) for columns.
+        # From (B, H, W, D) to steps first, (W, B, H, D), or (H, B, W, D) for columns.
         there, back = ([1, 0, 2, 3], [1, 0, 2, 3]) if column else ([2, 0, 1, 3], [1, 2, 0, 3])
         h = scan_lines(*(op.Transpose(x, perm=there) for x in (gate, hidden)), candidate, reverse)
         outs.append(op.Transpose(h, perm=back))

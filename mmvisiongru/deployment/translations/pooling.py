@@ -1,6 +1,6 @@
 """Adaptive average pooling of maps of any size: two matrix products.
 
-ONNX has no such operator. The exporter takes a plain pooling whose window fits the size of the example, and
+ONNX has no such operator. The exporter writes a plain pooling whose window fits the size of the example, and
 the graph fails at other sizes.
 """
 
@@ -24,7 +24,7 @@ def adaptive_avg_pool2d(x, output_size: Sequence[int]):
     """``aten::_adaptive_avg_pool2d`` of (B, C, H, W)."""
     rows = averages(op.Shape(x, start=2, end=3), output_size[0])
     columns = averages(op.Shape(x, start=3, end=4), output_size[1])
-    # The wide product first: with a matrix on its right it is one GEMM.
+    # Columns first: with a matrix on the right, the product of the large map is a single GEMM.
     return op.MatMul(rows, op.MatMul(x, op.Transpose(columns, perm=[1, 0])))
 
 

@@ -1,8 +1,9 @@
 r"""Bi-WKV as matrix products over chunks of tokens, for any number of them.
 
-The form of the torch backend (``mmvisiongru/ops/wkv/torch_wkv.py``): within a chunk the earlier and the later
-tokens are summed by strictly triangular matrices of ones, between chunks by cumulative sums in float64, as
-are the tables of exponents. The graph has no loop, and holds no size but that of a chunk.
+This is the form of the torch backend (``mmvisiongru/ops/wkv/torch_wkv.py``): within a chunk the earlier and
+the later tokens are summed by strictly triangular matrices of ones, between chunks by cumulative sums. The
+cumulative sums and the tables of exponents are in float64. The graph has no loop and no size but that of a
+chunk.
 """
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from onnxscript import ir
 from onnxscript import opset18 as op
 
-# Registers the operator as well.
+# Registers the operator.
 import mmvisiongru.ops.wkv  # noqa: F401
 
 CHUNK = 64
@@ -18,7 +19,7 @@ FLOAT, DOUBLE = 1, 11
 
 
 def constant(value):
-    """A value of the graph, where the exporter does not make one of a number or list."""
+    """A value of the graph; the exporter makes none of an array."""
     return op.Constant(value=ir.tensor(np.asarray(value)))
 
 
@@ -42,7 +43,7 @@ def between(totals, w, first, reverse: int):
 
 
 def mix(z, w, bonus, tokens):
-    """K[z] of chunks z (B, N, CHUNK, C); w is float64. What no token belongs to stays finite."""
+    """K[z] of chunks z (B, N, CHUNK, C); w is float64. Positions after the last token stay finite."""
     step = op.Min(constant(np.arange(CHUNK, dtype=np.float64)[:, None]), op.Cast(tokens, to=DOUBLE))
     one = constant(1.0)
     number = op.Range(0, op.Squeeze(op.Shape(z, start=1, end=2)), 1)
