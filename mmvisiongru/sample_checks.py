@@ -90,22 +90,21 @@ def reads_elsewhere(node) -> bool:
     )
 
 
-def check_labels(sample, dataset, info: dict, evaluation: bool = False) -> None:
+def check_labels(sample, dataset, classes: int, info: dict, evaluation: bool = False) -> None:
     """Compare the labels of a packed sample with the classes of its data set.
 
     Raises:
         ValueError: A label is not a class, or, in training, every pixel of the map is ignored.
     """
     packed = sample.get('data_samples') if isinstance(sample, dict) else None
-    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     if not classes or not isinstance(packed, BaseDataElement):
         return
     if 'gt_label' in packed and packed.gt_label.ndim == 1:
-        _check_range(packed.gt_label, len(classes), None, info.get('img_path'))
+        _check_range(packed.gt_label, classes, None, info.get('img_path'))
     if 'gt_sem_seg' in packed:
         labels, ignore = packed.gt_sem_seg.data, getattr(dataset, 'ignore_index', 255)
         path, shift = info.get('seg_map_path'), int(bool(info.get('reduce_zero_label')))
-        _check_range(labels, len(classes), ignore, path, shift)
+        _check_range(labels, classes, ignore, path, shift)
         if not evaluation and bool((labels == ignore).all()):
             # A crop may be ignored, but not the complete map.
             values = _values_of_map(path)

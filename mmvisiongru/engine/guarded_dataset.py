@@ -25,13 +25,15 @@ class GuardedDataset(Dataset):
             by the next good one. None: an evaluation, which skips none.
     """
 
-    OWN = frozenset(('dataset', 'run_seed', 'max_bad_samples', 'bad', 'good'))
+    OWN = frozenset(('dataset', 'run_seed', 'max_bad_samples', 'class_count', 'bad', 'good'))
 
     def __init__(self, dataset: dict, seed: int, max_bad_samples: int | None = None):
         self.dataset = DATASETS.build(dataset)
         if hasattr(self.dataset, 'full_init'):
             self.dataset.full_init()
         self.run_seed, self.max_bad_samples = seed, max_bad_samples
+        # mmengine copies the metainfo each time, with the colours of all classes.
+        self.class_count = len((getattr(self.dataset, 'metainfo', None) or {}).get('classes') or ())
         # One flag per sample in memory that the workers share: skipped; loaded before.
         self.bad, self.good = (
             torch.zeros(len(self.dataset), dtype=torch.uint8).share_memory_() for _ in range(2)
@@ -93,7 +95,7 @@ class GuardedDataset(Dataset):
             if not error.filename:
                 raise
             raise ValueError(f'{error.filename} does not exist') from error
-        check_labels(sample, self.dataset, info, self.max_bad_samples is None)
+        check_labels(sample, self.dataset, self.class_count, info, self.max_bad_samples is None)
         self.good[index] = 1
         return sample
 
