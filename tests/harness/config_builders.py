@@ -1,6 +1,5 @@
 """Build the parts of a config as the runner does, without data, files or memory for weights."""
 
-import ast
 import copy
 import functools
 import re
@@ -87,15 +86,6 @@ def difference(child, parent):
         for key in ours.keys() | theirs.keys()
         if ours.get(key, missing) != theirs.get(key, missing)
     }
-
-
-def bases(path):
-    """The files that a config file names in `_base_`."""
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and node.targets[0].id == '_base_':
-            value = ast.literal_eval(node.value)
-            return [(path.parent / base).resolve() for base in ([value] if isinstance(value, str) else value)]
-    return []
 
 
 def batch_in_name(name):

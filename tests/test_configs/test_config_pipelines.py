@@ -36,13 +36,11 @@ def ade20k(tmp_path_factory):
 
 
 @pytest.mark.parametrize('name', [CLASSIFIER, CLASSIFIER.replace('.py', '_released.py')])
-@pytest.mark.parametrize('split', ['train', 'val', 'test'])
+@pytest.mark.parametrize('split', ['train', 'val'])
 def test_imagenet_pipelines(name, split, imagenet):
     dataset = build_dataset(load(name), split, data_root=str(imagenet))
-    assert len(dataset) == 2
-    assert [int(dataset[i]['data_samples'].gt_label) for i in range(2)] == [0, 7]
-    assert dataset[0]['inputs'].shape == (3, 224, 224)
-    assert dataset[0]['inputs'].dtype == torch.uint8
+    assert [int(dataset[i]['data_samples'].gt_label) for i in range(len(dataset))] == [0, 7]
+    assert (dataset[0]['inputs'].shape, dataset[0]['inputs'].dtype) == ((3, 224, 224), torch.uint8)
 
 
 def test_imagenet_batch_is_mixed_in_training_alone(imagenet):

@@ -39,18 +39,11 @@ def kind(name):
     return Path(name).name.split('-')[0]
 
 
-def test_every_backbone_is_there_for_every_data_set():
-    assert {(kind(name), parent(name)) for name in PEERS} == {
-        (k, p) for k in CLASSES for p in PARENTS.values()
-    }
-
-
 @pytest.mark.parametrize('name', PEERS)
 def test_backbone_is_the_only_difference(name):
     changed = difference(name, parent(name))
     assert 'model.backbone.type' in changed
-    others = {key for key in changed if not re.match(FOLLOWS, key)}
-    assert not others
+    assert not [key for key in changed if not re.match(FOLLOWS, key)]
     # Only a backbone without a pyramid has a neck for one.
     necks = {key for key in changed if key.startswith('model.neck')}
     assert bool(necks) == (kind(name) in PLAIN and 'upernet' in name)
@@ -66,17 +59,6 @@ def test_backbone_is_that_of_mmpretrain_without_regularisation_of_its_own(name):
     rates = {getattr(m, 'drop_prob', 0) for m in backbone.modules()}
     rates |= {m.p for m in backbone.modules() if isinstance(m, torch.nn.Dropout)}
     assert rates <= {0, None}
-
-
-@pytest.mark.parametrize('suffix', list(PARENTS))
-def test_plain_backbones_have_the_same_neck(suffix):
-    of_deit, of_vrwkv = (
-        load(next(name for name in PEERS if kind(name) == k and name.endswith(f'_{suffix}.py'))).model.get(
-            'neck'
-        )
-        for k in PLAIN
-    )
-    assert of_deit == of_vrwkv
 
 
 @functools.cache
@@ -95,35 +77,25 @@ def test_small_peer_has_the_size_of_visiongru(name):
     assert found['macs'] == pytest.approx(of_visiongru['macs'], rel=0.15)
 
 
-def small_batch(cfg, size):
-    """Two random images of the size that the config trains with, as its pipelines pack them."""
-    images = list(torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8))
-    if cfg.model.type == 'ImageClassifier':
-        return dict(inputs=images, data_samples=[DataSample().set_gt_label(i) for i in range(2)])
-    samples = []
-    for _ in images:
-        label = PixelData(data=torch.randint(0, 11, (1, *size)))
-        samples.append(SegDataSample(gt_sem_seg=label, metainfo=dict(img_shape=size, ori_shape=size)))
-    return dict(inputs=images, data_samples=samples)
-
-
 @pytest.mark.parametrize('name', SMALL)
 def test_small_peer_takes_a_step_that_reaches_every_weight(name):
     torch.manual_seed(0)
     cfg = load(name)
-    model = build_model(cfg, 'cpu').train()
+    size, model = image_size(cfg), build_model(cfg, 'cpu').train()
     model.init_weights()
+    samples = [DataSample().set_gt_label(i) for i in range(2)]
+    if 'upernet' in name:
+        label = PixelData(data=torch.randint(0, 11, (1, *size)))
+        samples = [SegDataSample(gt_sem_seg=label, metainfo=dict(img_shape=size, ori_shape=size))] * 2
+    batch = dict(inputs=list(torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)), data_samples=samples)
     with scope(cfg):
-        losses = model.loss(**model.data_preprocessor(small_batch(cfg, image_size(cfg)), training=True))
+        losses = model.loss(**model.data_preprocessor(batch, training=True))
     sum(value for key, value in losses.items() if 'loss' in key).backward()
-    assert not [key for key, value in model.named_parameters() if value.grad is None]
-    assert all(value.grad.isfinite().all() for value in model.parameters())
+    assert all(value.grad is not None and value.grad.isfinite().all() for value in model.parameters())
 
 
-def test_convnext_gives_normed_maps_and_not_pooled_ones():
-    for name in SMALL:
-        if kind(name) == 'convnext':
-            backbone = build_model(load(name), 'cpu').backbone
-            for out in backbone(torch.randn(1, 3, 64, 64)):
-                assert out.shape[2:] != (1, 1)
-                assert out.mean(1).abs().max() < 1e-5
+@pytest.mark.parametrize('name', [name for name in SMALL if kind(name) == 'convnext'])
+def test_convnext_gives_normed_maps_and_not_pooled_ones(name):
+    for out in build_model(load(name), 'cpu').backbone(torch.randn(1, 3, 64, 64)):
+        assert out.shape[2:] != (1, 1)
+        assert out.mean(1).abs().max() < 1e-5
