@@ -1,0 +1,72 @@
+"""What mmvisiongru/_compat.py does when private names of other packages are gone."""
+
+import inspect
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmvisiongru import _compat
+
+
+class Lacking:
+    """Another object without its private names, at any depth."""
+
+    def __init__(self, of):
+        self.__of = of
+
+    def __getattr__(self, name):
+        if name.startswith('_'):
+            raise AttributeError(name)
+        found = getattr(self.__of, name)
+        return Lacking(found) if name in ('ops', 'mkldnn') else found
+
+
+def linear():
+    x, weight, bias = torch.randn(5, 7), torch.randn(3, 7), torch.randn(3)
+    with torch.no_grad():
+        assert torch.equal(_compat.linear(x, weight, bias), F.linear(x, weight, bias))
+        assert torch.equal(_compat.linear(x, weight, gelu=True), F.gelu(F.linear(x, weight)))
+
+
+def set_inference_attributes():
+    # Only sets names, which does no harm where nobody looks for them.
+    model, cfg = nn.Identity(), SimpleNamespace(model=SimpleNamespace(type='A'), get=lambda *_: None)
+    _compat.set_inference_attributes(model, cfg, dict(classes=('a',)))
+    assert model.dataset_meta == dict(classes=('a',))
+
+
+def equal(got, expected):
+    assert got == expected
+
+
+# Each function with objects that lack the names.
+FALLBACKS = {
+    'linear': linear,
+    'set_inference_attributes': set_inference_attributes,
+    'checkpoint_loaders': lambda: equal(_compat.checkpoint_loaders(object), {}),
+    'has_hooks': lambda: equal(_compat.has_hooks(SimpleNamespace()), False),
+    'built_loops': lambda: equal(_compat.built_loops(SimpleNamespace()), {}),
+    'plain_tags': lambda: equal(_compat.plain_tags(SimpleNamespace(), dict(a=1)), dict(a=1)),
+}
+
+
+@pytest.fixture
+def fake_torch(monkeypatch):
+    _compat._onednn_dtypes.cache_clear()
+    monkeypatch.setattr(_compat, 'torch', Lacking(torch))
+    yield
+    _compat._onednn_dtypes.cache_clear()
+
+
+@pytest.mark.parametrize('name', FALLBACKS)
+def test_fallback(fake_torch, name):
+    FALLBACKS[name]()
+
+
+def test_every_function_has_a_test_of_its_fallback():
+    functions = inspect.getmembers(_compat, inspect.isfunction)
+    public = {name for name, f in functions if f.__module__ == _compat.__name__ and not name.startswith('_')}
+    assert public <= set(FALLBACKS)
