@@ -36,6 +36,7 @@ from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import prepare_config
 from mmvisiongru.measure import progress_bar
 from mmvisiongru.outputs import check_output, data_folders, output_paths, write_picture
+from mmvisiongru.zoo import dataset_meta
 
 # Classes that a line names, of a segmentor and of a classifier.
 SHOWN = dict(segmentor=3, classifier=5)
@@ -109,7 +110,8 @@ def scores_of(sample: BaseDataElement, classes: Sequence[str] | None, config: st
 def predictor(cfg: Config, args) -> Callable[[str, str], dict]:
     """A function that draws what the model predicts for an image, and gives the scores and the size seen."""
     model, read = load_model(cfg, args), image_reader(cfg)
-    meta = plain_model(model).dataset_meta or {}
+    # A checkpoint may name classes without their colours.
+    meta = (dataset_meta(cfg) or {}) | (plain_model(model).dataset_meta or {})
     classes = meta.get('classes')
 
     def predict(path: str, picture: str) -> dict:
