@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from mmvisiongru.errors import InputError
 from mmvisiongru.flops import count
 from mmvisiongru.models import VisionGRU
 from mmvisiongru.zoo import build_model
@@ -42,13 +41,14 @@ def test_visiongru_equals_hand_formula(arch, size):
 
 
 @pytest.mark.parametrize(
-    'options',
-    [dict(scan_paths=('row',)), dict(scan_paths=('row', 'column', 'row_reverse')), dict(expand_ratio=1)],
+    ('options', 'arguments'),
+    [
+        (dict(scan_paths=('row', 'column', 'row_reverse')), dict(paths=3)),
+        (dict(expand_ratio=1), dict(expand=1)),
+    ],
 )
-def test_options_equal_hand_formula(options):
-    expected = visiongru_macs(
-        'pico', (64, 96), len(options.get('scan_paths', 'ab')), options.get('expand_ratio', 2)
-    )
+def test_options_equal_hand_formula(options, arguments):
+    expected = visiongru_macs('pico', (64, 96), **arguments)
     assert count(on_meta(arch='pico', **options), (64, 96))['macs'] == expected
 
 
@@ -62,11 +62,6 @@ def test_figures_of_the_paper():
     assert round(upernet['parameters'] / 1e6, 2) == 60.48
 
 
-def test_cost_is_linear_in_pixels():
-    model = on_meta(arch='tiny')
-    assert count(model, (1024, 1024))['macs'] == 16 * count(model, (256, 256))['macs']
-
-
 def test_attention_is_counted():
     """12 layers of 12 C^2 n + 2 n^2 C, of which counters of modules see the first term only."""
     channels, side = 384, 1248 // 16
@@ -77,14 +72,9 @@ def test_attention_is_counted():
     assert found['macs'] == 12 * (12 * channels**2 * tokens + 2 * tokens**2 * channels) + patches
 
 
-def test_parts_add_up_and_the_scan_is_one():
+def test_parts_add_up():
     found = count(on_meta(arch='pico'), (64, 64))
     assert found['macs'] == sum(value for key, value in found.items() if key.startswith('macs_'))
-    dims, depths = VisionGRU.arch_settings['pico'].values()
-    elements = sum(
-        4 * dim * depth * (16 >> i) ** 2 for i, (dim, depth) in enumerate(zip(dims, depths, strict=True))
-    )
-    assert found['macs_scan'] == 2 * elements
 
 
 def test_real_devices_count_what_meta_counts():
@@ -92,12 +82,6 @@ def test_real_devices_count_what_meta_counts():
     arch = dict(embed_dims=[8, 16, 24, 32], depths=[1, 1, 1, 1])
     found, expected = (count(model, (400, 404)) for model in (VisionGRU(arch=arch), on_meta(arch=arch)))
     assert found == expected
-
-
-@pytest.mark.parametrize('name', ['no_such_model', 'mmpretrain.NoSuchBackbone', 'swin-tiny'])
-def test_unknown_name_is_an_error(name):
-    with pytest.raises(InputError, match=name.split('.')[-1]):
-        build_model(name)
 
 
 def test_batch_norms_need_no_process_group():

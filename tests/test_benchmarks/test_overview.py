@@ -41,13 +41,6 @@ def test_two_checkouts_take_turns_and_ratios_are_right():
     assert rows[name, 'this'] == [f'{25 / 17:.2f}', f'{25 / 28:.2f}', '25.0']
 
 
-def test_memory_is_beside_that_of_the_peer():
-    seconds = {('this', 'VisionGRU-tiny'): [1.0], ('this', 'Swin-T'): [2.0]}
-    memory = {('this', 'VisionGRU-tiny'): 3 * 2**20, ('this', 'Swin-T'): 4 * 2**20}
-    first, _ = overview.rows_of(overview.TRAIN, seconds, memory)
-    assert first[3:] == ['0.50', '', '1000.0', '0.75', '3']
-
-
 @pytest.mark.long
 def test_processes_of_two_checkouts(capfd):
     overview.main(['--sizes', '64', '--no-train', '--repeats', '1', '--threads', '1', '--against', str(ROOT)])

@@ -61,20 +61,6 @@ def test_scan_rows(tmp_path, capsys):
     assert '2x37x12' in capsys.readouterr().out
 
 
-def test_peak_memory_of_nothing_has_no_ratio(capsys):
-    keys = ('ms', 'bytes_per_s', 'host_ms')
-    times = {f'{kind}_{key}': 1.0 for kind in ('forward', 'train') for key in keys}
-    errors = dict.fromkeys(('h', 'd_gate', 'd_hidden'), 0.0)
-    rows = [
-        dict(name=name, shape=(1, 2, 3), train_peak_mb=memory, **times, **errors)
-        for name, memory in (('torch', 0.0), ('cpu', 5.0))
-    ]
-    for baseline, ratios in (('torch', ['-', '-']), ('cpu', ['0.00', '1.00'])):
-        benchmark_scan.print_table(rows, baseline, bandwidth=1.0)
-        lines = [line.strip('│ \n').split() for line in capsys.readouterr().out.splitlines()]
-        assert [line[-1] for line in lines if line[0] == '1x2x3'] == ratios
-
-
 def test_wrong_backend_is_never_timed(monkeypatch):
     def off(gate, hidden):
         return hidden * (1 + 1e-5 * gate)
@@ -85,14 +71,9 @@ def test_wrong_backend_is_never_timed(monkeypatch):
         benchmark_scan.main(SMALL)
 
 
-@pytest.mark.parametrize(
-    ('error', 'message'),
-    [(RuntimeError('seqlen must be a power of 2\nand more'), 'seqlen must be a power of 2'),
-     (AssertionError(), 'AssertionError')],
-)  # fmt: skip
-def test_competitor_that_fails_is_skipped(monkeypatch, tmp_path, capsys, error, message):
+def test_competitor_that_fails_is_skipped(monkeypatch, tmp_path, capsys):
     def fails(gate, hidden):
-        raise error
+        raise RuntimeError('seqlen must be a power of 2\nand more')
 
     ours = benchmark_scan.implementations(torch.device('cpu'), torch.float32, ['torch'])
     monkeypatch.setattr(benchmark_scan, 'implementations', lambda *args: ours | {'other': fails})
@@ -101,7 +82,7 @@ def test_competitor_that_fails_is_skipped(monkeypatch, tmp_path, capsys, error, 
     assert [row['name'] for row in rows] == ['torch']
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('other ')
-    assert line.endswith(message)
+    assert line.endswith('power of 2')
 
 
 class Gpu:
@@ -157,11 +138,7 @@ def test_bi_wkv_rows(tmp_path, capsys):
     assert {'torch', 'loop', 'attention'} <= rows.keys() <= {'cpu', 'torch', 'loop', 'attention'}
     assert max(rows['torch'][key] for key in ('y', 'dw', 'du', 'dk', 'dv')) < 2e-6
     assert rows['torch']['tensors'] >= 3
-    out = capsys.readouterr().out
-    assert '1x37x64' in out
-    for row in rows.values():
-        assert row['forward_ms'] > 0
-        assert f'{row["forward_ms"]:.2f}' in out
+    assert '1x37x64' in capsys.readouterr().out
 
 
 def test_bi_wkv_outside_of_its_tolerance_is_not_timed(monkeypatch):
