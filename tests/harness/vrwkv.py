@@ -1,4 +1,4 @@
-"""What the tests of Vision-RWKV share: values of the original, small images."""
+"""What the tests of Vision-RWKV share: values of the original."""
 
 import json
 
@@ -16,11 +16,6 @@ CASES = [
 ]
 # Of max|ref|.
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-9}
-
-
-def image(*size, dtype=torch.float32, batch=2):
-    generator = torch.Generator().manual_seed(7)
-    return torch.randn(batch, 3, *size, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def count(module):

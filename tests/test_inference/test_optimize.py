@@ -17,8 +17,8 @@ from mmvisiongru import VRWKV, VisionGRU, VRWKVAdapter, _compat, optimize_for_in
 from mmvisiongru.inference import tiled
 from mmvisiongru.inference.form import InferenceForm
 from mmvisiongru.models.layers import ChannelsLastConv2d, MinGRU2D
+from mmvisiongru.ops.scan_paths import PATHS
 from tests.harness.operators import Operators
-from tests.harness.visiongru import FOUR_PATHS
 
 TILE = 32
 ARCH = dict(embed_dims=[8, 16], depths=[1, 1])
@@ -80,7 +80,7 @@ def assert_same(got, ref, limit):
     'options',
     [
         {},
-        dict(scan_paths=FOUR_PATHS),
+        dict(scan_paths=tuple(PATHS)),
         dict(scan_paths=('column_reverse',), dwconv_kernel_size=None),
         dict(candidate='linear'),
     ],
@@ -192,7 +192,7 @@ def test_mixed_precision():
     ratios = []
     for seed in range(10):
         torch.manual_seed(seed)
-        mixer, x = MinGRU2D(8, FOUR_PATHS, kernel_size=None).eval(), torch.randn(1, 32, 36, 8)
+        mixer, x = MinGRU2D(8, tuple(PATHS), kernel_size=None).eval(), torch.randn(1, 32, 36, 8)
         converted = optimize_for_inference(copy.deepcopy(mixer))
         with torch.no_grad():
             exact = copy.deepcopy(mixer).double()(x.double())

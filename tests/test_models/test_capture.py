@@ -7,7 +7,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from mmvisiongru.models import VRWKV, VisionGRU, VRWKVAdapter
 from mmvisiongru.models.visiongru import Block
 from mmvisiongru.models.vrwkv import Layer, PatchEmbed
-from tests.harness.visiongru import image
+from tests.harness.backbones import image
 
 ARCH = dict(embed_dims=[8, 12], depths=[1, 1])
 BACKBONES = {

@@ -10,7 +10,7 @@ from mmpretrain.models.utils import LayerNorm2d
 from mmseg.models.decode_heads import DMHead
 from torch import nn
 
-from mmvisiongru.models import VRWKV, VisionGRU, VRWKVAdapter
+from mmvisiongru.models import VisionGRU
 
 # The second map of a 64 x 64 image is 8 x 8 x 8: norms of a wrong axis run without an error.
 ARCH = dict(embed_dims=[6, 8, 12], depths=[1, 1, 1])
@@ -112,31 +112,3 @@ def test_a_head_that_calls_view_runs_on_contiguous_maps(fusion):
     assert out.shape == (2, 2, 4, 4)
     out.square().sum().backward()
     assert model.stem.conv1.weight.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize('kind', [VisionGRU, VRWKV, VRWKVAdapter], ids=lambda kind: kind.__name__)
-def test_weights_of_16_bits_take_the_images_of_preprocessors(kind):
-    torch.manual_seed(0)
-    model, x = kind('tiny').eval().bfloat16(), torch.randn(1, 3, 33, 46)
-    with torch.no_grad():
-        found, wanted = model(x), model(x.bfloat16())
-    assert all(torch.equal(a, b) and a.dtype == torch.bfloat16 for a, b in zip(found, wanted, strict=True))
-
-
-@pytest.mark.parametrize(
-    'model',
-    [
-        lambda: build(out_indices=(0, 2)),
-        lambda: VRWKV(dict(embed_dims=6, depth=3), out_indices=(1, -1), patch_size=8),
-        lambda: VRWKVAdapter(dict(embed_dims=12, depth=4, num_heads=3), prior_channels=4, points=2),
-    ],
-    ids=['VisionGRU', 'VRWKV', 'VRWKVAdapter'],
-)
-def test_features_are_described_as_timm_does(model):
-    model = model()
-    maps = model(image())
-    assert model.num_features == maps[-1].size(1)
-    for out, info in zip(maps, model.feature_info, strict=True):
-        assert set(info) == {'num_chs', 'reduction', 'module'}
-        assert (info['num_chs'], info['reduction']) == (out.size(1), 64 // out.size(2))
-        assert model.get_submodule(info['module'])

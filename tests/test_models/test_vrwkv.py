@@ -2,24 +2,22 @@
 
 import copy
 import math
-import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
-from mmcv.cnn.bricks import DropPath
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisiongru.models import VRWKV
 from mmvisiongru.models.layers.rwkv_mix import q_shift
+from tests.harness.backbones import SMALL, image, small
 from tests.harness.vrwkv import (
     CASES,
     FIXTURE,
     LIMITS,
     assert_original,
     count,
-    image,
     original_arguments,
     released_names,
     released_state,
@@ -28,17 +26,6 @@ from tests.harness.vrwkv import (
 
 PLAIN = [pair for pair in CASES if pair[0] != 'adapter']
 RELEASED = [pair for pair in PLAIN if '{}/case{}/released/logits'.format(*pair) in FIXTURE.files]
-SMALL = dict(embed_dims=18, depth=3, post_norm=True, layer_scale=0.5)
-SIZES = [(64, 64), (33, 46), (16, 80), (16, 16), (1, 1), (1, 37), (41, 1), (17, 16)]
-
-
-def small(seed=0, **options):
-    """A small model whose every parameter matters: none is at the 0 or 1 where norms and biases start."""
-    torch.manual_seed(seed)
-    model = VRWKV(**{'arch': SMALL, **options})
-    for param in model.parameters():
-        nn.init.normal_(param, mean=float(param.ndim == 1), std=0.3)
-    return model
 
 
 # ---- values of the original
@@ -160,7 +147,7 @@ def test_initial_values_follow_the_original():
             assert layer.ffn.spatial_mix_r[0, 0, c].item() == pytest.approx(mix, rel=1e-5)
     assert not model.pos_embed.any()
     assert VRWKV(dict(embed_dims=1, depth=1)).layers[0].att.spatial_decay.isfinite().all()
-    for layer in VRWKV(dict(SMALL, layer_scale=1e-5)).layers:
+    for layer in VRWKV(dict(SMALL[VRWKV]['arch'], layer_scale=1e-5)).layers:
         assert torch.equal(layer.gamma1, torch.full((18,), 1e-5))
         assert torch.equal(layer.gamma2, torch.full((18,), 1e-5))
     torch.manual_seed(0)
@@ -170,7 +157,7 @@ def test_initial_values_follow_the_original():
 
 
 def test_positional_embedding_is_stored_for_a_grid():
-    model = small(img_size=(40, 70), patch_size=(16, 20))
+    model = small(VRWKV, img_size=(40, 70), patch_size=(16, 20))
     assert model.pos_embed.shape == (1, 3 * 4, 18)
     x = image(40, 70)
     plain = copy.deepcopy(model)
@@ -187,106 +174,18 @@ def test_positional_embedding_is_stored_for_a_grid():
 # ---- the contract
 
 
-def test_a_model_that_has_run_can_be_copied_and_pickled():
-    model, x = small(), image(32, 32)
-    maps = model(x)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(other(x)[0], maps[0])
-
-
-@pytest.mark.parametrize('size', SIZES, ids=str)
-def test_sizes(size):
-    maps = small(out_indices=(0, -1))(image(*size))
-    wanted = (2, 18, math.ceil(size[0] / 16), math.ceil(size[1] / 16))
-    assert [tuple(m.shape) for m in maps] == [wanted, wanted]
-    assert all(m.isfinite().all() for m in maps)
-
-
 def test_padding_is_zeros_below_and_right():
-    model, x = small(), image(33, 46)
+    model, x = small(VRWKV), image(33, 46)
     padded = F.pad(x, (0, 48 - 46, 0, 48 - 33))
     assert torch.equal(model(x)[0], model(padded)[0])
 
 
 def test_only_the_last_map_is_normalised():
-    model = small(out_indices=(0, 1, 2))
+    model = small(VRWKV, out_indices=(0, 1, 2))
     raw = []
     model.layers[2].register_forward_hook(lambda *args: raw.append(args[-1]))
     last = model(image(32, 32))[-1]
     torch.testing.assert_close(last, model.ln1(raw[0]).permute(0, 3, 1, 2))
-
-
-@pytest.mark.parametrize(
-    'arch', [SMALL, dict(SMALL, post_norm=False, layer_scale=None, key_norm=True)], ids=len
-)
-def test_every_parameter_receives_a_gradient(arch):
-    model = small(arch=arch, out_norm_cfg=dict(type='LN')).train()
-    (out,) = model(image(96, 96))
-    out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(0)))
-    for name, param in model.named_parameters():
-        assert param.grad is not None, name
-        assert param.grad.any(), name
-
-
-@pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 3])
-def test_frozen_stages(frozen_stages):
-    """0 freezes the embedding, n the embedding and the first n layers."""
-    model = small(frozen_stages=frozen_stages, drop_path_rate=0.5)
-    assert model.train() is model
-
-    def frozen(name):
-        if name.startswith(('patch_embed', 'pos_embed')):
-            return frozen_stages >= 0
-        return name.startswith('layers.') and int(name.split('.')[1]) < frozen_stages
-
-    for name, module in model.named_modules():
-        if name.startswith(('patch_embed', 'layers.')):
-            assert module.training is not frozen(name), name
-    model(image(32, 32))[0].square().sum().backward()
-    for name, param in model.named_parameters():
-        assert param.requires_grad is not frozen(name), name
-        assert (param.grad is None) is frozen(name), name
-    assert not any(m.training for m in model.eval().modules())
-
-
-def test_drop_path():
-    model = small(drop_path_rate=0.4)
-    rates = [{m.drop_prob for m in layer.modules() if isinstance(m, DropPath)} for layer in model.layers]
-    assert [rate for (rate,) in rates] == pytest.approx([0, 0.2, 0.4])
-    # Rates 0 and 0.5: the second layer keeps neither, either or both of its branches, sample by sample.
-    torch.manual_seed(0)
-    model = small(arch=dict(embed_dims=8, depth=2), drop_path_rate=0.5).train()
-    out = model(image(32, 32, batch=1).expand(64, -1, -1, -1))[0].detach().flatten(1)
-    assert len(out.round(decimals=3).unique(dim=0)) == 4
-    out = model.eval()(image(32, 32, batch=1).expand(4, -1, -1, -1))[0]
-    assert torch.allclose(out, out[:1], atol=1e-6)
-
-
-@pytest.mark.parametrize('frozen_stages', [-1, 2])
-def test_with_cp(frozen_stages):
-    options = dict(drop_path_rate=0.5, frozen_stages=frozen_stages)
-    models = [small(**options).train(), small(with_cp=True, **options).train()]
-    calls, grads = [], []
-    for layer in models[1].layers:
-        layer.att.register_forward_hook(lambda module, *_: calls.append(module))
-    for model in models:
-        torch.manual_seed(0)
-        x = image(33, 46, batch=4).requires_grad_()
-        model(x)[0].square().sum().backward()
-        grads.append([x.grad, *(p.grad for p in model.parameters() if p.requires_grad)])
-    for a, b in zip(*grads, strict=True):
-        assert torch.equal(a, b)
-    assert len(calls) == 2 * 3
-
-
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
-def test_whole_model_in_another_dtype(dtype):
-    model, x = small().eval(), image(48, 64)
-    with torch.no_grad():
-        ref, got = model(x)[0], model.to(dtype)(x.to(dtype))[0]
-    assert got.dtype == dtype
-    limit = 0.1 if dtype == torch.bfloat16 else 1e-5
-    assert (got.double() - ref).square().mean().sqrt() <= limit * ref.square().mean().sqrt()
 
 
 def test_released_classifier_loads_by_init_cfg(tmp_path):
@@ -299,42 +198,3 @@ def test_released_classifier_loads_by_init_cfg(tmp_path):
     model.init_weights()
     for key, value in model.state_dict().items():
         assert torch.equal(value, state[f'backbone.{key}']), key
-
-
-def test_layer_depth():
-    model = small(out_norm_cfg=dict(type='LN'))
-    for prefix in ('', 'backbone.'):
-        depths = {n: model.get_layer_depth(prefix + n, prefix) for n, _ in model.named_parameters()}
-        assert {number for _, number in depths.values()} == {5}
-        assert depths['pos_embed'][0] == depths['patch_embed.projection.weight'][0] == 0
-        assert depths['layers.0.ln0.weight'][0] == depths['layers.0.att.spatial_decay'][0] == 1
-        assert depths['layers.2.gamma2'][0] == 3
-        assert depths['ln1.weight'][0] == depths['out_norms.2.weight'][0] == 4
-    assert model.get_layer_depth('decode_head.conv_seg.weight', 'backbone.') == (4, 5)
-
-
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
-        (dict(arch='huge'), "arch must be one of .* or a dict, got 'huge'"),
-        (dict(arch=dict(embed_dims=8)), r"'embed_dims' and 'depth' .* got \['embed_dims'\]"),
-        (dict(arch=dict(SMALL, heads=3)), "got .*'heads'"),
-        (dict(arch=dict(embed_dims=8, depth=0)), 'embed_dims and depth must be positive'),
-        (dict(in_channels=0), 'in_channels must be positive, got 0'),
-        (dict(patch_size=(16, 0)), 'patch_size must be positive, got 16, 0'),
-        (dict(img_size=-1), 'img_size must be positive'),
-        (dict(hidden_ratio=0), 'hidden_ratio must be positive, got 0'),
-        (dict(drop_path_rate=1.0), r'drop_path_rate must be in \[0, 1\), got 1\.0'),
-        (dict(out_indices=(3,)), r'out_indices must be layers in \[-3, 3\), got \(3,\)'),
-        (dict(out_indices=3), 'out_indices .* got 3'),
-        (dict(out_indices=()), r'out_indices .* got \(\)'),
-        (dict(frozen_stages=4), r'frozen_stages must be in \[-1, 3\], got 4'),
-        (dict(distance='euclid'), r"distance must be one of \('paper', 'released'\), got 'euclid'"),
-        (dict(wkv_backend='warp'), "bi_wkv backend must be 'auto' or one of .*, got 'warp'"),
-    ],
-    ids=str,
-)
-def test_bad_argument(options, message):
-    with pytest.raises(ValueError, match=message) as info:
-        VRWKV(**{'arch': SMALL, **options})
-    assert '\n' not in str(info.value)

@@ -6,39 +6,23 @@ import re
 
 import pytest
 import torch
-from mmcv.cnn.bricks import DropPath
 from mmengine.logging import MMLogger
 from torch import nn
 
 from mmvisiongru.errors import InputError
 from mmvisiongru.models import VRWKV, VRWKVAdapter
-from mmvisiongru.models.layers.deformable import DeformableAttention, cell_centres
+from mmvisiongru.models.layers.deformable import DeformableAttention
+from tests.harness.backbones import SMALL, image
 from tests.harness.vrwkv import (
     CASES,
     LIMITS,
     assert_original,
     count,
-    image,
     original_arguments,
     released_names,
     released_state,
     results,
 )
-
-SMALL = dict(embed_dims=12, depth=4, layer_scale=0.5, num_heads=3)
-
-
-def small(seed=0, **options):
-    """A small model whose every parameter matters, with norms that have seen something."""
-    torch.manual_seed(seed)
-    model = VRWKVAdapter(**{'arch': SMALL, 'prior_channels': 4, 'points': 2, **options})
-    for name, param in model.named_parameters():
-        if 'sampling_offsets.bias' not in name:
-            nn.init.normal_(param, mean=float(param.ndim == 1), std=0.3)
-    for name, value in model.named_buffers():
-        if name.endswith(('running_mean', 'running_var')):
-            nn.init.uniform_(value, 0.5, 1.5)
-    return model.eval()
 
 
 def original(dtype):
@@ -166,53 +150,22 @@ def test_deformable_attention_is_its_equation(shapes):
 def test_initial_points_lie_around_the_query():
     layer = DeformableAttention(8, num_heads=4, levels=2, points=3, value_ratio=1.0)
     bias = layer.sampling_offsets.bias.view(4, 2, 3, 2)
-    for head, direction in enumerate(((1, 0), (0, 1), (-1, 0), (0, -1))):
-        for level in range(2):
-            for point in range(3):
-                wanted = torch.tensor(direction) * (point + 1.0)
-                torch.testing.assert_close(bias[head, level, point], wanted, atol=1e-5, rtol=0)
+    directions = torch.tensor([(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0)])[:, None, None]
+    wanted = (directions * torch.arange(1.0, 4.0)[:, None]).expand_as(bias)
+    torch.testing.assert_close(bias, wanted, atol=1e-5, rtol=0)
     assert not layer.sampling_offsets.weight.any()
     assert not layer.attention_weights.weight.any()
 
 
-def test_cell_centres_are_x_first_and_row_by_row():
-    centres = cell_centres([(1, 2), (2, 1)], torch.float64, 'cpu')
-    assert centres.tolist() == [[0.25, 0.5], [0.75, 0.5], [0.5, 0.25], [0.5, 0.75]]
-
-
-# ---- the contract
-
-
-@pytest.mark.parametrize('size', [(64, 96), (33, 46), (1, 1), (70, 31)], ids=str)
-def test_sizes(size):
-    maps = small()(image(*size))
-    wanted = [(2, 12, *(-(-side // stride) for side in size)) for stride in (4, 8, 16, 32)]
-    assert [tuple(m.shape) for m in maps] == wanted
-    assert all(m.isfinite().all() for m in maps)
-
-
-def test_pico_has_a_layer_more_than_the_plain_backbone():
-    backbone = VRWKVAdapter('pico').eval()
-    assert backbone.depth == 12
-    with torch.no_grad():
-        maps = backbone(torch.rand(1, 3, 32, 64))
-    assert [tuple(m.shape[1:]) for m in maps] == [(96, 8, 16), (96, 4, 8), (96, 2, 4), (96, 1, 2)]
-
-
-def test_every_parameter_receives_a_gradient():
-    model = small().train()
-    maps = model(image(96, 96))
-    sum((m * torch.randn_like(m)).sum() for m in maps).backward()
-    for name, param in model.named_parameters():
-        assert param.grad is not None, name
-        assert param.grad.any(), name
+# ---- initial values
 
 
 def test_nothing_is_injected_at_the_start():
     """The layers begin as those of the plain backbone, on which they were trained."""
     torch.manual_seed(0)
-    adapter = VRWKVAdapter(SMALL, prior_channels=4, points=2).eval()
-    plain = VRWKV({k: v for k, v in SMALL.items() if k != 'num_heads'}, out_indices=range(4)).eval()
+    adapter = VRWKVAdapter(**SMALL[VRWKVAdapter]).eval()
+    arch = SMALL[VRWKVAdapter]['arch']
+    plain = VRWKV({k: v for k, v in arch.items() if k != 'num_heads'}, out_indices=range(4)).eval()
     plain.load_state_dict(adapter.state_dict(), strict=False)
     maps = []
     for layer in adapter.layers:
@@ -237,74 +190,6 @@ def test_initial_values():
     assert not any(p.any() for n, p in model.named_parameters() if n.endswith('fc1.bias'))
 
 
-def test_frozen_stages():
-    model = small(frozen_stages=2)
-    assert model.train() is model
-    sum(m.sum() for m in model(image(32, 64))).backward()
-    for name, param in model.named_parameters():
-        frozen = name.startswith(('patch_embed', 'pos_embed', 'layers.0.', 'layers.1.'))
-        assert (param.grad is None) is frozen, name
-    assert not model.layers[1].training
-    assert model.layers[2].training
-
-
-def test_with_cp():
-    grads, calls = [], []
-    for with_cp in (False, True):
-        model = small(with_cp=with_cp, drop_path_rate=0.5).train()
-        parts = [*model.layers, *(m for m in model.modules() if isinstance(m, DeformableAttention))]
-        # A forward hook, that a recomputation calls as well.
-        for module in parts[:1] + parts[-1:]:
-            inner = module.att if hasattr(module, 'att') else module
-            inner.register_forward_hook(lambda *_, with_cp=with_cp: calls.append(with_cp))
-        torch.manual_seed(0)
-        x = image(32, 64).requires_grad_()
-        sum(m.square().sum() for m in model(x)).backward()
-        grads.append([x.grad, *(p.grad for p in model.parameters())])
-    for a, b in zip(*grads, strict=True):
-        torch.testing.assert_close(a, b)
-    assert (calls.count(False), calls.count(True)) == (2, 4)
-
-
-def test_drop_path_rises_in_the_layers_and_is_whole_in_the_extractors():
-    model = small(drop_path_rate=0.3)
-    assert [layer.drop_path.drop_prob for layer in model.layers] == pytest.approx([0, 0.1, 0.2, 0.3])
-    rates = [m.drop_prob for m in model.interactions.modules() if isinstance(m, DropPath)]
-    assert rates == [0.3] * 6
-
-
-def test_autocast_and_whole_model_in_bf16():
-    model, x = small(), image(64, 64)
-    with torch.no_grad():
-        ref = model(x)
-        with torch.autocast('cpu', torch.bfloat16):
-            cast = model(x)
-        whole = model.bfloat16()(x.bfloat16())
-    for a, b, c in zip(ref, cast, whole, strict=True):
-        scale = a.square().mean().sqrt()
-        assert (b.float() - a).square().mean().sqrt() <= 0.05 * scale
-        assert (c.float() - a).square().mean().sqrt() <= 0.1 * scale
-        assert c.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
-        (dict(arch=dict(SMALL, depth=6)), 'depth must be a multiple of 4, got 6'),
-        (dict(arch=dict(SMALL, num_heads=5)), 'heads must divide the width of the values, got 5 for 12'),
-        (dict(arch='nano'), 'arch must be one of .*tiny'),
-        (dict(arch=dict(SMALL, head=1)), "got .*'head'"),
-        (dict(points=0), 'points must be positive, got 0'),
-        (dict(prior_channels=0), 'prior_channels must be positive, got 0'),
-    ],
-    ids=str,
-)
-def test_bad_argument(options, message):
-    with pytest.raises(ValueError, match=message) as info:
-        VRWKVAdapter(**{'arch': SMALL, **options})
-    assert '\n' not in str(info.value)
-
-
 # ---- released checkpoints
 
 
@@ -312,8 +197,9 @@ def load_by_init_cfg(state, tmp_path):
     """What the log says when a checkpoint initialises an adapter."""
     torch.save(dict(state_dict=state), tmp_path / 'released.pth')
     init = dict(type='Pretrained', checkpoint=str(tmp_path / 'released.pth'), prefix='backbone.')
-    model = VRWKVAdapter(dict(SMALL, embed_dims=16, num_heads=2), img_size=64, prior_channels=4, points=2)
-    model.init_cfg = init
+    options = SMALL[VRWKVAdapter]
+    arch = dict(options['arch'], embed_dims=16, num_heads=2)
+    model = VRWKVAdapter(**{**options, 'arch': arch}, img_size=64, init_cfg=init)
     records = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())
