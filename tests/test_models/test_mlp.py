@@ -14,6 +14,8 @@ from mmvisiongru.models.layers import MLP
 from tests.harness.operators import Operators
 
 ARCH = dict(embed_dims=[8, 16], depths=[1, 1])
+# Of max|ref|.
+LIMITS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2**-7}
 
 
 class Plain(nn.Module):
@@ -27,21 +29,9 @@ class Plain(nn.Module):
         return F.linear(F.gelu(self.fc1(x)), self.fc2.weight, self.fc2.bias)
 
 
-class LoRA(nn.Module):
-    """A layer with an adapter of low rank."""
-
-    def __init__(self, base):
-        super().__init__()
-        self.base = base.requires_grad_(False)
-        self.down, self.up = nn.Linear(6, 2, bias=False), nn.Linear(2, 24)
-
-    def forward(self, x):
-        return self.base(x) + self.up(self.down(x))
-
-
-def mlp_and_input(dtype=torch.float64):
+def mlp_and_input(dtype=torch.float64, shape=(2, 5, 7, 6)):
     torch.manual_seed(0)
-    return MLP(6, 4).to(dtype), torch.randn(2, 5, 7, 6, dtype=dtype, requires_grad=True)
+    return MLP(6, 4).to(dtype), torch.randn(shape, dtype=dtype, requires_grad=True)
 
 
 def gradients(module, x):
@@ -53,11 +43,11 @@ def gradients(module, x):
     return out, *torch.autograd.grad(out, wanted, cotangent)
 
 
-def assert_same(got, ref):
+def assert_same(got, ref, limit=None):
     for a, b in zip(got, ref, strict=True):
-        assert a.dtype == b.dtype
-        limit = 1e-12 if a.dtype == torch.float64 else 2e-6 if a.dtype == torch.float32 else 2**-7
-        assert (a - b).abs().max() <= limit * b.abs().max()
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        if b.numel():
+            assert (a - b).abs().max() <= (limit or LIMITS[a.dtype]) * b.abs().max()
 
 
 def saved_bytes(module, x):
@@ -88,22 +78,19 @@ def test_recomputes_gelu_and_no_product(with_cp):
     assert operators.count['gelu_backward'] == 1 + 2
 
 
-@pytest.mark.parametrize('mode', ['train', 'eval'])
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_gradients(dtype, mode):
-    mlp, x = mlp_and_input(dtype)
-    getattr(mlp, mode)()
+@pytest.mark.parametrize(
+    ('dtype', 'shape'),
+    [*((dtype, (2, 5, 7, 6)) for dtype in LIMITS), (torch.float64, (6,)), (torch.float64, (0, 6))],
+    ids=str,
+)
+def test_gradients(dtype, shape):
+    mlp, x = mlp_and_input(dtype, shape)
     assert_same(gradients(mlp, x), gradients(Plain(mlp), x))
     with torch.no_grad():
-        assert_same([mlp(x)], [Plain(mlp)(x)])
-
-
-@pytest.mark.parametrize('shape', [(6,), (0, 6), (1, 1, 6)], ids=str)
-def test_gradients_of_other_shapes(shape):
-    mlp, _ = mlp_and_input()
-    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    for got, ref in zip(gradients(mlp, x), gradients(Plain(mlp), x), strict=True):
-        torch.testing.assert_close(got, ref)
+        assert_same([mlp.eval()(x)], [Plain(mlp)(x)])
+    if dtype == torch.float32:
+        with torch.autocast('cpu', torch.bfloat16):
+            assert_same(gradients(mlp, x), gradients(Plain(mlp), x), 2**-7)
 
 
 def test_gradcheck():
@@ -111,16 +98,6 @@ def test_gradcheck():
     x = x[:1, :2, :2].detach().requires_grad_()
     assert torch.autograd.gradcheck(mlp, x)
     assert torch.autograd.gradgradcheck(mlp, x)
-
-
-def test_autocast():
-    mlp, x = mlp_and_input(torch.float32)
-    with torch.autocast('cpu', torch.bfloat16):
-        got, ref = gradients(mlp, x), gradients(Plain(mlp), x)
-    assert got[0].dtype == torch.bfloat16
-    assert all(g.dtype == torch.float32 for g in got[1:])
-    for a, b in zip(got, ref, strict=True):
-        assert (a - b).abs().max() <= 2**-7 * b.abs().max()
 
 
 @pytest.mark.parametrize(
@@ -139,44 +116,20 @@ def test_gradients_of_the_rest_with_frozen_weights(frozen, input_needs_grad):
         assert_same(*(torch.autograd.grad(out.square().sum(), wanted) for out in outs))
 
 
-def edit_in_place(module, args, *out):
-    """Through .data, so that autograd does not see it."""
-    (out or args)[0].data.mul_(2)
-
-
 CHANGES = {
-    'hook on fc1': lambda mlp: mlp.fc1.register_forward_hook(lambda m, args, out: 2 * out),
-    'hook on fc1, in place': lambda mlp: mlp.fc1.register_forward_hook(edit_in_place),
-    'pre-hook on fc2, in place': lambda mlp: mlp.fc2.register_forward_pre_hook(edit_in_place),
-    'adapter on fc1': lambda mlp: setattr(mlp, 'fc1', LoRA(mlp.fc1).double()),
+    'hook': lambda mlp: mlp.fc1.register_forward_hook(lambda module, args, out: 2 * out),
+    'more layers': lambda mlp: setattr(mlp, 'fc1', nn.Sequential(mlp.fc1, nn.Tanh())),
     'pruned': lambda mlp: prune.random_unstructured(mlp.fc1, 'weight', 0.5),
-    'spectral norm': lambda mlp: [parametrizations.spectral_norm(fc) for fc in (mlp.fc1, mlp.fc2)],
 }
 
 
 @pytest.mark.parametrize('name', CHANGES)
 def test_gradients_of_a_changed_mlp(name):
-    """Beside finite differences, which see what the layers really compute."""
     mlp, x = mlp_and_input()
+    before = mlp(x)
     CHANGES[name](mlp)
-    mlp.eval()
-    # What autograd does not see has no gradient before it.
-    part = mlp.fc2 if 'in place' in name else mlp
-    out = mlp(x)
-    generator = torch.Generator().manual_seed(1)
-    cotangent = torch.randn(out.shape, generator=generator, dtype=torch.float64)
-    params = [p for p in part.parameters() if p.requires_grad]
-    for tensor, grad in zip(params, torch.autograd.grad(out, params, cotangent), strict=True):
-        direction = torch.randn(tensor.shape, dtype=torch.float64)
-        with torch.no_grad():
-            sides = []
-            for step in (1e-6, -2e-6):
-                tensor += step * direction
-                sides.append((mlp(x) * cotangent).sum())
-            tensor += 1e-6 * direction
-        torch.testing.assert_close(
-            (grad * direction).sum(), (sides[0] - sides[1]) / 2e-6, rtol=1e-6, atol=1e-6
-        )
+    assert not torch.allclose(mlp(x), before)
+    assert_same(gradients(mlp, x), gradients(Plain(mlp), x))
 
 
 def test_hooks_and_power_iteration_run_once_a_step():
