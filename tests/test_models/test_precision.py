@@ -13,7 +13,7 @@ from mmvisiongru.models.layers.precision import (
     score_in_float32,
     scores_in_float32,
 )
-from tests.harness.conversions import Conversions
+from tests.harness.operators import Operators
 
 
 def head():
@@ -62,14 +62,14 @@ def test_convolutions_are_restored():
 
 def test_weights_are_converted_once():
     layer, x = nn.Linear(4, 3), torch.randn(2, 4)
-    with Conversions((3, 4)) as conversions, torch.no_grad():
-        for kept in (nullcontext(), converted_once()):
-            with kept:
+    with torch.no_grad():
+        for kept, number in ((nullcontext(), 3), (converted_once(), 1)):
+            with kept, Operators() as operators:
                 for _ in range(3):
                     with torch.autocast('cpu', torch.bfloat16):
                         layer(x)
-            conversions.number, number = 0, conversions.number
-            assert number == (3 if isinstance(kept, nullcontext) else 1)
+            # The input each time, weight and bias as often as they must be.
+            assert operators.count['_to_copy'] == 3 + 2 * number
         # Nothing is left behind: other weights, other numbers.
         layer.weight.zero_()
         with torch.autocast('cpu', torch.bfloat16):
