@@ -105,54 +105,39 @@ def part(module: str) -> str:
     return module.split('.')[1] if '.' in module else module
 
 
-def operator(module: str, modules: dict[str, Path]) -> str | None:
-    """The package in ops/ that a module belongs to."""
-    name = '.'.join(module.split('.')[:3])
-    is_operator = part(module) == 'ops' and module != 'mmvisiongru.ops' and name in modules
-    return name if is_operator and modules[name].name == '__init__.py' else None
-
-
-def wrong_inside(found: Import, modules: dict[str, Path]) -> str | None:
-    """What is wrong with an import of another module of this package."""
-    source, target = part(found.by), part(found.module)
-    if source not in MAY_IMPORT:
-        return f'{source} is a new part: MAY_IMPORT must say what it may import'
-    if target != source and target not in MAY_IMPORT[source]:
-        return f'{source} must not import {target}'
-    owner = operator(found.module, modules)
-    if owner and found.by != 'mmvisiongru.ops' and owner != operator(found.by, modules) and source == 'ops':
-        return f'{found.by} must not know the operator {owner}'
-    return None
-
-
-def wrong_outside(found: Import) -> str | None:
-    """What is wrong with an import of another library."""
-    library, name = found.module.split('.')[0], found.by.split('.')[-1]
-    if library in ('tools', 'tests'):
-        return f'the package must not import {library}'
-    if library == 'triton':
-        return None if name.startswith('triton_') else 'only modules named triton_* import triton'
-    if part(found.by) == 'ops' and library != 'torch' and library not in sys.stdlib_module_names:
-        return f'ops needs torch only, not {library}'
-    if part(found.by) == 'models' and library in OPTIONAL:
-        return f'models must not import {library}'
-    if part(found.by) == 'heads' and library == 'mmseg':
-        return None
-    if library in OPTIONAL and not found.late and not name.startswith(f'{library}_'):
-        return f'{library} is optional: import it late, or name the module {library}_*'
-    return None
+def wrong_import(found: Import, operators: set[str]) -> str | None:
+    """The rule that an import breaks."""
+    source, target, library = part(found.by), part(found.module), found.module.split('.')[0]
+    own, name = library == 'mmvisiongru', found.by.split('.')[-1]
+    owner, ours = ('.'.join(module.split('.')[:3]) for module in (found.module, found.by))
+    may_import = MAY_IMPORT.get(source, set()) | {source}
+    inside_ops = source == 'ops' and found.by != 'mmvisiongru.ops'
+    early = not found.late and not name.startswith(f'{library}_') and (source, library) != ('heads', 'mmseg')
+    foreign = library not in ('mmvisiongru', 'torch', 'triton', *sys.stdlib_module_names)
+    rules = {
+        f'{source} is a new part: MAY_IMPORT must say what it may import': own and source not in MAY_IMPORT,
+        f'{source} must not import {target}': own and target not in may_import,
+        f'{found.by} must not know the operator {owner}': inside_ops and owner in operators - {ours},
+        f'the package must not import {library}': library in ('tools', 'tests'),
+        'only modules named triton_* import triton': library == 'triton' and not name.startswith('triton_'),
+        f'ops needs torch only, not {library}': source == 'ops' and foreign,
+        f'models must not import {library}': source == 'models' and library in OPTIONAL,
+        f'{library} is optional: import it late, or name the module {library}_*': library in OPTIONAL
+        and early,
+    }
+    return next((rule for rule, broken in rules.items() if broken), None)
 
 
 def violations(root: Path) -> list[str]:
     """What breaks a rule, with its place: ``mmvisiongru/ops/paths.py:3: ops must not import errors``."""
     modules, wrong = modules_of(root), []
+    operators = {name for name in modules if modules[name].parent.parent.name == 'ops'}
+    operators &= {name for name in modules if modules[name].name == '__init__.py'}
     graph = {name: set() for name in modules}
     for found in imports_of(root):
-        inside = found.module.split('.')[0] == 'mmvisiongru'
-        message = wrong_inside(found, modules) if inside else wrong_outside(found)
-        if message:
-            wrong.append(f'{found.where}: {message}')
-        if inside and found.module != found.by:
+        if rule := wrong_import(found, operators):
+            wrong.append(f'{found.where}: {rule}')
+        if found.module.split('.')[0] == 'mmvisiongru' and found.module != found.by:
             graph[found.by].add(found.module)
     try:
         TopologicalSorter(graph).prepare()
@@ -231,19 +216,17 @@ def test_imports_point_one_way():
 def opens_text(call: ast.Call) -> bool:
     """Whether a call opens a file in text mode, as far as its source tells."""
     name = ast.unparse(call.func)
-    modes = [arg.value for arg in call.args if isinstance(arg, ast.Constant) and 'b' in str(arg.value)[:3]]
+    binary = any(isinstance(arg, ast.Constant) and 'b' in str(arg.value)[:3] for arg in call.args)
     is_open = name == 'open' or (name.endswith('.open') and not name.startswith(('Image.', 'os.')))
-    return (is_open and not modes) or name.endswith(('.read_text', '.write_text'))
+    return (is_open and not binary) or name.endswith(('.read_text', '.write_text'))
 
 
 def test_text_files_are_utf_8_in_every_locale():
-    wrong = []
     for path in (path for folder in ('mmvisiongru', 'tools') for path in (ROOT / folder).rglob('*.py')):
         calls = (node for node in ast.walk(ast.parse(path.read_text('utf-8'))) if isinstance(node, ast.Call))
         for call in filter(opens_text, calls):
-            if 'encoding=' not in ast.unparse(call) and "'utf-8'" not in ast.unparse(call):
-                wrong.append(f'{path.relative_to(ROOT)}:{call.lineno}')
-    assert wrong == []
+            text = ast.unparse(call)
+            assert 'encoding=' in text or "'utf-8'" in text, f'{path}:{call.lineno}'
 
 
 def test_no_test_imports_another():

@@ -59,10 +59,13 @@ def names(wheel):
         return {name for name in archive.namelist() if '.dist-info/' not in name}
 
 
-def test_wheel_holds_the_package_and_mim_and_no_more(distributions):
+def test_wheel_holds_the_package_and_mim_and_sdist_builds_the_same(distributions):
+    wheel, unpacked, again = distributions
     own = {name for name in tracked() if name.startswith('mmvisiongru/')}
     mim = {n for n in tracked() if n.startswith(('configs/', 'tools/')) or n == 'model-index.yml'}
-    assert names(distributions[0]) == own | {f'mmvisiongru/.mim/{name}' for name in mim}
+    assert names(wheel) == names(again) == own | {f'mmvisiongru/.mim/{name}' for name in mim}
+    with zipfile.ZipFile(wheel) as archive:
+        assert all((unpacked / name).read_bytes() == archive.read(name) for name in names(wheel))
 
 
 STARTER = """
@@ -88,14 +91,6 @@ def test_every_shipped_script_starts_where_nothing_else_is(distributions, tmp_pa
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('usage: ') == len(scripts)
-
-
-def test_sdist_has_mim_and_builds_the_same_wheel(distributions):
-    wheel, unpacked, again = distributions
-    with zipfile.ZipFile(wheel) as archive:
-        for name in names(wheel):
-            assert (unpacked / name).read_bytes() == archive.read(name)
-    assert names(again) == names(wheel)
 
 
 def test_wheel_requires_nothing_that_another_family_provides(distributions):

@@ -1,7 +1,6 @@
 """Benchmarks of the operators: wrong backends are not timed, competitors compute the same, rows are right."""
 
 import json
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,40 +11,6 @@ from benchmarks import wkv as benchmark_wkv
 from mmvisiongru import measure
 
 SMALL = ['--shapes', '2x37x12', '--repeats', '2', '--device', 'cpu']
-
-
-def recurrence(keep, new, dim):
-    """h_t = keep_t h_{t-1} + new_t along ``dim``, a step at a time."""
-    h, out = torch.zeros_like(new.select(dim, 0)), []
-    for a, b in zip(keep.unbind(dim), new.unbind(dim), strict=True):
-        out.append(h := a * h + b)
-    return torch.stack(out, dim)
-
-
-def fake_hgrn(x, g):
-    return recurrence(g.exp(), x, 1), None
-
-
-def fake_warp_scan(gates, tokens):
-    length = gates.size(-1)
-    assert length in [1 << n for n in range(5, 17)]
-    assert all(x.is_contiguous() for x in (gates, tokens))
-    return recurrence(gates, tokens, 2)
-
-
-@pytest.fixture
-def competitors(monkeypatch):
-    """Packages with the interface of the real ones, which need a GPU."""
-    monkeypatch.setitem(sys.modules, 'fla.ops.hgrn', SimpleNamespace(fused_recurrent_hgrn=fake_hgrn))
-    monkeypatch.setitem(sys.modules, 'accelerated_scan.warp', SimpleNamespace(scan=fake_warp_scan))
-
-
-@pytest.mark.parametrize('length', [1, 37, 64])
-@pytest.mark.parametrize('name', ['hgrn', 'accelerated'])
-def test_competitors_compute_the_same_scan(competitors, name, length):
-    torch.manual_seed(0)
-    tensors = [torch.randn(2, length, 5) for _ in range(3)]
-    assert max(benchmark_scan.errors(getattr(benchmark_scan, name), *tensors).values()) < 1e-6
 
 
 def test_scan_rows(tmp_path, capsys):

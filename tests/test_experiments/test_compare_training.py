@@ -6,18 +6,15 @@ import multiprocessing
 import numpy as np
 import pytest
 from mmengine.config import Config
-from PIL import Image
 
 from experiments import compare_training, training, training_report
 from experiments.results import Results
 from mmvisiongru.errors import InputError
 from mmvisiongru.flops import count
 from mmvisiongru.zoo import build_model
-from tests.harness import ROOT
 from tests.harness.forked import forked_python
 from tests.harness.small_runs import CLASSIFICATION, make_folders, write_config
 
-EVIDENCE = ROOT / 'experiments/evidence'
 WIDE = """
 model['backbone']['arch'] = dict(embed_dims=[12, 24], depths=[1, 1])
 model['head']['in_channels'] = 24
@@ -84,8 +81,6 @@ def test_two_configs_with_two_seeds_of_which_one_fails_at_first(folder, capsys):
     for name, row in found.configs.items():
         expected = count(build_model(f'{name}.py'), (32, 32))
         assert [int(row[key]) for key in ('parameters', 'macs')] == [expected['parameters'], expected['macs']]
-    with Image.open(folder / 'out/results.png') as picture:
-        assert len(picture.convert('RGB').getcolors(1 << 20)) > 10
 
     # The page follows from the two tables alone.
     for name in ('README.md', 'results.png'):
@@ -194,9 +189,3 @@ def test_interval_ends_where_values_are_possible(tmp_path, metric, ends, differe
     rows = {line.split(' | ')[0]: line for line in training_report.markdown(results, []).splitlines()}
     assert ends in rows['| a']
     assert difference in rows['| c']
-
-
-@pytest.mark.parametrize('folder', sorted(EVIDENCE.glob('*/results.csv')), ids=lambda path: path.parent.name)
-def test_page_of_the_evidence_is_that_of_its_tables(folder):
-    results = Results(folder.parent)
-    assert training_report.markdown(results, []) == (folder.parent / 'README.md').read_text()

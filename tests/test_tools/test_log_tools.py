@@ -60,18 +60,19 @@ def test_logs_are_summarized_and_drawn(run, tmp_path, capsys):
         assert picture.width > picture.height
 
 
+def write_log(folder, text):
+    (folder / 'vis_data').mkdir(parents=True)
+    (folder / 'vis_data/scalars.json').write_text(text)
+
+
 def test_validation_that_a_resumed_run_starts_with_keeps_its_place(tmp_path):
-    files = [tmp_path / f'2{i}/vis_data/scalars.json' for i in range(3)]
-    texts = (
-        # Steps of a validation are epochs; killed later than the checkpoint, which is of iteration 4.
-        line(loss=4.0, iter=4, step=4) + line(top1=10.0, step=1) + line(loss=3.0, iter=5, step=5),
-        line(top1=10.0, step=1) + line(loss=3.0, iter=8, step=8),
-        # Killed before this validation.
-        line(top1=20.0, step=2) + line(loss=2.0, iter=12, step=12) + line(top1=30.0, step=3),
-    )
-    for file, text in zip(files, texts, strict=True):
-        file.parent.mkdir(parents=True)
-        file.write_text(text)
+    # Steps of a validation are epochs; killed later than the checkpoint, which is of iteration 4.
+    write_log(tmp_path / '20', line(loss=4.0, iter=4, step=4) + line(top1=10.0, step=1)
+              + line(loss=3.0, iter=5, step=5))  # fmt: skip
+    write_log(tmp_path / '21', line(top1=10.0, step=1) + line(loss=3.0, iter=8, step=8))
+    # Killed before this validation.
+    write_log(tmp_path / '22', line(top1=20.0, step=2) + line(loss=2.0, iter=12, step=12)
+              + line(top1=30.0, step=3))  # fmt: skip
     _, validation = analyze_logs.read_run(str(tmp_path))
     assert validation['top1'] == {4: 10.0, 8: 20.0, 12: 30.0}
 
@@ -81,14 +82,10 @@ def line(**values):
 
 
 def test_resumed_run_is_one_curve_without_what_was_done_twice(tmp_path, capsys):
-    first, second = (tmp_path / time / 'vis_data' for time in ('20250101_000000', '20250102_000000'))
-    for folder in (first, second):
-        folder.mkdir(parents=True)
     # The run was killed in the middle of a line, and resumed from iteration 2.
-    (first / 'scalars.json').write_text(
-        line(loss=4.0, iter=1, step=1) + line(mIoU=10.0, step=1) + line(loss=3.0, iter=3, step=3) + '{"los'
-    )
-    (second / 'scalars.json').write_text(line(loss=2.0, iter=3, step=3) + line(mIoU=9.0, step=3))
+    text = line(loss=4.0, iter=1, step=1) + line(mIoU=10.0, step=1) + line(loss=3.0, iter=3, step=3) + '{"los'
+    write_log(tmp_path / '20250101_000000', text)
+    write_log(tmp_path / '20250102_000000', line(loss=2.0, iter=3, step=3) + line(mIoU=9.0, step=3))
     train, validation = analyze_logs.read_run(str(tmp_path))
     assert train['loss'] == {1: 4.0, 3: 2.0}
     assert validation['mIoU'] == {1: 10.0, 3: 9.0}
@@ -106,27 +103,21 @@ def test_resumed_run_is_one_curve_without_what_was_done_twice(tmp_path, capsys):
 )
 def test_logs_that_cannot_be_read_are_named(text, arguments, message, tmp_path, capsys):
     if text is not None:
-        (tmp_path / 'vis_data').mkdir()
-        (tmp_path / 'vis_data/scalars.json').write_text(text)
-    with pytest.raises(SystemExit) as caught:
+        write_log(tmp_path, text)
+    with pytest.raises(SystemExit, match='2'):
         analyze_logs.main([str(tmp_path), *arguments])
-    assert caught.value.code == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_run_without_a_metric_is_named_and_the_others_are_drawn(tmp_path, capsys):
-    logs = dict(both=line(loss=1.0, mIoU=5.0, iter=1, step=1), one=line(loss=2.0, iter=1, step=1))
-    for name, text in logs.items():
-        (tmp_path / name / 'vis_data').mkdir(parents=True)
-        (tmp_path / name / 'vis_data/scalars.json').write_text(text)
-    out = tmp_path / 'curves.png'
-    runs = [str(tmp_path / name) for name in logs]
+    runs, out = [str(tmp_path / name) for name in ('both', 'one')], tmp_path / 'curves.png'
+    write_log(tmp_path / 'both', line(loss=1.0, mIoU=5.0, iter=1, step=1))
+    write_log(tmp_path / 'one', line(loss=2.0, iter=1, step=1))
     analyze_logs.main([*runs, '--keys', 'loss', 'mIoU', '--out', str(out)])
     assert out.stat().st_size > 1000
-    assert capsys.readouterr().err == f"{runs[1]} has no 'mIoU' in its log; it has loss\n"
-    with pytest.raises(SystemExit, match='2'):
-        analyze_logs.main([*runs, '--keys', 'mAcc', '--out', str(out)])
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    (named,) = capsys.readouterr().err.splitlines()
+    assert runs[1] in named
+    assert 'mIoU' in named
 
 
 def test_printed_config_is_whole_and_checked(tmp_path, capsys):
