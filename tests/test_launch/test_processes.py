@@ -47,17 +47,10 @@ def test_slurm_without_gpu(started, monkeypatch, tmp_path):
     names = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
     assert [os.environ[name] for name in names] == ['5', '8', '1', 'n3', str(10000 + 4711012 % 20000)]
     assert started == [(('gloo',), dict(timeout=datetime.timedelta(seconds=60)))]
-    assert cfg.model_wrapper_cfg == dict(
-        type='MMDistributedDataParallel',
-        broadcast_buffers=False,
-        find_unused_parameters=True,
-        device_ids=None,
-    )
-    assert (
-        cfg.model.neck[0].norm_cfg
-        == cfg.model.auxiliary_head[0].norm_cfg
-        == dict(type='BN', requires_grad=True)
-    )
+    wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False)
+    assert cfg.model_wrapper_cfg == dict(wrapper, find_unused_parameters=True, device_ids=None)
+    for head in (cfg.model.neck[0], cfg.model.auxiliary_head[0]):
+        assert head.norm_cfg == dict(type='BN', requires_grad=True)
     assert cfg.model.backbone.norm_cfg.type == 'LN'
     assert 'sync_bn' not in cfg
     assert cfg.env_cfg.dist_cfg.backend == 'gloo'

@@ -28,10 +28,8 @@ def rates(cfg: Config, epoch_length: int = 7) -> list[float]:
     built = []
     for scheduler in cfg.param_scheduler or []:
         end = total if scheduler.get('by_epoch', True) else iters
-        scheduler = dict(dict(end=end), **scheduler)
-        built.append(
-            PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=optimizer, epoch_length=7))
-        )
+        common = dict(optimizer=optimizer, epoch_length=7)
+        built.append(PARAM_SCHEDULERS.build(dict(dict(end=end), **scheduler), default_args=common))
     found = []
     for i in range(iters):
         found.append(optimizer.param_groups[0]['lr'])
@@ -69,13 +67,12 @@ def test_a_trial_reaches_the_full_rate_and_comes_down(recipe):
 def work(workplace):
     """A folder with a long config and data of each task."""
     schedule = ROOT / 'configs/_base_/schedules/ade20k_bs16_adamw_160k.py'
-    text = SEGMENTATION.replace(
+    # What the schedule sets goes.
+    settings = [line for line in SEGMENTATION.splitlines() if 'optim_wrapper =' not in line]
+    text = '\n'.join(line for line in settings if 'train_cfg =' not in line)
+    text = text.replace(
         "'{root}/configs/_base_/launchers", f"'{schedule}', '{{root}}/configs/_base_/launchers"
     )
-    text = text.replace(
-        "    optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))\n", ''
-    )
-    text = text.replace("    train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2)\n", '')
     write_config(workplace / 'seg.py', text, 'ade')
     write_config(
         workplace / 'cls.py',
@@ -175,21 +172,10 @@ EPOCHS = dict(train_cfg=dict(by_epoch=True, max_epochs=20, val_interval=1), opti
     [
         (dict(type='MultiStepLR', milestones=[12, 30, 60], by_epoch=True), False),
         (dict(type='StepLR', step_size=20, by_epoch=True), False),
-        (dict(type='CosineAnnealingLR', T_max=300, by_epoch=True), False),
         (dict(type='CosineAnnealingLR', T_max=15, begin=5, by_epoch=True), True),
         (dict(type='MultiStepLR', milestones=[12, 16], by_epoch=True), True),
-        (dict(type='StepLR', step_size=5, by_epoch=True), True),
     ],
 )
 def test_what_a_scheduler_says_without_an_end_is_compared_too(scheduler, fits):
     notes = check_schedule(Config(dict(EPOCHS, param_scheduler=[scheduler])), 2000, 20)
     assert [note.split(' ')[0] for note in notes] == ['param_scheduler.0'] * (not fits)
-
-
-def test_a_trial_keeps_a_warm_up_in_iterations_beside_epochs():
-    warm_up = dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=500)
-    steps = dict(type='MultiStepLR', by_epoch=True, begin=0, end=20, milestones=[10, 15])
-    cfg = Config(dict(EPOCHS, param_scheduler=[warm_up, steps]))
-    make_trial(cfg, 4, epoch_length=200)
-    assert [(s.begin, s.end) for s in cfg.param_scheduler] == [(0, 100), (0, 4)]
-    assert cfg.param_scheduler[1].milestones == [2, 3]

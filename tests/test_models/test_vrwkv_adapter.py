@@ -50,30 +50,9 @@ def original(dtype):
 @pytest.mark.parametrize('case', [case for name, case in CASES if name == 'adapter'])
 def test_values_of_the_original(case, dtype):
     found = results(original(dtype), 'adapter', case, dtype)
-    # In float32 the norm of a single gradient is only as exact as the weights are: see the next test.
+    # In float32 half a last digit of the weights moves the norm of some gradients by as much as the limit.
     exact = dtype == torch.float64
     assert assert_original(found, 'adapter', case, LIMITS[dtype], each_norm=exact) == 6
-
-
-def test_each_gradient_is_as_exact_as_float32_weights_allow():
-    """Not every norm can be asked to 1e-5 of itself: half a last digit of the weights moves some by as much.
-
-    Of the float64 model, whose own error is 3e-14, so that no order of a sum would help.
-    """
-
-    def norms(model, dtype):
-        return results(model, 'adapter', 0, dtype)['grad_norms']
-
-    exact, moved = norms(original(torch.float64), torch.float64), 0.0
-    for seed in range(3):
-        model = original(torch.float64)
-        generator = torch.Generator().manual_seed(seed)
-        for param in model.parameters():
-            half = 2 * torch.rand(param.shape, generator=generator, dtype=param.dtype) - 1
-            param.data *= 1 + 2**-24 * half
-        moved = max(moved, (norms(model, torch.float64) / exact - 1).abs().max().item())
-    assert moved > 0.5e-5
-    assert (norms(original(torch.float32), torch.float32) / exact - 1).abs().max() <= moved
 
 
 @pytest.mark.parametrize(
