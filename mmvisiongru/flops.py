@@ -10,6 +10,7 @@ Operators are counted where torch dispatches them, whichever module or function 
 fused attention and the scan, which counters of modules miss.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 # Registers the formulas of the operators.
 import mmvisiongru.ops  # noqa: F401
 from mmvisiongru.measure import forward
+from mmvisiongru.models.layers.joined_conv import JoinedConv2d
 from mmvisiongru.zoo import image_channels
 
 # Operators by their kind; products of batches of matrices are attention in every model here.
@@ -49,9 +51,15 @@ def count(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         forward(model, image)
-    parts = {}
-    for operator, flops in counter.get_flop_counts()['Global'].items():
-        key = f'macs_{_kind(operator)}'
-        parts[key] = parts.get(key, 0) + flops // 2
+    counts, parts = counter.get_flop_counts(), Counter()
+    for operator, flops in counts['Global'].items():
+        parts[f'macs_{_kind(operator)}'] += flops // 2
+    # These convolutions consist of matrix products.
+    for name, module in model.named_modules():
+        if isinstance(module, JoinedConv2d):
+            for operator, flops in counts.get(f'{type(model).__name__}.{name}', {}).items():
+                parts[f'macs_{_kind(operator)}'] -= flops // 2
+                parts['macs_convolution'] += flops // 2
+    parts = {kind: macs for kind, macs in parts.items() if macs}
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return dict(parameters=parameters, macs=sum(parts.values()), **parts)
