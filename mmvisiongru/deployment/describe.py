@@ -1,7 +1,6 @@
 """Metadata of an exported file, so that no config is needed to run it."""
 
 import json
-from collections.abc import Sequence
 
 import numpy as np
 from mmengine.config import Config
@@ -39,7 +38,10 @@ def describe(
         raise InputError(
             f'{cfg.filename} names {len(classes)} classes for {model.classes} outputs of the model'
         )
-    named = with_colours(classes, named.get('palette'))
+    palette = named.get('palette') or ()
+    if len(palette) != len(classes):
+        # The colours that mmseg gives classes without any.
+        palette = np.random.RandomState(42).randint(0, 255, (len(classes), 3)).tolist()
     pipeline = [step for step in cfg.test_dataloader.dataset.pipeline if step.type not in NEUTRAL]
     notes = [
         f'{step.type} of the test pipeline is not in the file; feed images as it leaves them'
@@ -50,7 +52,7 @@ def describe(
         notes += _segmentor_notes(model.model)
     entries = dict(
         classes=json.dumps(list(classes)),
-        palette=json.dumps([list(map(int, colour)) for colour in named['palette']]),
+        palette=json.dumps([list(map(int, colour)) for colour in palette]),
         task='segmentation' if model.segmentor else 'classification',
         size=json.dumps(size and list(size)),
         resize=json.dumps([step for step in pipeline if step.type in RESIZING]),
@@ -72,10 +74,3 @@ def _segmentor_notes(model: nn.Module) -> list[str]:
     if ours and ours is not type(head) and issubclass(ours, type(head)):
         notes.append(f"decode_head.type='{name}' loads the same checkpoint and is faster")
     return notes
-
-
-def with_colours(classes: Sequence[str], palette: Sequence | None = None) -> dict:
-    """Classes with their palette, or with the colours that mmseg gives classes that have none."""
-    if len(palette or ()) != len(classes):
-        palette = np.random.RandomState(42).randint(0, 255, (len(classes), 3)).tolist()
-    return dict(classes=classes, palette=palette)

@@ -12,7 +12,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
 from torch.onnx import OnnxExporterError
 
-from mmvisiongru.errors import InputError
+from mmvisiongru.errors import InputError, in_one_line
 from mmvisiongru.inference import optimize_for_inference
 
 from .translations import translation_table
@@ -58,7 +58,10 @@ def export(module: nn.Module, outputs: Sequence[str], size: tuple[int, int] | No
                 verbose=False,
             )
     except OnnxExporterError as error:
-        raise InputError(f'the model cannot be exported: {_reason(error)}') from error
+        cause = error
+        while cause.__cause__:
+            cause = cause.__cause__
+        raise InputError(f'the model cannot be exported: {in_one_line(cause)}') from error
     return program.model_proto
 
 
@@ -69,14 +72,6 @@ def save(model: onnx.ModelProto, path: str, metadata: dict[str, str]) -> None:
         onnx.save(model, path)
     except ValueError as error:
         raise InputError(f'{path}: one file of ONNX holds 2 GB, the model is larger ({error})') from error
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of the innermost error."""
-    while error.__cause__:
-        error = error.__cause__
-    lines = str(error).strip().splitlines() or ['no reason given']
-    return f'{type(error).__name__}: {lines[0][:300]}'
 
 
 def quantize(path: str, out: str) -> None:

@@ -60,24 +60,6 @@ def by_lines(a: FLOAT[...], b: FLOAT[...], one: Sequence[int], two: Sequence[int
     return out
 
 
-@script(DOMAIN)
-def scan_tokens(a: FLOAT[...], b: FLOAT[...], one: Sequence[int], two: Sequence[int]) -> FLOAT[...]:
-    """h from a and b (B, L, D), token by token."""
-
-    @graph()
-    def token(h: FLOAT[...], a_t: FLOAT[...], b_t: FLOAT[...]):
-        h_t = b_t + h * a_t
-        return h_t, op.Identity(h_t)
-
-    start = op.Expand(op.Constant(value_float=0.0), op.Shape(op.Gather(a, op.Constant(value_int=0), axis=1)))
-    _last, out = op.Scan(
-        start, a, b,
-        body=token, num_scan_inputs=2, scan_input_axes=[1, 1], scan_output_axes=[1],
-        scan_input_directions=two, scan_output_directions=one,
-    )  # fmt: skip
-    return out
-
-
 def coefficients(gate, hidden, candidate: str):
     """a = 1 - z and b = z c."""
     z = op.Sigmoid(gate)
@@ -92,8 +74,9 @@ def scan_lines(gate, hidden, candidate: str, reverse: bool):
 
 
 def mingru_scan(gate, hidden, reverse: bool, candidate: str, backend: str):
-    """``mmvisiongru::mingru_scan``."""
-    return scan_tokens(*coefficients(gate, hidden, candidate), one=[int(reverse)], two=[int(reverse)] * 2)
+    """``mmvisiongru::mingru_scan``, of a sequence (B, L, D) as a map of one line."""
+    steps = (op.Unsqueeze(op.Transpose(x, perm=[1, 0, 2]), [2]) for x in (gate, hidden))
+    return op.Transpose(op.Squeeze(scan_lines(*steps, candidate, reverse), [2]), perm=[1, 0, 2])
 
 
 def mingru_scan_2d(projected, paths: str, candidate: str, backend: str, state=None):
