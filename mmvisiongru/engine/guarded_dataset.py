@@ -77,6 +77,8 @@ class GuardedDataset(Dataset):
         if (count := int(self.bad.sum())) > self.max_bad_samples:
             line = f'{count} bad samples, more than max_bad_samples={self.max_bad_samples}'
             raise InputError(f'{line}: {", ".join(self.bad_files())}; the last: {fault}') from error
+        if count == len(self):
+            raise InputError(f'all {count} samples are bad; the last: {fault}') from error
 
     def load(self, index: int):
         """Load a sample.

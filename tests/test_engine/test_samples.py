@@ -192,6 +192,14 @@ def test_more_than_the_cap_ends_the_run(tmp_path, broken, workers):
     assert runner.iter < 4
 
 
+def test_a_data_set_without_a_good_sample_ends_the_run(scenes):
+    dataset = segmentation(scenes, max_bad_samples=9)
+    for i in range(3):
+        (scenes / f'img/{i}.jpg').write_bytes(b'')
+    with pytest.raises(InputError, match=r'all 3 samples are bad; the last: sample 0, .*img/0\.jpg is empty'):
+        dataset[1]
+
+
 def test_broken_sample_ends_a_validation(tmp_path):
     runner = toy_runner(tmp_path, **{'val_dataloader.dataset.broken': [5]}, max_bad_samples=2)
     with pytest.raises(InputError, match='sample 5, no file known: OSError: this one is broken'):
