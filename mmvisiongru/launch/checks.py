@@ -18,7 +18,7 @@ from mmengine.utils import get_object_from_string
 from torch.utils.data import DataLoader
 
 # Makes the classes of this package known under their scope.
-import mmvisiongru.registry  # noqa: F401
+import mmvisiongru.registry
 from mmvisiongru.config import KNOWN_KEYS, settings
 from mmvisiongru.errors import InputError, did_you_mean
 
@@ -105,6 +105,9 @@ def _find(kind: str, scope: str | None) -> list:
     # Adds the registries of a scope to those of mmengine.
     with suppress(ImportError):
         import_module(f'{prefix or scope or "mmengine"}.registry')
+        if prefix == 'mmvisiongru':
+            # Heads are imported when one is asked for.
+            mmvisiongru.registry.MODELS.get(name)
     names = [registry.module_dict for registry in _registries(prefix or scope, 'mmengine')]
     found = [each[name] for each in names if name in each]
     if prefix and not found:

@@ -85,6 +85,7 @@ def save_weights(config: str, path: str, prefix: str = '', **rename: str) -> dic
         # Types.
         ('seg.py', 'model.backbone.type=VisionGRU', ['model.backbone.type', "'mmvisiongru.VisionGRU'"]),
         ('seg.py', 'model.backbone.type=mmvisiongru.VisonGRU', ["did you mean 'mmvisiongru.VisionGRU'"]),
+        ('seg.py', 'model.decode_head.type=mmvisiongru.UperHead', ["did you mean 'mmvisiongru.UPerHead'"]),
         ('seg.py', 'model.backbone.type=nowhere.VisionGRU', ['model.backbone.type', 'is nowhere installed']),
         ('seg.py', 'model.decode_head.norm_cfg.type=BNN', ['decode_head.norm_cfg.type', "'BN'"]),
         ('seg.py', 'visualizer.type=A', ['seg.py', 'A is not in the']),
