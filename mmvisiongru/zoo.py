@@ -77,7 +77,8 @@ def build_model(model: str | Config, backend: str = 'auto', device: str = 'cpu')
         settings.setdefault('data_preprocessor', cfg.data_preprocessor)
     backbone = settings.get('backbone') or settings
     with building(cfg), DefaultScope.overwrite_default_scope(scope), torch.device(device):
-        for argument in _backend_arguments(MODELS.get(backbone.type)):
+        kind = backbone.type if inspect.isclass(backbone.type) else MODELS.get(backbone.type)
+        for argument in _backend_arguments(kind):
             backbone[argument] = backend
         return MODELS.build(settings)
 

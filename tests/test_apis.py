@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmvisiongru import config
+from mmvisiongru import VisionGRU, config
 from mmvisiongru.apis import get_config, get_model, list_configs
 from mmvisiongru.errors import InputError
 from tests.harness import ROOT
@@ -73,6 +73,11 @@ def trained(tmp_path):
     meta = dict(dataset_meta=dict(classes=tuple('abcdefghij')))
     torch.save(dict(state_dict=classifier.state_dict(), meta=meta), tmp_path / 'x.pth')
     return classifier, str(tmp_path / 'x.pth')
+
+
+def test_a_config_may_name_a_class():
+    model = get_model(Config(dict(model=dict(type=VisionGRU, arch='pico'))))
+    assert type(model) is VisionGRU
 
 
 def test_weights_are_loaded(trained):
