@@ -73,8 +73,9 @@ def paint(image: np.ndarray, labels: np.ndarray, classes, palette, opacity: floa
     What is no class, such as ignored pixels, is black.
     """
     image, labels = enlarge(image), enlarge(labels)
-    # Those of mmseg for classes without colours.
-    palette = palette or np.random.RandomState(42).randint(0, 255, (len(classes), 3)).tolist()
+    if len(palette or ()) != len(classes):
+        # The colours that mmseg gives classes without any.
+        palette = np.random.RandomState(42).randint(0, 255, (len(classes), 3)).tolist()
     colours = np.zeros((len(palette) + 1, 3), np.uint8)
     colours[:-1] = palette
     labels = np.where((labels >= 0) & (labels < len(palette)), labels, len(palette))

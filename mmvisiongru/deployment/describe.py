@@ -32,7 +32,8 @@ def describe(
     Raises:
         InputError: The number of names is not that of the classes.
     """
-    named = checkpoint_meta.get('dataset_meta') or dataset_meta(cfg) or {}
+    # A checkpoint may name classes without their colours.
+    named = (dataset_meta(cfg) or {}) | (checkpoint_meta.get('dataset_meta') or {})
     classes = named.get('classes') or [str(i) for i in range(model.classes)]
     if len(classes) != model.classes:
         raise InputError(
