@@ -70,10 +70,8 @@ class Backends:
             names = (name for name in self if not self.module(name).unsupported(x.device, x.dtype))
             return self.module(next(name for name in names if not self.distrust(name, x.device)))
         if reasons := self.module(name).unsupported(x.device, x.dtype):
-            where = f'{x.device}, {x.dtype}'
-            raise RuntimeError(
-                f"{self.operator} backend '{name}' cannot run on {where}: {'; '.join(reasons)}"
-            )
+            what = f"{self.operator} backend '{name}' cannot run on {x.device}, {x.dtype}"
+            raise RuntimeError(f'{what}: {"; ".join(reasons)}')
         return self.module(name)
 
     def describe(self, name: str, device: torch.device, dtype: torch.dtype) -> str:

@@ -97,9 +97,7 @@ def cache_folder() -> Path:
     folder = root / 'mmvisiongru'
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if risk := _risk(folder):
-        raise PermissionError(
-            f'{folder} {risk}; remove it, or set XDG_CACHE_HOME to a folder that only you may write to'
-        )
+        raise PermissionError(f'{folder} {risk}; remove it, or set XDG_CACHE_HOME to a private folder')
     return folder
 
 
@@ -121,26 +119,24 @@ def _load(name: str) -> ctypes.CDLL:
     if compiler is None:
         raise OSError('no C++ compiler (g++, clang++ or $CXX) on PATH')
     path = cache_folder() / _file_name(name, compiler)
-    if not os.path.lexists(path):
-        _build(name, compiler, path)
-    elif reason := _risk(path) or _damage(path):
+    exists = os.path.lexists(path)
+    if exists and (reason := _risk(path) or ('' if _is_intact(path) else 'is damaged')):
         log.warning('%s %s and is built again', path, reason)
+        exists = False
+    if not exists:
         _build(name, compiler, path)
     return ctypes.CDLL(str(path))
 
 
-def _damage(path: Path) -> str:
-    """'is damaged' unless a library ends with its own checksum: loading half of one may kill the process."""
+def _is_intact(path: Path) -> bool:
+    """Whether a library ends with its own checksum; loading half of one may kill the process."""
     data = path.read_bytes()
-    intact = hashlib.sha256(data[:-DIGEST_LENGTH]).hexdigest().encode() == data[-DIGEST_LENGTH:]
-    return '' if intact else 'is damaged'
+    return hashlib.sha256(data[:-DIGEST_LENGTH]).hexdigest().encode() == data[-DIGEST_LENGTH:]
 
 
 def _file_name(name: str, compiler: str) -> str:
-    texts = [
-        file.read_text(encoding='utf-8') for file in (SOURCES / f'{name}.cpp', *sorted(SOURCES.glob('*.h')))
-    ]
-    parts = (*texts, *FLAGS, compiler, _processor(), torch.__version__)
+    files = (SOURCES / f'{name}.cpp', *sorted(SOURCES.glob('*.h')))
+    parts = (*(f.read_text('utf-8') for f in files), *FLAGS, compiler, _processor(), torch.__version__)
     return f'{name}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so'
 
 

@@ -35,16 +35,14 @@ MAX_ROUNDS = 20
 
 def timed(function: Callable[[], object], device: torch.device) -> tuple[float, float]:
     """Milliseconds that a call takes on the device, and on the host, which launches it."""
-    gpu = device.type == 'cuda'
-    begin, end = (torch.cuda.Event(enable_timing=True) if gpu else None for _ in range(2))
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == 'cuda' else ()
     measure.synchronize(device)
     start = time.perf_counter()
-    _ = gpu and begin.record()
-    function()
-    _ = gpu and end.record()
+    for part in (*(e.record for e in events[:1]), function, *(e.record for e in events[1:])):
+        part()
     host = 1e3 * (time.perf_counter() - start)
     measure.synchronize(device)
-    return begin.elapsed_time(end) if gpu else host, host
+    return events[0].elapsed_time(events[1]) if events else host, host
 
 
 def compare(builders: dict[str, Callable], device: torch.device, deadline: float) -> tuple[list, list[str]]:
@@ -59,8 +57,9 @@ def compare(builders: dict[str, Callable], device: torch.device, deadline: float
             continue
         try:
             functions[name] = build()
-            peak = measure.peak_memory(functions[name], device) / 2**20
-            rows.append(dict(name=name, times=[], peak_mb=peak))
+            rows.append(
+                dict(name=name, times=[], peak_mb=measure.peak_memory(functions[name], device) / 2**20)
+            )
         # Out of memory, or a library that is not installed.
         except Exception as failure:
             skipped.append(f'{name}: {" ".join(str(failure).split())[:100]}')

@@ -21,17 +21,15 @@ class _Launch(NamedTuple):
     grid: tuple[int, int]
     arguments: dict
     backward: bool
+    chunked: bool
 
     @classmethod
     def of(cls, x: PreActivations, options: ScanOptions, backward: bool) -> '_Launch':
         """The launch for maps (B, H, W, P, D)."""
         processors = triton_launch.processors(x.gate.device)
         grid, arguments = triton_launch.launch(x.gate.shape, options.paths, backward, processors)
-        return cls(grid, dict(arguments, LINEAR=options.candidate == 'linear'), backward)
-
-    @property
-    def chunked(self) -> bool:
-        return self.arguments['chunks'] > 1
+        arguments = dict(arguments, LINEAR=options.candidate == 'linear')
+        return cls(grid, arguments, backward, arguments['chunks'] > 1)
 
     def enter_chunks(self, gate, value, state: Tensor | None) -> Tensor:
         """State before each chunk, (chunks, lanes), from Maps; ``value`` is hidden, or backward dL/dh."""
