@@ -57,7 +57,9 @@ def get_model(
     classes = meta.get('dataset_meta') or dataset_meta(cfg)
     set_inference_attributes(model, cfg, classes)
     score_in_float32(model)
-    model = model.to(device, dtype).eval()
+    model.to(device, dtype)
+    # eval() of a backbone of mmpretrain returns nothing.
+    model.eval()
     return optimize_for_inference(model) if optimize else model
 
 

@@ -75,6 +75,10 @@ def trained(tmp_path):
     return classifier, str(tmp_path / 'x.pth')
 
 
+def test_a_backbone_of_mmpretrain_is_returned():
+    assert not get_model('mmpretrain.ConvNeXt:atto', optimize=True).training
+
+
 def test_a_config_may_name_a_class():
     model = get_model(Config(dict(model=dict(type=VisionGRU, arch='pico'))))
     assert type(model) is VisionGRU
