@@ -62,7 +62,11 @@ def lock_folder(folder: str) -> int | None:
     Raises:
         InputError: Another process holds the lock; the message names it.
     """
-    lock = os.open(osp.join(folder, '.lock'), os.O_RDWR | os.O_CREAT, 0o666)
+    path = osp.join(folder, '.lock')
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise InputError(f'{path} cannot be written: {error.strerror}; set --work-dir') from error
     try:
         # A POSIX lock: one of flock() would be inherited by dataloader workers, which outlive a killed run.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -191,3 +191,9 @@ def test_lock_names_the_other_process_and_ends_with_it(tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
     assert not cut_off.exists()
     assert all(file.exists() for file in others)
+
+
+def test_a_lock_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / '.lock').mkdir()
+    with pytest.raises(InputError, match=rf'{tmp_path}/\.lock cannot be written: .*--work-dir'):
+        lock_folder(str(tmp_path))
