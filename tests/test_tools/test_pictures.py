@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 
 from mmvisiongru.drawing import draw_sample, font_for, paint
+from mmvisiongru.engine.hooks import PictureHook
 from mmvisiongru.errors import InputError
 from mmvisiongru.outputs import output_paths, write_picture
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
@@ -98,6 +100,12 @@ def test_a_picture_never_becomes_a_sample(task, main, args, capsys):
         main(args)
     assert 'is among the data' in capsys.readouterr().err
     assert files('inet') == before
+
+
+def test_images_that_are_no_files_are_refused():
+    loop = Mock(dataloader=Mock(dataset=[0]))
+    with pytest.raises(InputError, match='no files'):
+        PictureHook('shown').before_test(Mock(test_loop=loop))
 
 
 @classification

@@ -5,6 +5,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
 from mmvisiongru.drawing import as_rgb, draw_sample
+from mmvisiongru.errors import InputError
 from mmvisiongru.outputs import output_paths, write_picture
 from mmvisiongru.registry import HOOKS
 
@@ -86,7 +87,12 @@ class LabelMapHook(Hook):
 def _images(runner) -> list[str]:
     """The image files of the test set."""
     dataset = runner.test_loop.dataloader.dataset
-    return [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
+    try:
+        return [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
+    except (AttributeError, KeyError) as error:
+        raise InputError(
+            'the images of the test set are no files, after which to name what is written'
+        ) from error
 
 
 def _plain_view(data_batch: dict):
