@@ -6,6 +6,7 @@ python -m mmvisiongru --bench             time operators and models; --minutes N
 """
 
 import argparse
+import os.path as osp
 import sys
 
 
@@ -18,6 +19,8 @@ def main(argv=None) -> None:
     parser.add_argument('--minutes', type=float, default=5, metavar='N', help='limit of --bench (default: 5)')
     parser.add_argument('--json', metavar='FILE', help='write the figures of --bench to this file')
     args = parser.parse_args(argv)
+    if args.json and not osp.isdir(folder := osp.dirname(args.json) or '.'):
+        parser.error(f'--json {args.json}: there is no folder {folder}')
     if args.check:
         from mmvisiongru.selfcheck.check import check
 

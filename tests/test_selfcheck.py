@@ -99,6 +99,12 @@ def test_bench_writes_tables_and_figures(small, tmp_path, capsys):
     )
 
 
+def test_bench_refuses_a_file_that_it_could_not_write(capsys):
+    with pytest.raises(SystemExit):
+        main(['--bench', '--json', 'no/folder/b.json'])
+    assert 'there is no folder no/folder' in capsys.readouterr().err
+
+
 def test_bench_says_what_it_skips(small, monkeypatch, capsys):
     monkeypatch.setattr(bench, 'CLASSIFIERS', {'one': 'no-such-model'})
     main(['--bench', '--minutes', '0'])
