@@ -20,6 +20,7 @@ from mmvisiongru.inference import optimize_for_inference
 from mmvisiongru.launch.options import (
     add_common_options,
     add_config_options,
+    at_least_one,
     merge_common_options,
     one_line_errors,
 )
@@ -53,7 +54,7 @@ def parse_args(argv=None):
         help='write pictures of the predictions to this folder (only the first process does)',
     )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds to show each window')
-    parser.add_argument('--interval', type=int, default=1, help='show every n-th image')
+    parser.add_argument('--interval', type=at_least_one, default=1, help='show every n-th image')
     parser.add_argument(
         '--tta',
         action='store_true',

@@ -14,6 +14,7 @@ from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import (
     add_common_options,
     add_config_options,
+    at_least_one,
     merge_common_options,
     one_line_errors,
 )
@@ -61,13 +62,6 @@ def parse_args(argv=None):
     )
     add_common_options(parser)
     return parser.parse_args(argv)
-
-
-def at_least_one(text: str) -> int:
-    """A number of the command line."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f'must be at least 1, got {number}')
-    return number
 
 
 def merge_args(cfg: Config, args) -> None:

@@ -5,7 +5,7 @@ import os.path as osp
 import sys
 import time
 import traceback
-from argparse import ArgumentError, ArgumentParser, Namespace
+from argparse import ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
 from contextlib import contextmanager
 
 from mmengine.config import Config, DictAction
@@ -22,6 +22,13 @@ class SettingsAction(DictAction):
             super().__call__(parser, namespace, values, option_string)
         except (AssertionError, ValueError) as error:
             raise ArgumentError(self, f'must be KEY=VALUE, got {" ".join(values)}') from error
+
+
+def at_least_one(text: str) -> int:
+    """A number of the command line."""
+    if (number := int(text)) < 1:
+        raise ArgumentTypeError(f'must be at least 1, got {number}')
+    return number
 
 
 def add_config_options(parser: ArgumentParser) -> None:

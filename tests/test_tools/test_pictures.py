@@ -102,6 +102,12 @@ def test_a_picture_never_becomes_a_sample(task, main, args, capsys):
     assert files('inet') == before
 
 
+def test_interval_of_zero_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        test_tool.parse_args(['tiny.py', 'model.pth', '--interval', '0'])
+    assert '--interval: must be at least 1' in capsys.readouterr().err
+
+
 def test_images_that_are_no_files_are_refused():
     loop = Mock(dataloader=Mock(dataset=[0]))
     with pytest.raises(InputError, match='no files'):
