@@ -97,3 +97,12 @@ def built_loops(runner) -> dict:
 def plain_tags(hook, tags: dict) -> dict:
     """What mmengine's LoggerHook writes to a JSON file: read in 0.10.12. Without it, all tags as they are."""
     return getattr(hook, '_process_tags', dict)(tags)
+
+
+def adaptive_pooling_operators() -> list:
+    """Operators that a graph may hold for adaptive average pooling of maps.
+
+    Exported graphs of torch 2.15 hold the private one. Without the name, they hold the public one.
+    """
+    aten, names = torch.ops.aten, ('_adaptive_avg_pool2d', 'adaptive_avg_pool2d')
+    return [getattr(aten, name).default for name in names if hasattr(aten, name)]

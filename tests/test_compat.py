@@ -2,6 +2,7 @@
 
 import inspect
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -42,12 +43,21 @@ def equal(got, expected):
     assert got == expected
 
 
+def adaptive_pooling_operators():
+    class Aten:
+        adaptive_avg_pool2d = torch.ops.aten.adaptive_avg_pool2d
+
+    with mock.patch.object(_compat, 'torch', SimpleNamespace(ops=SimpleNamespace(aten=Aten))):
+        equal(_compat.adaptive_pooling_operators(), [torch.ops.aten.adaptive_avg_pool2d.default])
+
+
 # Each function with objects that lack the names.
 FALLBACKS = {
     'linear': linear,
     'set_inference_attributes': set_inference_attributes,
     'checkpoint_loaders': lambda: equal(_compat.checkpoint_loaders(object), {}),
     'has_hooks': lambda: equal(_compat.has_hooks(SimpleNamespace()), False),
+    'adaptive_pooling_operators': adaptive_pooling_operators,
     'built_loops': lambda: equal(_compat.built_loops(SimpleNamespace()), {}),
     'plain_tags': lambda: equal(_compat.plain_tags(SimpleNamespace(), dict(a=1)), dict(a=1)),
 }

@@ -11,8 +11,6 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
 from tests.harness import ROOT
 
 GROUND = {
@@ -204,7 +202,6 @@ def foreign_privates(root: Path) -> list[str]:
     ]
 
 
-@pytest.mark.xfail(reason='private names are being moved to _compat.py')
 def test_private_names_of_other_packages_are_in_compat_only():
     assert foreign_privates(ROOT) == []
 

@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+from torch.nn.modules.batchnorm import SyncBatchNorm
 from torch.utils.data import DataLoader
 
 from mmvisiongru.checkpoint.match import plain_model
@@ -90,7 +90,8 @@ def check_model(cfg: Config, model: nn.Module) -> list[str]:
 @contextmanager
 def _looking(model: nn.Module) -> Iterator[list[str]]:
     """Run the model without a trace in it; gives the batch norms that get one value per channel."""
-    names = {m: f'model.{name}' for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, SyncBatchNorm)
+    names = {m: f'model.{name}' for name, m in model.named_modules() if isinstance(m, kinds)}
     training, pooled = model.training, []
 
     def look(norm, inputs):

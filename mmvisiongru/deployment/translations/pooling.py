@@ -6,8 +6,9 @@ the graph fails at other sizes.
 
 from collections.abc import Sequence
 
-import torch
 from onnxscript import opset18 as op
+
+from mmvisiongru import _compat
 
 
 def averages(size, bins: int):
@@ -21,11 +22,11 @@ def averages(size, bins: int):
 
 
 def adaptive_avg_pool2d(x, output_size: Sequence[int]):
-    """``aten::_adaptive_avg_pool2d`` of (B, C, H, W)."""
+    """Average pooling of (B, C, H, W) to a fixed size."""
     rows = averages(op.Shape(x, start=2, end=3), output_size[0])
     columns = averages(op.Shape(x, start=3, end=4), output_size[1])
     # Columns first: with a matrix on the right, the product of the large map is a single GEMM.
     return op.MatMul(rows, op.MatMul(x, op.Transpose(columns, perm=[1, 0])))
 
 
-TABLE = {torch.ops.aten._adaptive_avg_pool2d.default: adaptive_avg_pool2d}
+TABLE = dict.fromkeys(_compat.adaptive_pooling_operators(), adaptive_avg_pool2d)
