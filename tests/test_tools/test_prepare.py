@@ -7,13 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 
 from mmvisiongru.apis import get_model
-from mmvisiongru.config import get_config
 from mmvisiongru.errors import InputError
-from mmvisiongru.launch import prepare
 from mmvisiongru.zoo import build_model
 from tests.harness import ROOT
 from tests.harness.children import environment
@@ -40,9 +36,7 @@ SCRIPTS = {
 def scenes(workplace):
     """A folder with a segmentation config, its data and a checkpoint that fits."""
     path = write_config(workplace / 'tiny.py', SEGMENTATION, 'ade')
-    with DefaultScope.overwrite_default_scope('mmseg'):
-        model = MODELS.build(Config.fromfile(path).model)
-    torch.save(dict(state_dict=model.state_dict(), meta={}), 'model.pth')
+    torch.save(dict(state_dict=get_model(str(path)).state_dict(), meta={}), 'model.pth')
     return workplace
 
 
@@ -128,19 +122,6 @@ def test_traceback_is_in_the_log_file_and_shown_on_demand(scenes, capsys):
     assert code == 2
     assert debug[-1] == err[0]
     assert any('in _check_options' in line for line in debug)
-
-
-def test_training_finds_everything_built(scenes):
-    args = train.parse_args(['tiny.py', '--auto-scale-lr'])
-    cfg = get_config('tiny.py', {'auto_scale_lr.base_batch_size': 1})
-    train.merge_args(cfg, args)
-    runner = prepare.prepare_training(cfg)
-    loop, optimizer = runner.train_loop, runner.optim_wrapper.optimizer
-    runner.train()
-    assert runner.train_loop is loop
-    assert runner.optim_wrapper.optimizer is optimizer
-    # 1e-3 by a batch of 2 over one of 1, scaled once.
-    assert optimizer.param_groups[0]['lr'] == pytest.approx(2e-3)
 
 
 def test_confusion_matrix_of_a_segmentor_needs_no_mmpretrain(scenes, capsys, monkeypatch):
