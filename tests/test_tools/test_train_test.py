@@ -24,6 +24,7 @@ from mmvisiongru.models.layers import mingru
 from mmvisiongru.ops import mingru_scan_2d
 from tests.harness import ROOT
 from tests.harness.children import PATIENCE, environment, free_port
+from tests.harness.forked import forked_python
 from tests.harness.small_runs import (
     CLASSIFICATION,
     SEGMENTATION,
@@ -58,16 +59,22 @@ def tool(capsys):
     return call
 
 
+@pytest.fixture(scope='module')
+def python(tmp_path_factory):
+    with forked_python(tmp_path_factory.mktemp('python')) as path:
+        yield path
+
+
 @pytest.fixture
-def start():
+def start(python):
     """Starts a script of tools/ in the background, as from a shell."""
 
     def call(script: str, *args, **env) -> subprocess.Popen:
         # Without a GPU everywhere, as the tests expect gloo.
-        settings = dict(PYTHON=sys.executable, CUDA_VISIBLE_DEVICES='')
+        settings = dict(PYTHON=python, PYTHON_EXEC=python, CUDA_VISIBLE_DEVICES='')
         return subprocess.Popen(
             [str(TOOLS / script), *map(str, args)],
-            env={**environment(), **settings, **env},
+            env={**os.environ, **settings, **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -356,7 +363,7 @@ def test_missing_arguments_of_a_launcher(start, script, args, message):
 
 
 @pytest.mark.parametrize('name', ['train', 'test'])
-def test_slurm_asks_for_a_task_a_gpu(folder, start, name):
+def test_slurm_asks_for_a_task_a_gpu(folder, start, python, name):
     args = ['a b.py', *(['c d.pth'] if name == 'test' else [])]
     srun = folder / 'srun'
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$PYTHONPATH" "$@"\n')
@@ -369,5 +376,5 @@ def test_slurm_asks_for_a_task_a_gpu(folder, start, name):
     assert got == [
         '--partition=my part', '--job-name=my job', '--gres=gpu:8', '--ntasks=16', '--ntasks-per-node=8',
         '--cpus-per-task=5', '--kill-on-bad-exit=1', '--exclusive', '-w', 'n1',
-        sys.executable, '-u', str(TOOLS / f'{name}.py'), *args, '--launcher', 'slurm', '--x', 'c d',
+        python, '-u', str(TOOLS / f'{name}.py'), *args, '--launcher', 'slurm', '--x', 'c d',
     ]  # fmt: skip
