@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from mmvisiongru._compat import linear
 from mmvisiongru.models.layers import MLP, ChannelMix
+from mmvisiongru.models.layers.joined_conv import JoinedConv2d
 
 from .form import InferenceForm, is_as_built
 
@@ -54,7 +55,10 @@ class FoldedConvModule(InferenceForm, ConvModule):
     @classmethod
     def fits(cls, layer: ConvModule) -> bool:
         """Whether a batch norm follows a convolution, both as built."""
-        is_pair = type(layer.conv) is nn.Conv2d and type(layer.norm) in (nn.BatchNorm2d, SyncBatchNorm)
+        is_pair = type(layer.conv) in (nn.Conv2d, JoinedConv2d) and type(layer.norm) in (
+            nn.BatchNorm2d,
+            SyncBatchNorm,
+        )
         return is_pair and is_as_built(layer.conv) and is_as_built(layer.norm)
 
     @classmethod

@@ -34,7 +34,7 @@ class Machine(NamedTuple):
     overhead: float
 
 
-CPU = Machine((32, 128), 5e7)
+CPU = Machine((64, 128), 5e7)
 # Predicted, not measured: some 30 launches at the speed of bfloat16.
 GPU = Machine((128, 128), 5e9)
 
@@ -69,10 +69,14 @@ class JoinedConv2d(nn.Conv2d):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, h_i, w_i), the first one of the size of the output -> (B, N, H, W)."""
+        return self._conv_forward(maps, self.weight, self.bias)
+
+    def _conv_forward(self, maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+        # mmcv's ConvModule calls this name with a folded batch norm.
         size = maps[0].shape[2:]
-        weights = self.weight.split([x.shape[1] for x in maps], 1)
+        weights = weight.split([x.shape[1] for x in maps], 1)
         if self.kernel_size == (1, 1):
-            out = F.conv2d(maps[0], weights[0], self.bias)
+            out = F.conv2d(maps[0], weights[0], bias)
             for x, weight in zip(maps[1:], weights[1:], strict=True):
                 out = out + self._resize(F.conv2d(x, weight), size)
             return out
@@ -83,7 +87,7 @@ class JoinedConv2d(nn.Conv2d):
             else:
                 whole.append((self._resize(x, size), weight))
         joined, weight = (_cat(parts, 1) for parts in zip(*whole, strict=True))
-        out = F.conv2d(joined, weight, self.bias, padding=self.padding)
+        out = F.conv2d(joined, weight, bias, padding=self.padding)
         return out + mix_and_enlarge(small, size, self.align_corners) if small else out
 
     def _resize(self, x: Tensor, size: Sequence[int]) -> Tensor:
@@ -128,7 +132,7 @@ class Level:
     """One map of :func:`mix_and_enlarge` with its weight and the matrices of both sides."""
 
     def __init__(self, x: Tensor, weight: Tensor, size: Sequence[int], align_corners: bool):
-        self.x, self.size = x.permute(0, 2, 3, 1), size
+        self.x, self.align_corners = x.permute(0, 2, 3, 1), align_corners
         self.rows, self.columns = (
             shifted_enlargement(*sides, align_corners, x)
             for sides in zip(x.shape[2:], size, weight.shape[2:], strict=True)
@@ -138,7 +142,8 @@ class Level:
 
     def tile(self, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
         """Rows and columns of the output, each from one to before another: (B, rows, columns, N)."""
-        (top, bottom), (left, right) = _source(rows, self.rows), _source(columns, self.columns)
+        top, bottom = _source(rows, self.rows, self.align_corners)
+        left, right = _source(columns, self.columns, self.align_corners)
         x = self.x[:, top:bottom, left:right]
         mixed = torch.cat([F.linear(x, weight) for weight in self.taps], 1)
         enlarge_rows = self.rows[slice(*rows), :, top:bottom].flatten(1)
@@ -159,13 +164,18 @@ def _spans(length: int, step: int) -> list[tuple[int, int]]:
     return [(start, min(start + step, length)) for start in range(0, length, step)]
 
 
-def _source(span: tuple[int, int], matrices: Tensor) -> tuple[int, int]:
-    """Input pixels that the output pixels of a span depend on, and up to two more."""
+def _source(span: tuple[int, int], matrices: Tensor, align_corners: bool) -> tuple[int, int]:
+    """First input pixel that the output pixels of a span depend on, and the one behind the last."""
     enlarged, taps, size = matrices.shape
     if span == (0, enlarged):
         return 0, size
-    start, stop = span[0] - taps // 2, span[1] + taps // 2
-    return max(0, start * size // enlarged - 1), min(size, stop * size // enlarged + 2)
+    # The first and last output pixels with the taps around them.
+    ends = span[0] - taps // 2, span[1] - 1 + taps // 2
+    if align_corners:
+        first, last = (end * (size - 1) // (enlarged - 1) for end in ends)
+    else:
+        first, last = (((2 * end + 1) * size - enlarged) // (2 * enlarged) for end in ends)
+    return max(0, first), min(size, last + 2)
 
 
 def _cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
