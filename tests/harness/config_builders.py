@@ -7,12 +7,8 @@ import re
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.hooks import ParamSchedulerHook
-from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, DefaultScope
-from mmengine.runner import Runner
-from torch.utils.data import DataLoader
+from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS, DefaultScope
 
 from tests.harness import ROOT
 
@@ -80,12 +76,10 @@ def flatten(node, prefix=''):
 def difference(child, parent):
     """Keys whose values differ or that only one of two configs has, with the value in the first."""
     ours, theirs = flatten(load(child).to_dict()), flatten(load(parent).to_dict())
-    missing = object()
-    return {
-        key: ours.get(key)
-        for key in ours.keys() | theirs.keys()
-        if ours.get(key, missing) != theirs.get(key, missing)
-    }
+    changed = (
+        k for k in ours.keys() | theirs.keys() if (k in ours, ours.get(k)) != (k in theirs, theirs.get(k))
+    )
+    return {key: ours.get(key) for key in changed}
 
 
 def batch_in_name(name):
@@ -94,38 +88,18 @@ def batch_in_name(name):
     return int(gpus), int(images)
 
 
-class OneWeight(BaseModel):
-    """The least that a runner trains."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, inputs, data_samples=None, mode='loss'):
-        raise NotImplementedError
-
-
-def lr_curve(name, work_dir, epoch_length=10):
-    """The lr of every iteration, from the schedulers and the loop that a runner builds of the config."""
+def lr_curve(name, epoch_length=10):
+    """The lr of every iteration, from the schedulers of the config as the runner steps them."""
     cfg = load(name)
-    runner = Runner(
-        OneWeight(),
-        str(work_dir),
-        train_dataloader=DataLoader(range(epoch_length)),
-        train_cfg=cfg.train_cfg,
-        optim_wrapper=dict(optimizer=cfg.optim_wrapper.optimizer),
-        default_scope=cfg.default_scope,
-        experiment_name=f'lr_{name}',
-        log_level='WARNING',
-    )
-    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    runner._train_loop = runner.build_train_loop(cfg.train_cfg)
-    runner.param_schedulers = runner.build_param_scheduler(cfg.param_scheduler)
-    hook, by_epoch = ParamSchedulerHook(), cfg.default_scope == 'mmpretrain'
-    lrs = []
-    for i in range(runner.max_iters):
-        lrs.append(runner.optim_wrapper.param_groups[0]['lr'])
-        hook.after_train_iter(runner, i)
-        if by_epoch and (i + 1) % epoch_length == 0:
-            hook.after_train_epoch(runner)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.optim_wrapper.optimizer.lr)
+    epochs, lrs = cfg.train_cfg.get('max_epochs'), []
+    default = dict(optimizer=optimizer, epoch_length=epoch_length, end=epochs or cfg.train_cfg.max_iters)
+    with scope(cfg):
+        schedulers = [PARAM_SCHEDULERS.build(each, default_args=default) for each in cfg.param_scheduler]
+    for i in range(epochs * epoch_length if epochs else cfg.train_cfg.max_iters):
+        lrs.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for scheduler in schedulers:
+            if not scheduler.by_epoch or (i + 1) % epoch_length == 0:
+                scheduler.step()
     return np.array(lrs)

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 
 from benchmarks import backbones as compare_backbones
 from mmvisiongru.flops import count
@@ -37,22 +36,6 @@ def test_rows_are_counted_measured_or_quoted(tmp_path, monkeypatch):
     assert second['time_ratio'] == pytest.approx(second['parameters'] / rows['first']['parameters'])
     assert '| 12.34 | nowhere |' in text
     assert '| Vim-S | 224x224 | 26.0 |  | not available |  |  | 80.5 | README of hustvl/Vim |' in text
-
-
-@pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'bfloat16-weights'])
-def test_both_models_run_in_the_dtype_that_the_page_names(tmp_path, monkeypatch, precision):
-    seen = set()
-
-    def watched(model, x):
-        seen.add((next(model.parameters()).dtype, x.dtype, torch.is_autocast_enabled('cpu')))
-        return model(x)
-
-    monkeypatch.setattr('mmvisiongru.measure.forward', watched)
-    arguments = ['--out', str(tmp_path / 'page'), '--repeats', '1', '--device', 'cpu', '--dtype', precision]
-    compare_backbones.main(arguments)
-    assert f'dtype {precision}' in (tmp_path / 'page.md').read_text()
-    weights = torch.bfloat16 if precision == 'bfloat16-weights' else torch.float32
-    assert seen == {(weights, weights, precision == 'bfloat16')}
 
 
 def test_accuracy_is_quoted_for_every_model(monkeypatch):

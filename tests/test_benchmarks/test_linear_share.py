@@ -17,16 +17,6 @@ def test_every_layer_runs_on_the_shapes_of_the_model():
     assert {tuple(z.shape) for _, z in calls} == {(1, 3, 48, 32), (1, 3, 2, 8), (1, 3, 2, 32)}
 
 
-def test_ratio_is_of_the_time_of_model_and_layers(monkeypatch):
-    monkeypatch.setattr(
-        linear_share.measure,
-        'interleaved_times',
-        lambda *args: dict(model=[3.0, 9.0, 3.0], layers=[2.0, 2.0, 8.0]),
-    )
-    model = VRWKV(dict(embed_dims=8, depth=1))
-    assert linear_share.compare(model, torch.randn(1, 3, 16, 16), 3) == dict(model=3.0, layers=2.0, ratio=1.5)
-
-
 def test_command(capsys):
     linear_share.main(['mmvisiongru.VRWKV:pico', '--sizes', '64', '--repeats', '1', '--device', 'cpu'])
     assert re.search(r'VRWKV:pico at 64: .*ratio \d+\.\d{3}', capsys.readouterr().out)

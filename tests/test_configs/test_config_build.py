@@ -105,29 +105,21 @@ def test_paper_recipes_spare_norms_and_positional_embedding_from_weight_decay(na
     assert set(decay.values()) == {0, 0.05 if biases else 0.01}
 
 
-AMP = {
-    'optim_wrapper.type': 'AmpOptimWrapper',
-    'optim_wrapper.dtype': 'bfloat16',
-    'optim_wrapper.loss_scale': 1.0,
-    'channels_last': True,
-}
+AMP = {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16',
+       'optim_wrapper.loss_scale': 1.0, 'channels_last': True}  # fmt: skip
+COMPILE = {'compile.fullgraph': True}
 # Suffix of a variant after its parent's name, or the words that it replaces there, and all that it changes.
 VARIANTS = [
     (UPERNET, '.py', '_slurm.py', {'launcher': 'slurm'}),
     (UPERNET, '160k', '80k', {'train_cfg.max_iters': 80000}),
     (UPERNET, '.py', '_layer-decay.py', {'optim_wrapper.paramwise_cfg.layer_decay_rate': 0.9}),
-    *((name, '160k', 'amp-160k', AMP) for name in (UPERNET, UPERNET.replace('tiny', 'base'))),
-    *(
-        (name.replace('tiny', size), '8xb128', '8xb128-amp', AMP)
-        for name in (CLASSIFIER, RELEASED)
-        for size in ('tiny', 'base')
-    ),
-    *(
-        (name.replace('tiny', size), 'amp', 'amp-compile', {'compile.fullgraph': True})
-        for name in (UPERNET.replace('160k', 'amp-160k'), CLASSIFIER.replace('8xb128', '8xb128-amp'))
-        for size in ('tiny', 'base')
-    ),
 ]
+for SIZE in ('tiny', 'base'):
+    upernet, classifier, released = (name.replace('tiny', SIZE) for name in (UPERNET, CLASSIFIER, RELEASED))
+    VARIANTS += [(upernet, '160k', 'amp-160k', AMP)]
+    VARIANTS += [(name, '8xb128', '8xb128-amp', AMP) for name in (classifier, released)]
+    VARIANTS += [(upernet.replace('160k', 'amp-160k'), 'amp', 'amp-compile', COMPILE)]
+    VARIANTS += [(classifier.replace('8xb128', '8xb128-amp'), 'amp', 'amp-compile', COMPILE)]
 
 
 @pytest.mark.parametrize(('parent', 'old', 'new', 'changes'), VARIANTS)

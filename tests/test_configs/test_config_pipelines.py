@@ -51,10 +51,8 @@ def test_imagenet_batch_is_mixed_in_training_alone(imagenet):
     samples = [dataset[i % 2] for i in range(8)]
     torch.manual_seed(0)
     np.random.seed(0)
-    batch = dict(
-        inputs=torch.stack([sample['inputs'] for sample in samples]),
-        data_samples=[sample['data_samples'] for sample in samples],
-    )
+    batch = dict(inputs=torch.stack([sample['inputs'] for sample in samples]))
+    batch['data_samples'] = [sample['data_samples'] for sample in samples]
     plain = model.data_preprocessor(batch)['inputs']
     # RGB, each channel normalised by the mean and standard deviation of ImageNet.
     mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])

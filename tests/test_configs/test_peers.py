@@ -63,16 +63,13 @@ def test_backbone_is_that_of_mmpretrain_without_regularisation_of_its_own(name):
 
 @functools.cache
 def counted(name):
-    """Size of the image that a config trains with; parameters and MACs."""
     cfg = model_config(str(CONFIGS / name))
-    size = image_size(cfg)
-    return dict(count(build_by_name(cfg).to('meta'), size), size=size)
+    return count(build_by_name(cfg).to('meta'), image_size(cfg))
 
 
 @pytest.mark.parametrize('name', SMALL)
 def test_small_peer_has_the_size_of_visiongru(name):
     found, of_visiongru = counted(name), counted(parent(name))
-    assert found['size'] == of_visiongru['size']
     assert found['parameters'] == pytest.approx(of_visiongru['parameters'], rel=0.05)
     assert found['macs'] == pytest.approx(of_visiongru['macs'], rel=0.15)
 

@@ -154,38 +154,13 @@ def test_bad_input_is_one_line(folder, capsys, call, named):
     assert named in line
 
 
-@pytest.mark.parametrize(
-    ('output', 'code', 'reason'),
-    [
-        ('12/01 - INFO\nerror: data folder x is missing\n', 2, 'error: data folder x is missing'),
-        # What torchrun prints below the error of a rank.
-        ('[rank0]: ValueError: bad lr\nE1201 failed\n  error_file: <N/A>\n===\n', 1, 'ValueError: bad lr'),
-        ('Traceback (most recent call last):\n  File "a"\ntorch.OutOfMemoryError: 3 GB\n', 1, 'Memory'),
-        ('Epoch 1\n', -9, 'SIGKILL'),
-        ('', 3, 'exit code 3'),
-    ],
-)  # fmt: skip
-def test_reason_of_a_failure_is_found(output, code, reason):
-    assert reason in training.failure(output, code)
-
-
-@pytest.mark.parametrize(
-    ('metric', 'ends', 'difference'),
-    [
-        ('accuracy/top1', '[0.00, 100.00]', '[-100.00, +100.00]'),
-        ('mIoU', '[0.00, 100.00]', '[-100.00, +100.00]'),
-        # Student's t for two values: 12.706 times half of their difference.
-        ('loss', '[-58.56, 195.56]', '[-147.06, +107.06]'),
-    ],
-)
-def test_interval_ends_where_values_are_possible(tmp_path, metric, ends, difference):
+# Student's t for two values: 12.706 times half of their difference.
+@pytest.mark.parametrize(('metric', 'ends'), [('mIoU', '[0.00, 100.00]'), ('loss', '[-58.56, 195.56]')])
+def test_interval_ends_where_values_are_possible(tmp_path, metric, ends):
     results = Results(tmp_path)
     common = dict(metric=metric, metrics={}, iterations=1, seconds=1.0, seconds_per_iteration=1.0, machine='',
                   loss_curve=[(1, 2.0)], metric_curve=[])  # fmt: skip
-    for name, values in (('a', (58.5, 78.5)), ('b', (48.5, 68.5)), ('c', (48.5, 48.5))):
-        results.expect(name, 'x', '')
-        for seed, value in enumerate(values):
-            results.runs[name, seed] = dict(common, config=name, seed=seed, value=value)
-    rows = {line.split(' | ')[0]: line for line in training_report.markdown(results, []).splitlines()}
-    assert ends in rows['| a']
-    assert difference in rows['| c']
+    results.expect('a', 'x', '')
+    for seed, value in enumerate((58.5, 78.5)):
+        results.runs['a', seed] = dict(common, config='a', seed=seed, value=value)
+    assert ends in training_report.markdown(results, [])

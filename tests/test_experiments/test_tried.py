@@ -4,12 +4,9 @@ import pytest
 import torch
 
 from experiments.tried.centred import CentredVisionGRU
-from experiments.tried.constant_share import constant_share, shares
-from experiments.tried.halves import halve
 from experiments.tried.layer_scale import LayerScaleVisionGRU
 from experiments.tried.long_memory import LongMemoryVisionGRU
 from experiments.tried.shifted import shifted
-from mmvisiongru.errors import InputError
 from mmvisiongru.models import VisionGRU
 from mmvisiongru.models.layers import MinGRU2D
 
@@ -19,13 +16,6 @@ SMALL = dict(arch=dict(embed_dims=[4, 8], depths=[1, 2]), out_indices=(0, 1))
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def test_constant_share_is_the_mean_squared_over_the_mean_square():
-    assert constant_share(torch.tensor([[[1.0], [3.0]]])) == pytest.approx(4 / 5)
-    backbone, images = VisionGRU(**SMALL), torch.randn(3, 3, 16, 16)
-    _, pooled = shares(backbone, images)
-    assert pooled == pytest.approx(constant_share(backbone(images)[1].detach().mean((2, 3))))
 
 
 def test_centred_subtracts_the_mean_of_each_row_and_path_of_the_output_projections():
@@ -64,16 +54,3 @@ def test_layer_scale_multiplies_what_is_added():
     x = torch.randn(1, 3, 3, 4)
     y = x + 0.1 * block.mixer[0](block.norm1(x))
     torch.testing.assert_close(block(x), y + 0.1 * block.mlp[0](block.norm2(y)))
-
-
-def test_halves_are_made_of_training_images_alone(tmp_path):
-    source, out = tmp_path / 'data', tmp_path / 'out'
-    for name in ('train/a_1', 'train/a_2', 'train/a_3', 'train/b_1', 'val/a_9'):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / f'{name}.png').write_text(name)
-    halve(source, out)
-    found = {str(path.relative_to(out)): path.read_text() for path in out.rglob('*.png')}
-    assert found == {f'{half}.png': f'train/{half[-3:]}' for half in
-                     ('train/a_1', 'train/a_2', 'train/b_1', 'val/a_3')}  # fmt: skip
-    with pytest.raises(InputError, match='out exists'):
-        halve(source, out)

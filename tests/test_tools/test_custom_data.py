@@ -93,11 +93,12 @@ def test_two_classes(workplace, text, channels):
         each for each in snippets('custom_dataset.md') if each.startswith(('data_prefix', 'ann'))
     )
     random = np.random.default_rng(0)
-    for folder, end in (('all', '_img.png'), ('all', '_mask.png'), ('splits', None)):
-        Path('data', folder).mkdir(parents=True, exist_ok=True)
-        for i in range(4 if end else 0):
-            values = random.integers(0, 256, (32, 32, 3)) if 'img' in end else random.integers(0, 2, (32, 32))
-            Image.fromarray(values.astype('uint8')).save(f'data/all/{i}{end}')
+    for folder in ('all', 'splits'):
+        Path('data', folder).mkdir(parents=True)
+    for i in range(4):
+        for end, most, shape in (('img', 256, (32, 32, 3)), ('mask', 2, (32, 32))):
+            values = random.integers(0, most, shape, np.uint8)
+            Image.fromarray(values).save(f'data/all/{i}_{end}.png')
     Path('data/splits/train.txt').write_text('0\n1\n2\n')
     own = f"""
 names = dict(classes=('background', 'crack'))

@@ -23,18 +23,6 @@ def test_sizes_reach_the_file(tmp_path, capsys):
     assert 'MMACs' in out
 
 
-def test_images_have_the_channels_of_the_model(tmp_path):
-    macs = []
-    for channels in (1, 3):
-        file = tmp_path / f'{channels}.json'
-        get_flops.main(
-            [PICO, '--shape', '64', '--json', str(file), '--cfg-options', f'model.in_channels={channels}']
-        )
-        macs.append(json.loads(file.read_text())['rows'][0]['macs'])
-    # The first convolution: 3 x 3, 12 output channels, 32 x 32 pixels.
-    assert macs[1] - macs[0] == 2 * 9 * 12 * 32 * 32
-
-
 def test_wrapper_for_test_time_augmentation_counts_one_view(capsys):
     get_flops.main([TTA])
     out = ' '.join(capsys.readouterr().out.split())
@@ -47,16 +35,12 @@ def test_wrapper_for_test_time_augmentation_counts_one_view(capsys):
     [
         (['nothing.py'], 'nothing.py does not exist'),
         (['resnet50_8xb32_in1'], 'resnet50_8xb32_in1k'),
-        (['mmvisiongru.VisionGRU:tinny'], 'tinny'),
-        ([PICO, '--cfg-options', 'model.scan_pathes=row'], 'scan_pathes'),
         ([PICO, '--shape', '0'], 'positive'),
         ([PICO, '--shape', '1', '2', '3'], 'one or two'),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, capsys):
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit, match='2'):
         get_flops.main(arguments)
-    assert caught.value.code == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error:')]
-    assert len(error) == 1
-    assert message in error[0]
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error:')]
+    assert message in error
