@@ -51,6 +51,14 @@ def adaptive_pooling_operators():
         equal(_compat.adaptive_pooling_operators(), [torch.ops.aten.adaptive_avg_pool2d.default])
 
 
+def batch_norm_types():
+    public = SimpleNamespace(**{name: getattr(nn, name) for name in dir(nn) if 'BatchNorm' in name})
+    public.modules = SimpleNamespace(batchnorm=SimpleNamespace())
+    with mock.patch.object(_compat, 'nn', public):
+        assert isinstance(nn.BatchNorm2d(3), _compat.batch_norm_types())
+        assert not isinstance(nn.LayerNorm(3), _compat.batch_norm_types())
+
+
 # Each function with objects that lack the names.
 FALLBACKS = {
     'linear': linear,
@@ -58,6 +66,7 @@ FALLBACKS = {
     'checkpoint_loaders': lambda: equal(_compat.checkpoint_loaders(object), {}),
     'has_hooks': lambda: equal(_compat.has_hooks(SimpleNamespace()), False),
     'adaptive_pooling_operators': adaptive_pooling_operators,
+    'batch_norm_types': batch_norm_types,
     'built_loops': lambda: equal(_compat.built_loops(SimpleNamespace()), {}),
     'plain_tags': lambda: equal(_compat.plain_tags(SimpleNamespace(), dict(a=1)), dict(a=1)),
 }

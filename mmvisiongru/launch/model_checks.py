@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm
 from torch.utils.data import DataLoader
 
+from mmvisiongru._compat import batch_norm_types
 from mmvisiongru.checkpoint.match import plain_model
 from mmvisiongru.errors import InputError, in_one_line
 
@@ -90,7 +91,7 @@ def check_model(cfg: Config, model: nn.Module) -> list[str]:
 @contextmanager
 def _looking(model: nn.Module) -> Iterator[list[str]]:
     """Run the model without a trace in it; gives the batch norms that get one value per channel."""
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, SyncBatchNorm)
+    kinds = batch_norm_types()
     names = {m: f'model.{name}' for name, m in model.named_modules() if isinstance(m, kinds)}
     training, pooled = model.training, []
 
