@@ -3,8 +3,8 @@
     python tools/deployment/benchmark_onnx.py mmvisiongru.VisionGRU:tiny --sizes 224 512 1024
     python tools/deployment/benchmark_onnx.py CONFIG --sizes 512x683 --json work_dirs/onnx.json
 
-The model is a config file, a name that mmpretrain or mmseg knows, or a backbone, with random weights. They
-take turns on OMP_NUM_THREADS threads. What cannot run is left out, and the reason is printed.
+The model is a config file, a name that mmpretrain or mmseg knows, or a backbone, with random weights. Runs
+are interleaved, on OMP_NUM_THREADS threads. A runtime that cannot run is skipped, and the reason is printed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from mmvisiongru.deployment.runtimes import has_openvino, onnx_runtime, openvino
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.zoo import build_model
 
-# ONNX Runtime has hardly a kernel for bfloat16 on CPUs.
+# ONNX Runtime has hardly any kernel for bfloat16 on CPUs.
 RUNNERS = (
     'torch float32',
     'torch bfloat16',
@@ -41,12 +41,12 @@ RUNNERS = (
     'OpenVINO bfloat16',
     'OpenVINO int8',
 )
-# The threads of a runtime go on spinning when it is done, in the way of the next one.
+# Seconds between runs: the threads of a runtime go on spinning after a run and slow the next one.
 PAUSE = 0.05
 
 
 class Raw(nn.Module):
-    """What a model gives before any post-processing: one or several maps, or scores."""
+    """Outputs of a model before any post-processing: one or several maps, or scores."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -63,7 +63,7 @@ def start(runner: str, model: str, folder: str) -> Callable[[Tensor], list[Tenso
     runtime, precision = runner.rsplit(' ', 1)
     if runtime == 'torch':
         torch.manual_seed(0)
-        # The same for each: what is drawn depends on the seed alone.
+        # The same weights in each runner.
         return _torch(Raw(build_model(model)).eval(), getattr(torch, precision))
     path = osp.join(folder, 'int8.onnx' if precision == 'int8' else 'float32.onnx')
     if runtime == 'ONNX Runtime':
@@ -104,7 +104,7 @@ def rms_error(found: list[Tensor], wanted: list[Tensor]) -> float:
 def memory_of(arguments: tuple, size: tuple[int, int], threads: int) -> float:
     """Bytes for one image on top of the loaded model, which has seen a small image only.
 
-    OpenVINO compiles the model for the size of the image, which counts.
+    They include the model that OpenVINO compiles for the size of the image.
     """
     torch.set_num_threads(threads)
     run = start(*arguments)
@@ -113,13 +113,13 @@ def memory_of(arguments: tuple, size: tuple[int, int], threads: int) -> float:
 
 
 def in_new_process(function: Callable, *args):
-    """Call a function where no runtime has taken memory yet, which some never give back."""
+    """Call a function in a process whose memory no runtime has used; some never free theirs."""
     with multiprocessing.get_context('spawn').Pool(1) as pool:
         return pool.apply(function, args)
 
 
 def start_all(model: str, folder: str) -> tuple[dict[str, Callable], list[str]]:
-    """Those of ``RUNNERS`` that run the model, and why the others do not."""
+    """The ``RUNNERS`` that run the model, and a reason for each of the others."""
     running, notes = {}, []
     for runner in RUNNERS:
         if runner.startswith('OpenVINO') and not has_openvino():
@@ -136,7 +136,7 @@ def start_all(model: str, folder: str) -> tuple[dict[str, Callable], list[str]]:
 
 
 def compare(model: str, sizes: list[tuple[int, int]], repeats: int) -> tuple[list[dict], list[str]]:
-    """One row a runner and size, and why others are not there."""
+    """One row per runner and size, and a reason for each runner that was skipped."""
     rows, threads = [], torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder, measure.progress_bar() as bar:
         write_files(model, folder)

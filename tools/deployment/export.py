@@ -104,7 +104,7 @@ def write(args, cfg: Config, checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def evaluate_files(args, cfg: Config, checkpoint: Checkpoint, files: dict[str, str]) -> None:
-    """Print the metrics of torch and of the files in all runtimes that are here."""
+    """Print the metrics of torch and of the files in all installed runtimes."""
     from mmvisiongru.deployment.evaluate import evaluate
     from mmvisiongru.deployment.runtimes import has_openvino, onnx_runtime, openvino
 
@@ -113,7 +113,7 @@ def evaluate_files(args, cfg: Config, checkpoint: Checkpoint, files: dict[str, s
         runs['OpenVINO'] = openvino(args.out)
     cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.out))[0])
     cfg.load_from, cfg.resume, cfg.launcher = args.checkpoint, False, 'none'
-    # Torch refuses to keep workers when there are none.
+    # torch refuses persistent_workers without workers.
     if not cfg.test_dataloader.num_workers:
         cfg.test_dataloader.persistent_workers = False
     with building(cfg):

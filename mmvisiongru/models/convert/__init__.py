@@ -1,4 +1,4 @@
-"""Released checkpoints of VisionGRU and Vision-RWKV: their names to ours and back."""
+"""Renaming of released checkpoints of VisionGRU and Vision-RWKV to this package's names, and back."""
 
 from . import visiongru, vrwkv
 from .common import first
@@ -9,7 +9,7 @@ __all__ = ['arch_of', 'first', 'name_of', 'to_mmvisiongru', 'to_released']
 
 
 def _family(state):
-    """The family that the keys are of; what no family knows gets the message of the first."""
+    """The family that knows the keys; without one, the first family says what is missing."""
     return next((family for family in FAMILIES if family.knows(state)), FAMILIES[0])
 
 
@@ -26,16 +26,16 @@ def to_released(state):
     """Undo :func:`to_mmvisiongru`.
 
     Raises:
-        InputError: The model has what the released one has not.
+        InputError: The model has keys that the released format lacks.
     """
     return _family(state).to_released(state)
 
 
 def arch_of(state):
-    """What the weights tell of the ``arch`` argument of their model, under our names."""
+    """The ``arch`` argument of a model, as far as its weights under our names tell."""
     return _family(state).arch_of(state)
 
 
 def name_of(state):
-    """What the arch of a model is called, None if it has no name."""
+    """Name of the arch of a model, None if it has no name."""
     return _family(state).name_of(state)

@@ -1,4 +1,4 @@
-"""What the families of released checkpoints share."""
+"""Helpers for both families of released checkpoints."""
 
 import re
 
@@ -8,12 +8,12 @@ SEG_HEADS = ('decode_head.', 'auxiliary_head.')
 
 
 def first(names):
-    """The first few of a list, for a message of one line."""
+    """The first three of a list, for a message of one line."""
     return ', '.join(map(str, list(names)[:3]))
 
 
 def without_wrappers(state, prefix=''):
-    """Names without what wrappers of a model put before them, and without ``prefix``, a pattern.
+    """Remove from names the prefixes of wrappers and ``prefix``, a regular expression.
 
     Raises:
         InputError: Two names become the same.
@@ -24,6 +24,6 @@ def without_wrappers(state, prefix=''):
         if short in plain:
             raise InputError(f'{short} is there twice, under different prefixes')
         plain[short] = value
-    # The step counter of torch.optim.swa_utils.AveragedModel is no weight.
+    # The step counter of torch.optim.swa_utils.AveragedModel is not a weight.
     plain.pop('n_averaged', None)
     return plain

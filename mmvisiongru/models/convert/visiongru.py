@@ -1,4 +1,4 @@
-"""Names of the released checkpoints of VisionGRU, and their translation to ours and back."""
+"""Names of the released checkpoints of VisionGRU, and their conversion to ours and back."""
 
 import re
 from collections import Counter
@@ -18,7 +18,8 @@ def name_table(depths, names):
 
     Args:
         depths (Sequence[int]): Blocks of each stage.
-        names (Iterable[str]): Of either format; they say which heads there are.
+        names (Iterable[str]): Keys in either format; they tell which heads exist.
+
     Returns:
         list[tuple[str, tuple[str, ...], int]]: Our name, the released names of its parts, and the
         dimension along which the parts are joined.
@@ -50,7 +51,7 @@ def name_table(depths, names):
 
 
 def count_blocks(names, prefix):
-    """Blocks of each stage, counted in names that go on as ``<prefix><stage>.<block>.`` or with 'blocks.'."""
+    """Blocks of each stage, counted in names ``<prefix><stage>.<block>.``, with or without 'blocks.'."""
     pattern = re.compile(re.escape(prefix) + r'(\d+)\.(?:blocks\.)?(\d+)\.')
     blocks = {m.groups() for m in map(pattern.match, names) if m}
     count = Counter(int(stage) for stage, _ in blocks)
@@ -63,7 +64,7 @@ def count_blocks(names, prefix):
 
 
 def require_names(expected, found):
-    """Raise unless both hold the same names; the message has the number and the first ones."""
+    """Raise InputError with the number and the first of the names that only one of both holds."""
     known = set(expected)
     lists = {
         'missing': [n for n in expected if n not in found],
@@ -75,7 +76,7 @@ def require_names(expected, found):
 
 
 def knows(names):
-    """Whether names of either format are of this family."""
+    """Whether names in either format belong to this family."""
     return any('snake_gru.' in name or 'backbone.stages.' in name for name in names)
 
 
@@ -87,13 +88,13 @@ def arch_of(state):
 
 
 def name_of(state):
-    """What the arch of a model is called, None if it has no name."""
+    """Name of the arch of a model, None if it has no name."""
     arch = arch_of(state)
     return next((name for name, known in VisionGRU.arch_settings.items() if known == arch), None)
 
 
 def require_model(state):
-    """Raise unless our names and shapes are those of the model that ``arch_of`` says this is."""
+    """Raise InputError unless names and shapes are those of the model with this ``arch_of``."""
     arch = arch_of(state)
     with torch.device('meta'):
         channels = state['backbone.stem.conv1.weight'].shape[1]
@@ -133,7 +134,7 @@ def to_released(state):
     did; a model with other ``scan_paths`` of the same number, or another ``candidate``, has no released form.
 
     Raises:
-        InputError: The model has what the released one has not, such as a positional embedding.
+        InputError: The model has keys that the released format lacks, such as a positional embedding.
     """
     table = name_table(count_blocks(state, 'backbone.stages.'), state)
     require_names([name for name, _, _ in table], state)
@@ -144,6 +145,6 @@ def to_released(state):
     released = {}
     for name, parts, dim in table:
         for part, value in zip(parts, state[name].chunk(len(parts), dim), strict=True):
-            # A copy, as a slice would be saved with all of the tensor it is cut from.
+            # A slice would be saved with all of the tensor that it is cut from.
             released[part if part.startswith(SEG_HEADS) else prefix + part] = value.clone()
     return released

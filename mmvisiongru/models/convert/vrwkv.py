@@ -1,6 +1,6 @@
 """Released checkpoints of Vision-RWKV: classifiers, and segmentors with the adapter.
 
-Their names are ours, but for the two linear layers of VRWKV-L's head, which mmpretrain calls otherwise.
+Their names are ours except for the two linear layers of VRWKV-L's head, which mmpretrain names differently.
 """
 
 import torch
@@ -12,12 +12,12 @@ from mmvisiongru.models import VRWKV, VRWKVAdapter
 
 from .common import SEG_HEADS, first, without_wrappers
 
-# Released and ours.
+# Released prefix: ours.
 HEAD = {'head.0.': 'head.layers.pre_logits.', 'head.2.': 'head.layers.head.'}
 
 
 def knows(names):
-    """Whether names of either format are of this family."""
+    """Whether names in either format belong to this family."""
     return any('layers.0.att.spatial_decay' in name for name in names)
 
 
@@ -27,7 +27,7 @@ def is_adapter(state):
 
 
 def arch_of(state):
-    """What the weights tell of the ``arch`` argument: not where the norms are, nor initial values."""
+    """The ``arch`` argument as far as weights tell: without the place of norms and initial values."""
     layers = [name.split('.')[2] for name in state if name.startswith('backbone.layers.')]
     arch = dict(embed_dims=state['backbone.pos_embed'].shape[2], depth=1 + max(map(int, layers)))
     arch['key_norm'] = 'backbone.layers.0.att.key_norm.weight' in state
@@ -37,7 +37,7 @@ def arch_of(state):
 
 
 def name_of(state):
-    """What the arch of a model is called, None if it has no name."""
+    """Name of the arch of a model, None if it has no name."""
     arch = arch_of(state)
     kind = VRWKVAdapter if is_adapter(state) else VRWKV
     for name, known in kind.arch_settings.items():
