@@ -4,7 +4,6 @@ import warnings
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from mmvisiongru.models import VisionGRU
@@ -35,16 +34,6 @@ def test_gradients_have_the_strides_of_their_parameters(options, memory_format, 
     backward(model, enabled=amp)
     for name, param in model.named_parameters():
         assert param.grad.stride() == param.stride(), name
-
-
-@pytest.fixture
-def process_group(tmp_path):
-    dist.init_process_group('gloo', store=dist.FileStore(str(tmp_path / 'store'), 1), rank=0, world_size=1)
-    # Not once a process only: an earlier test must not hide a warning.
-    torch.set_warn_always(True)
-    yield
-    torch.set_warn_always(False)
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures('process_group')

@@ -5,7 +5,6 @@ import warnings
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from mmcv.cnn import fuse_conv_bn
 from mmseg.models import SegformerHead, UPerHead
@@ -196,15 +195,6 @@ def test_gradients_have_the_strides_of_their_parameters(kind):
         run(ours, [x.to(memory_format=memory_format) for x in maps(WIDTHS, STAGES, torch.float32)])
         for name, p in ours.named_parameters():
             assert p.grad.stride() == p.stride(), name
-
-
-@pytest.fixture
-def process_group(tmp_path):
-    dist.init_process_group('gloo', store=dist.FileStore(str(tmp_path / 'store'), 1), rank=0, world_size=1)
-    torch.set_warn_always(True)
-    yield
-    torch.set_warn_always(False)
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures('process_group')
