@@ -67,15 +67,21 @@ def enlarge(image: np.ndarray) -> np.ndarray:
     return image.repeat(factor, 0).repeat(factor, 1)
 
 
+def palette_of(classes, palette=None):
+    """The palette of classes, or the colours that mmseg gives classes that have none."""
+    if len(palette or ()) == len(classes):
+        return palette
+    return np.random.RandomState(42).randint(0, 255, (len(classes), 3)).tolist()
+
+
 def paint(image: np.ndarray, labels: np.ndarray, classes, palette, opacity: float = 0.5) -> np.ndarray:
     """Classes (H, W) in their colours over an image (H, W, 3), enlarged, each with its name in it.
 
     What is no class, such as ignored pixels, is black.
     """
     image, labels = enlarge(image), enlarge(labels)
-    if len(palette or ()) != len(classes):
-        # The colours that mmseg gives classes without any.
-        palette = np.random.RandomState(42).randint(0, 255, (len(classes), 3)).tolist()
+    classes = classes or [str(i) for i in range(int(labels.max()) + 1)]
+    palette = palette_of(classes, palette)
     colours = np.zeros((len(palette) + 1, 3), np.uint8)
     colours[:-1] = palette
     labels = np.where((labels >= 0) & (labels < len(palette)), labels, len(palette))

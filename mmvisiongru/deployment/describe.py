@@ -2,10 +2,10 @@
 
 import json
 
-import numpy as np
 from mmengine.config import Config
 from torch import nn
 
+from mmvisiongru.drawing import palette_of
 from mmvisiongru.errors import InputError
 from mmvisiongru.registry import MODELS
 from mmvisiongru.version import __version__
@@ -39,10 +39,7 @@ def describe(
         raise InputError(
             f'{cfg.filename} names {len(classes)} classes for {model.classes} outputs of the model'
         )
-    palette = named.get('palette') or ()
-    if len(palette) != len(classes):
-        # The colours that mmseg gives classes without any.
-        palette = np.random.RandomState(42).randint(0, 255, (len(classes), 3)).tolist()
+    palette = palette_of(classes, named.get('palette'))
     pipeline = [step for step in cfg.test_dataloader.dataset.pipeline if step.type not in NEUTRAL]
     notes = [
         f'{step.type} of the test pipeline is not in the file; feed images as it leaves them'

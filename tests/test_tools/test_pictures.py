@@ -190,6 +190,14 @@ def letters(labels, names):
     return (paint(np.zeros((*labels.shape, 3), np.uint8), labels, names, dark, 1) > 180).all(2)
 
 
+def test_classes_without_names_have_their_numbers():
+    labels = torch.arange(12).view(1, 3, 4) % 3
+    sample = SegDataSample(pred_sem_seg=PixelData(data=labels))
+    image = np.zeros((3, 4, 3), np.uint8)
+    named = draw_sample(image, sample, ('0', '1', '2'))
+    assert (draw_sample(image, sample) == named).all()
+
+
 def test_names_neither_run_off_the_edge_nor_cover_each_other():
     names, empty = ('corner', 'middle'), np.full((300, 300), 255)
     corner, upper, lower = (empty.copy() for _ in range(3))
