@@ -67,6 +67,5 @@ def _load(model: nn.Module, path: str) -> Checkpoint:
     """Load a checkpoint into a model; a backbone takes the weights under ``backbone.`` if there are any."""
     checkpoint = read_checkpoint(path)
     if not hasattr(model, 'backbone') and (weights := state_dict_of(checkpoint.content, prefix='backbone.')):
-        content = checkpoint.content | dict(state_dict=weights)
-        checkpoint = checkpoint._replace(state_dict=weights, content=content)
+        checkpoint = checkpoint._replace(content=checkpoint.content | dict(state_dict=weights))
     return load_weights(model, checkpoint)

@@ -25,11 +25,15 @@ MMENGINE = {'': load_from_local, 'http://': load_from_http, 'https://': load_fro
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint in memory: where it was read, its weights, and everything that the file holds."""
+    """A checkpoint in memory: where it was read, and what the file holds."""
 
     path: str
-    state_dict: dict[str, Tensor]
     content: dict
+
+    @property
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights, without the ``module.`` of a wrapped model."""
+        return state_dict_of(self.content)
 
     @property
     def meta(self) -> dict:
@@ -55,12 +59,11 @@ def read_checkpoint(path: str, resume: bool = False) -> Checkpoint:
     """
     with data_only():
         content = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
-    weights = state_dict_of(content)
-    if not weights:
+    checkpoint = Checkpoint(path, content)
+    if not checkpoint.state_dict:
         raise InputError(f'checkpoint {path} holds no weights')
     if wrong := [key for key in content.get('state_dict', content) if not isinstance(key, str)]:
         raise InputError(f'checkpoint {path} has a weight named {wrong[0]!r}; names must be strings')
-    checkpoint = Checkpoint(path, weights, content)
     if resume and not checkpoint.resumable:
         raise InputError(
             f'checkpoint {path} holds weights but no training state to resume; '
