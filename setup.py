@@ -74,16 +74,20 @@ setup(
     long_description=read('README.md'),
     long_description_content_type='text/markdown',
     author='The mmvisiongru maintainers',
-    # Where the model comes from.
-    url='https://arxiv.org/abs/2412.18178',
+    project_urls={
+        'VisionGRU': 'https://arxiv.org/abs/2412.18178',
+        'Vision-RWKV': 'https://arxiv.org/abs/2403.02308',
+        'minGRU': 'https://arxiv.org/abs/2410.01201',
+    },
     keywords=['VisionGRU', 'minGRU', 'backbone', 'segmentation', 'classification', 'OpenMMLab', 'PyTorch'],
     classifiers=[
         'Development Status :: 4 - Beta',
+        'Environment :: GPU :: NVIDIA CUDA',
         'Intended Audience :: Developers',
         'Intended Audience :: Science/Research',
         'Operating System :: POSIX',
         'Programming Language :: C++',
-        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3 :: Only',
         *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)),
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
         'Topic :: Scientific/Engineering :: Image Recognition',
