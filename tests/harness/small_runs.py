@@ -4,6 +4,9 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from tests.harness import ROOT
@@ -112,3 +115,19 @@ def make_folders(root: Path) -> None:
 def write_config(path: Path, text: str, data: Path, extra: str = '') -> Path:
     path.write_text(textwrap.dedent(text).format(root=ROOT, data=data) + extra)
     return path
+
+
+def make_checkpoint(folder: Path, text: str, extra: str) -> None:
+    """Data, ``small.py`` and ``small.pth``, of a model that is not what it was initialised as."""
+    make = make_scenes if text == SEGMENTATION else make_folders
+    make(folder / 'data')
+    cfg = Config.fromfile(write_config(folder / 'small.py', text, folder / 'data', extra))
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    classes = ('wall', 'building', 'sky') if text == SEGMENTATION else ('a', 'b')
+    meta = dict(dataset_meta=dict(classes=classes))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), folder / 'small.pth')

@@ -10,7 +10,6 @@ from pathlib import Path
 import mmcv
 import numpy as np
 import pytest
-import torch
 from mmcv.transforms import LoadImageFromFile, Resize
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, init_default_scope
@@ -22,14 +21,7 @@ from mmvisiongru.deployment.runtimes import has_openvino, onnx_runtime, openvino
 from mmvisiongru.deployment.verify import TOLERANCE, random_images
 from mmvisiongru.deployment.wrapper import Deployed
 from mmvisiongru.errors import InputError
-from tests.harness.small_runs import (
-    CLASSIFICATION,
-    SEGMENTATION,
-    TOOLS,
-    make_folders,
-    make_scenes,
-    write_config,
-)
+from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, TOOLS, make_checkpoint
 from tools.deployment import demo_onnx, export
 from tools.visualization import image_demo
 
@@ -77,22 +69,6 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def prepare(here, text, extra):
-    """Data, a config and the checkpoint of a model that is not what it was initialised as."""
-    make = make_scenes if text == SEGMENTATION else make_folders
-    make(here / 'data')
-    cfg = Config.fromfile(write_config(here / 'small.py', text, here / 'data', extra))
-    init_default_scope(cfg.default_scope)
-    torch.manual_seed(0)
-    model = MODELS.build(cfg.model)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.05 * torch.randn_like(p))
-    classes = ('wall', 'building', 'sky') if text == SEGMENTATION else ('a', 'b')
-    meta = dict(dataset_meta=dict(classes=classes))
-    torch.save(dict(state_dict=model.state_dict(), meta=meta), 'small.pth')
-
-
 def demo(*args):
     """Run demo_onnx.py where nothing but its own needs can be imported."""
     command = [sys.executable, '-c', NO_TORCH, str(TOOLS / 'deployment/demo_onnx.py'), *map(str, args)]
@@ -107,7 +83,7 @@ def rows(text):
 
 
 def test_segmentor(here, capsys):
-    prepare(here, SEGMENTATION, UPERNET)
+    make_checkpoint(here, SEGMENTATION, UPERNET)
     export.main(['small.py', 'small.pth', 'out/model.onnx', '--int8', '--eval'])
     out = capsys.readouterr().out
     table = rows(out)
@@ -154,7 +130,7 @@ def test_segmentor(here, capsys):
 
 
 def test_classifier(here, capsys):
-    prepare(here, CLASSIFICATION, RESIZED)
+    make_checkpoint(here, CLASSIFICATION, RESIZED)
     export.main(['small.py', 'small.pth', 'model.onnx', '--output', 'scores', 'labels', '--int8', '--eval'])
     out = capsys.readouterr().out
     assert 'scores have an RMS error of ' in out
@@ -181,7 +157,7 @@ def test_classifier(here, capsys):
 @pytest.fixture
 def digits(here):
     """The config and checkpoint of a classifier."""
-    prepare(here, CLASSIFICATION, '')
+    make_checkpoint(here, CLASSIFICATION, '')
 
 
 def fails(capsys, *args):
@@ -234,7 +210,7 @@ def test_input_that_cannot_be_used(digits, capsys, monkeypatch):
 
 
 def test_what_a_file_leaves_out_is_noted(here):
-    prepare(here, SEGMENTATION, '')
+    make_checkpoint(here, SEGMENTATION, '')
     cfg = Config.fromfile('small.py')
     cfg.model.test_cfg = dict(mode='slide', crop_size=(32, 32), stride=(16, 16))
     cfg.model.data_preprocessor.test_cfg = dict(size=(48, 64))

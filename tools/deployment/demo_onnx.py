@@ -124,6 +124,15 @@ def follow(step: dict, image: np.ndarray) -> np.ndarray:
     return resize(image, (int(height * factor + 0.5), int(width * factor + 0.5)), **how)
 
 
+def prepare(model: Model, image: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) in the size at which the model sees it."""
+    if model.size:
+        return resize(image, model.size)
+    for step in model.steps:
+        image = follow(step, image)
+    return image
+
+
 def read(path: Path) -> np.ndarray:
     """An image (H, W, 3), RGB, upright."""
     try:
@@ -143,18 +152,20 @@ def best(model: Model, scores: np.ndarray, shown: int) -> str:
     return ', '.join(f'{model.classes[i]} {scores[i]:.1%}' for i in order)
 
 
+def label_map(outputs: dict[str, np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """The label of each pixel of an image of this size, (H, W)."""
+    maps = outputs.get('logits', outputs.get('scores'))
+    if maps is not None:
+        return (maps if maps.shape[1:] == size else interpolate(maps, size)).argmax(0)
+    # Labels cannot be interpolated: the nearest one.
+    rows, columns = (np.arange(n) * old // n for n, old in zip(size, outputs['labels'].shape, strict=True))
+    return outputs['labels'][rows][:, columns]
+
+
 def segment(model: Model, image: np.ndarray, outputs: dict, opacity: float) -> tuple[Image.Image, str]:
     """The classes over the image, and those that cover most of it."""
     size = image.shape[:2]
-    maps = outputs.get('logits', outputs.get('scores'))
-    if maps is not None:
-        labels = (maps if maps.shape[1:] == size else interpolate(maps, size)).argmax(0)
-    else:
-        # Labels cannot be interpolated: the nearest one.
-        rows, columns = (
-            (np.arange(n) * old // n) for n, old in zip(size, outputs['labels'].shape, strict=True)
-        )
-        labels = outputs['labels'][rows][:, columns]
+    labels = label_map(outputs, size)
     mask = Image.fromarray(np.array(model.palette, np.uint8)[labels])
     draw, font = ImageDraw.Draw(mask), ImageFont.load_default(max(1, round(0.06 * min(size))))
     for label in np.unique(labels)[::-1]:
@@ -225,12 +236,7 @@ def run(args) -> None:
     targets = find_images(args.img, args.out, model.task == 'segmentation')
     for source, target in targets.items():
         image = read(source)
-        x = image
-        if model.size:
-            x = resize(x, model.size)
-        else:
-            for step in model.steps:
-                x = follow(step, x)
+        x = prepare(model, image)
         picture, line = draw(model, image, model(x), args.opacity)
         target.parent.mkdir(parents=True, exist_ok=True)
         picture.save(target, **dict(quality=95) if target.suffix.lower() in ('.jpg', '.jpeg') else {})

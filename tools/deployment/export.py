@@ -2,15 +2,21 @@
 
     python tools/deployment/export.py CONFIG CHECKPOINT model.onnx
     python tools/deployment/export.py CONFIG CHECKPOINT model.onnx --int8 --eval
+    python tools/deployment/export.py CONFIG CHECKPOINT model.onnx --web work_dirs/web --sample IMAGE
 
 The file takes 'images': RGB, float32, (B, 3, H, W), 0 to 255; it normalises them itself. docs/deployment.md
 says how to run it.
 """
 
 import argparse
+import html
+import json
 import os.path as osp
+import shutil
 import time
 from contextlib import ExitStack
+from pathlib import Path
+from string import Template
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -18,9 +24,14 @@ from mmengine.registry import MODELS, init_default_scope
 from mmvisiongru.checkpoint import Checkpoint, check_weights, load_weights, read_checkpoint
 from mmvisiongru.deployment import check_stack
 from mmvisiongru.errors import InputError
-from mmvisiongru.files import check_folder, new_file
+from mmvisiongru.files import check_folder, new_file, write_text
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import build_runner, building, prepare_config
+
+# The page that runs a file in a browser.
+WEB = Path(__file__).resolve().parent / 'web'
+# Where `npm install onnxruntime-web` puts it.
+RUNTIME = './node_modules/onnxruntime-web/dist/ort.wasm.min.mjs'
 
 
 def parse_args(argv=None):
@@ -48,6 +59,14 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         '--eval', action='store_true', help="evaluate torch and the files on the config's test set"
+    )
+    parser.add_argument('--web', metavar='DIR', help='also write a web page that runs the file in a browser')
+    parser.add_argument('--sample', metavar='IMAGE', help='an image that the page offers to try')
+    parser.add_argument(
+        '--runtime',
+        metavar='URL',
+        default=RUNTIME,
+        help='the ort.wasm.min.mjs of onnxruntime-web for the page (default: from npm install in DIR)',
     )
     return parser.parse_args(argv)
 
@@ -103,6 +122,21 @@ def write(args, cfg: Config, checkpoint: Checkpoint) -> dict[str, str]:
     return {'ONNX Runtime': args.out} | ({'ONNX Runtime, int8': quantised} if args.int8 else {})
 
 
+def write_page(folder: str, model: str, sample: str | None, runtime: str) -> None:
+    """Write the page and copies of the model and the sample, and print how to open it."""
+    name = f'sample{osp.splitext(sample)[1].lower()}' if sample else ''
+    files = {'model.onnx': model, 'demo.js': WEB / 'demo.js'} | ({name: sample} if sample else {})
+    for target, source in files.items():
+        with new_file(osp.join(folder, target)) as path:
+            shutil.copyfile(source, path)
+    page = Template((WEB / 'index.html').read_text(encoding='utf-8'))
+    text = page.substitute(runtime=json.dumps(runtime), sample=html.escape(name))
+    write_text(osp.join(folder, 'index.html'), text)
+    if runtime == RUNTIME and not Path(folder, RUNTIME).exists():
+        print(f'npm install --prefix {folder} onnxruntime-web')
+    print(f'python -m http.server --bind 127.0.0.1 --directory {folder}   # then open http://127.0.0.1:8000')
+
+
 def evaluate_files(args, cfg: Config, checkpoint: Checkpoint, files: dict[str, str]) -> None:
     """Print the metrics of torch and of the files in all installed runtimes."""
     from mmvisiongru.deployment.evaluate import evaluate
@@ -134,11 +168,16 @@ def main(argv=None):
         check_stack()
         if not args.out.endswith('.onnx'):
             raise InputError(f'the file to write must end in .onnx, got {args.out}')
+        if args.sample and not osp.isfile(args.sample):
+            raise InputError(f'--sample {args.sample} does not exist')
         data = ('test_dataloader',) if args.eval else ()
         cfg = prepare_config(args, ('model', 'test_dataloader', 'default_scope'), data)
         checkpoint = read_checkpoint(args.checkpoint)
-        check_folder(osp.dirname(args.out) or '.')
+        for folder in filter(None, (osp.dirname(args.out) or '.', args.web)):
+            check_folder(folder)
         files = write(args, cfg, checkpoint)
+        if args.web:
+            write_page(args.web, args.out, args.sample, args.runtime)
         if args.eval:
             evaluate_files(args, cfg, checkpoint, files)
 
