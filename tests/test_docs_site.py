@@ -35,7 +35,7 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_name_scripts_and_options_that_exist(page):
-    shared = ('mmvisiongru/launch/options.py', 'mmvisiongru/insight.py')
+    shared = ('mmvisiongru/launch/options.py', 'tools/visualization/images.py')
     known = ''.join((ROOT / path).read_text(encoding='utf-8') for path in shared)
     for script, options in commands(page.read_text(encoding='utf-8')):
         assert (ROOT / script).is_file(), script

@@ -26,8 +26,6 @@ MAY_IMPORT = {
     'outputs': {'errors', 'files'},
     'drawing': set(),
     'sample_checks': {'errors', 'files'},
-    'images': {'errors', 'sample_checks'},
-    'insight': {*GROUND, 'images', 'models', 'launch', 'zoo'},
     'registry': set(),
     'checkpoint': {'_compat', 'errors', 'files'},
     'config': {'_compat', 'errors', 'files'},

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mmvisiongru.insight import central_side, gate_memories, receptive_fields
 from mmvisiongru.models import VisionGRU
 from mmvisiongru.ops import mingru_scan
 from tools.visualization import gate_memory, receptive_field
+from tools.visualization.gate_memory import gate_memories
+from tools.visualization.receptive_field import central_side, receptive_fields
 
 PICO = 'mmvisiongru.VisionGRU:pico'
 

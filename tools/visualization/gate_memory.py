@@ -2,28 +2,76 @@
 
     python tools/visualization/gate_memory.py CONFIG CHECKPOINT --img IMAGE --out work_dirs/memory
 
-tau is the number of tokens after which 1/e of a state is left, if its gate stayed as it is. OUT.png and
-OUT.pdf show, for the last block of each stage, a map of tau (geometric mean over channels and paths) and its
-histogram over tokens and channels, beside the length of a row and of the complete map. OUT.csv has the
-quartiles of every block. The image is prepared as in a test of the config.
+A state is h_t = keep_t h_{t-1} + ..., keep_t = sigmoid(-gate_t). A constant gate leaves 1/e of it after
+tau = -1 / ln(keep) = 1 / softplus(gate) tokens.
+
+OUT.png and OUT.pdf show, for the last block of each stage, a map of tau (geometric mean over channels and
+paths) and its histogram over tokens and channels, beside the length of a row and of the complete map. OUT.csv
+has the quartiles of every block. The image is prepared as in a test of the config.
 """
 
 import argparse
 import os.path as osp
+import sys
+from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
+from torch import Tensor, nn
+from torch.nn.functional import softplus
 
-from mmvisiongru.insight import add_options, backbone_and_images, gate_memories
+# A script has only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
+from mmvisiongru.models.layers import MinGRU2D
 from mmvisiongru.outputs import check_output, save_figure
+from tools.visualization.images import add_backbone_options, backbone_and_images
 
 HEAD = ('stage', 'block', 'height', 'width', 'q25', 'median', 'q75', 'longer_than_a_row')
 # A quantile of more elements costs more than it tells.
 MOST = 1 << 20
 # Largest ratio of the 99 % and the 1 % quantile for a linear axis: one peak.
 LINEAR = 10
+
+
+def gate_memories(backbone: nn.Module, image: Tensor) -> list[tuple[tuple[str, ...], Tensor]]:
+    """Time constants of every block's gates, in tokens.
+
+    Args:
+        backbone (nn.Module): Holds :class:`mmvisiongru.models.layers.MinGRU2D` mixers.
+        image (Tensor): A normalised image, (1, C, H, W).
+
+    Returns:
+        list[tuple]: For each block, in the order in which they run, the names of its P paths, and tau,
+        (H, W, P, D).
+
+    Raises:
+        InputError: The backbone has no minGRU gates.
+    """
+    mixers = [module for module in backbone.modules() if isinstance(module, MinGRU2D)]
+    if not mixers:
+        raise InputError(f'{type(backbone).__name__} has no minGRU gates; only VisionGRU has')
+    memories = []
+
+    def note(mixer):
+        def hook(module, inputs, projected):
+            # For each path, D channels of hidden come before D of gate.
+            gates = projected[0].unflatten(-1, (len(mixer.paths), 2, -1))[..., 1, :]
+            memories.append((mixer.paths, 1 / softplus(gates.float())))
+
+        return mixer.in_proj.register_forward_hook(hook)
+
+    handles = [note(mixer) for mixer in mixers]
+    try:
+        with torch.no_grad():
+            backbone.eval()(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return memories
 
 
 def summarise(memories: list, depths) -> list[tuple]:
@@ -83,7 +131,7 @@ def draw_histogram(panel, paths: tuple[str, ...], tau: np.ndarray, lengths: dict
 def parse_args(argv=None):
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_options(parser)
+    add_backbone_options(parser)
     parser.add_argument('--out', default='work_dirs/gate_memory', help='write OUT.png, OUT.pdf and OUT.csv')
     return parser.parse_args(argv)
 

@@ -13,8 +13,10 @@ import csv
 import io
 import json
 import os.path as osp
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import mmcv
 import torch
@@ -26,17 +28,19 @@ from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+# A script has only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.apis import get_model
 from mmvisiongru.checkpoint.match import plain_model
 from mmvisiongru.drawing import draw_sample, paint
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
-from mmvisiongru.images import find_images, image_reader
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import prepare_config
 from mmvisiongru.measure import progress_bar
 from mmvisiongru.outputs import check_output, data_folders, output_paths, write_picture
 from mmvisiongru.zoo import dataset_meta
+from tools.visualization.images import find_images, image_reader
 
 # Classes that a line names, of a segmentor and of a classifier.
 SHOWN = dict(segmentor=3, classifier=5)

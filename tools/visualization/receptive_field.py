@@ -6,24 +6,73 @@ CONFIG may also name a model of mmpretrain or mmseg, or a backbone such as mmpre
 Writes OUT.png and OUT.pdf, the fields on a logarithmic scale, and OUT.csv, the side of the central box that
 holds 50, 90 and 99 % of each. Without a checkpoint the weights are random; without images the input is
 noise. Images are prepared as in a test of the config.
+
+The effective receptive field (Luo et al., arXiv:1701.04128) is the mean over images of
+|d sum_c y[c, centre] / dx|, for the central pixel of an output map y.
 """
 
 import argparse
 import os.path as osp
+import sys
+from collections.abc import Iterable
+from pathlib import Path
 
+import torch
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from torch import Tensor, nn
 
+# A script has only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.errors import InputError
-from mmvisiongru.insight import add_options, backbone_and_images, central_side, receptive_fields
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.measure import progress_bar
+from mmvisiongru.models import VisionGRU
 from mmvisiongru.outputs import check_output, save_figure
+from tools.visualization.images import add_backbone_options, backbone_and_images
 
 SHARES = (0.5, 0.9, 0.99)
 # Far below an even share of the image, which is 1, nothing is worth a shade.
 FAINTEST = 1e-3
+
+
+def receptive_fields(backbone: nn.Module, images: Iterable[Tensor]) -> list[Tensor]:
+    """Effective receptive field of the central pixel of each output map.
+
+    Args:
+        backbone (nn.Module): Gives a tuple of maps (B, C, H, W).
+        images (Iterable[Tensor]): Normalised images (1, C, H, W), all of one size.
+
+    Returns:
+        list[Tensor]: (H, W) for each output map: the share of each pixel. They sum to 1.
+    """
+    backbone.eval()
+    # A classifier needs the last map only.
+    if isinstance(backbone, VisionGRU) and not backbone.out_norms:
+        backbone.out_indices = tuple(range(len(backbone.depths)))
+    fields = []
+    for image in images:
+        image = image.detach().requires_grad_()
+        maps = backbone(image)
+        for i, y in enumerate(maps):
+            centre = y[:, :, y.size(2) // 2, y.size(3) // 2].sum()
+            (gradient,) = torch.autograd.grad(centre, image, retain_graph=i + 1 < len(maps))
+            field = gradient[0].abs().sum(0)
+            if i == len(fields):
+                fields.append(torch.zeros_like(field))
+            fields[i] += field / field.sum()
+    return [field / field.sum() for field in fields]
+
+
+def central_side(field: Tensor, share: float) -> float:
+    """Side of the smallest central rectangle that holds a share of a field, over the side of the image."""
+    height, width = field.shape
+    rows, columns = ((torch.arange(n) - n // 2).abs() / n for n in (height, width))
+    distance, order = torch.maximum(rows[:, None], columns).flatten().sort(stable=True)
+    inside = field.flatten()[order].cumsum(0)
+    index = int(torch.searchsorted(inside, share * inside[-1]).clamp(max=inside.numel() - 1))
+    return min(1.0, float(2 * distance[index] + 1 / max(height, width)))
 
 
 def draw(fields: list, sides: list[list[float]]) -> Figure:
@@ -51,7 +100,7 @@ def draw(fields: list, sides: list[list[float]]) -> Figure:
 def parse_args(argv=None):
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_options(parser)
+    add_backbone_options(parser)
     parser.add_argument('--number', type=int, default=16, help='images to average over')
     parser.add_argument(
         '--out', default='work_dirs/receptive_field', help='write OUT.png, OUT.pdf and OUT.csv'

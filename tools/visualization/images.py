@@ -1,12 +1,14 @@
 """Images of the user's own, prepared as a test of the config prepares them."""
 
 import os.path as osp
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from math import ceil
 
 import cv2
 import mmcv
 import mmengine
+import numpy as np
 import torch
 from mmcv.transforms import Compose, LoadImageFromFile
 from mmengine.config import Config
@@ -15,8 +17,12 @@ from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
+from mmvisiongru.checkpoint import load_weights
+from mmvisiongru.drawing import as_rgb
 from mmvisiongru.errors import InputError, in_one_line
+from mmvisiongru.launch.options import add_config_options
 from mmvisiongru.sample_checks import IMAGE_SUFFIXES
+from mmvisiongru.zoo import build_model, image_channels, image_size, model_config
 
 # For a backbone alone, which says nothing about its input.
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
@@ -98,7 +104,50 @@ def _pack(results: dict) -> dict:
     return dict(inputs=torch.from_numpy(results['img'].copy()).permute(2, 0, 1))
 
 
-def normalised(model: nn.Module, sample: dict) -> Tensor:
-    """An image as the model's own preprocessor prepares it in a test, (1, C, H, W)."""
-    preprocessor = getattr(model, 'data_preprocessor', None) or ImgDataPreprocessor(**IMAGENET)
-    return preprocessor(pseudo_collate([sample]), False)['inputs']
+def add_backbone_options(parser: ArgumentParser) -> None:
+    """Add the options that :func:`backbone_and_images` reads."""
+    add_config_options(parser)
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint (default: random weights)')
+    parser.add_argument('--img', help='image or folder (default: noise)')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help="resize and crop images to this size (default: what the config's test pipeline makes of them)",
+    )
+
+
+def backbone_and_images(args: Namespace, number: int) -> tuple[nn.Module, list[Tensor], list[np.ndarray]]:
+    """The backbone of a model, and images as it gets them.
+
+    Args:
+        args (Namespace): With ``config``, ``checkpoint``, ``img`` (a path; None for noise) and ``shape``.
+        number (int): Images at most, spread over the folder.
+
+    Returns:
+        tuple: The backbone; the images (1, C, H, W), all of one size; and the same before they were
+        normalised, (H, W, 3), RGB.
+    """
+    cfg = model_config(args.config, args.cfg_options)
+    model = build_model(cfg)
+    # Some backbones of mmpretrain return nothing here.
+    model.eval()
+    if args.checkpoint:
+        load_weights(model, args.checkpoint)
+    backbone = getattr(model, 'backbone', model)
+    if args.img is None:
+        size = (1, image_channels(model), *(args.shape or image_size(cfg)))
+        noise = torch.randn(number, *size, generator=torch.Generator().manual_seed(0))
+        return backbone, list(noise), [as_rgb(64 * image[0] + 128) for image in noise]
+    read, paths = image_reader(cfg, args.shape), find_images(args.img)
+    number = min(number, len(paths))
+    samples = [read(paths[i * len(paths) // number]) for i in range(number)]
+    if isinstance(samples[0]['inputs'], list):
+        raise InputError(f'{args.config} tests several views of an image; give the config without them')
+    preprocess = getattr(model, 'data_preprocessor', None) or ImgDataPreprocessor(**IMAGENET)
+    images = [preprocess(pseudo_collate([sample]), False)['inputs'] for sample in samples]
+    if len(sizes := {image.shape[2:] for image in images}) > 1:
+        sizes = ', '.join(f'{h} x {w}' for h, w in sorted(sizes)[:3])
+        raise InputError(f'the images come out in several sizes ({sizes}); set --shape H W')
+    return backbone, images, [as_rgb(sample['inputs']) for sample in samples]
