@@ -27,9 +27,10 @@ from mmpretrain import ModelHub
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.models import build_for_inference
 from mmvisiongru import measure
-from mmvisiongru.flops import count
 from mmvisiongru.models.layers.precision import converted_once
 from mmvisiongru.zoo import build_model, image_size, model_config
+from tools.analysis_tools.benchmark import PRECISIONS, PRECISIONS_HELP, in_precision
+from tools.analysis_tools.flops import count
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 # The first model of a task is the reference of the time ratios.
@@ -122,8 +123,8 @@ def measure_model(name: str, task: str, reference, device, precision: str, repea
     model, size = build_for_inference(cfg, device), image_size(cfg)
     x = torch.randn(1, 3, *size, device=device)
     runs = dict(
-        this=partial(measure.inference, *measure.in_precision(model, x, precision)),
-        reference=partial(measure.inference, *measure.in_precision(reference, x, precision)),
+        this=partial(measure.inference, *in_precision(model, x, precision)),
+        reference=partial(measure.inference, *in_precision(reference, x, precision)),
     )
     memory = measure.peak_memory(runs['this'], device)
     with converted_once():
@@ -217,9 +218,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', default='work_dirs/comparison', help='write OUT.json and OUT.md')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument(
-        '--dtype', choices=measure.PRECISIONS, default='float32', help=measure.PRECISIONS_HELP
-    )
+    parser.add_argument('--dtype', choices=PRECISIONS, default='float32', help=PRECISIONS_HELP)
     parser.add_argument(
         '--repeats', type=int, default=5, help='timed runs of each model after an untimed one'
     )

@@ -12,8 +12,10 @@ cores.
 import argparse
 import gc
 import statistics
+import sys
 from functools import partial
 from logging import ERROR
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -24,10 +26,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+# A script has only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmvisiongru import measure, optimize_for_inference
-from mmvisiongru.flops import count
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.zoo import build_model, model_config
+from tools.analysis_tools.flops import count
 
 MODELS = (
     'visiongru-tiny_upernet_8xb2-160k_ade20k-512x512',
@@ -61,7 +65,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, dtype: 
 
 def prepare(model: nn.Module, mode: str, size: tuple[int, int], args) -> partial:
     """A call to measure: an image, or a training step of two."""
-    dtype, device = measure.AUTOCAST[args.dtype], torch.device(args.device)
+    dtype, device = getattr(torch, args.dtype), torch.device(args.device)
     model.to(device).train(mode == 'train')
     x = torch.randn(2 if mode == 'train' else 1, 3, *size, device=device)
     if mode == 'train':
@@ -108,7 +112,8 @@ def parse_args(argv=None):
     parser.add_argument('models', nargs='*', help='configs of segmentors (default: those of MODELS)')
     parser.add_argument('--sizes', nargs='+', type=side, default=[(512, 512)], help='N or HxW')
     parser.add_argument('--modes', nargs='+', choices=('inference', 'train'), default=('inference', 'train'))
-    parser.add_argument('--dtype', choices=measure.AUTOCAST, default='float32', help='autocast to this type')
+    dtypes = ('float32', 'bfloat16', 'float16')
+    parser.add_argument('--dtype', choices=dtypes, default='float32', help='autocast to this type')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--repeats', type=int, default=5, help='timed runs of each after an untimed one')
     parser.add_argument(

@@ -24,9 +24,9 @@ from mmengine.logging import MMLogger
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.models import COMPARED, OVER_SIZES, build_for_inference
 from mmvisiongru import measure
-from mmvisiongru.flops import count
 from mmvisiongru.measure import inference
 from mmvisiongru.zoo import build_model
+from tools.analysis_tools.flops import count
 
 STYLES = {
     'VisionGRU-tiny': dict(marker='o', linestyle='-', color='black', hatch=''),

@@ -30,9 +30,9 @@ from experiments.results import Results
 from mmvisiongru import measure
 from mmvisiongru.config import get_config
 from mmvisiongru.errors import InputError, in_one_line
-from mmvisiongru.flops import count
 from mmvisiongru.zoo import build_model
 from tools.analysis_tools.analyze_logs import METRICS, read_run
+from tools.analysis_tools.flops import count
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / 'tools'

@@ -6,20 +6,13 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from pathlib import Path
 
 import torch
 from mmengine.model import BaseModel
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor, nn
-
-# Values of --dtype: autocast to the dtype; with '-weights' the model itself is converted, for inference.
-AUTOCAST = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
-CONVERTED = {f'{name}-weights': AUTOCAST[name] for name in ('bfloat16', 'float16')}
-PRECISIONS = (*AUTOCAST, *CONVERTED)
-PRECISIONS_HELP = 'other than float32: autocast to it, or run a model whose weights were converted to it'
 
 
 def forward(model: nn.Module, x: Tensor):
@@ -33,16 +26,6 @@ def inference(model: nn.Module, x: Tensor, context: AbstractContextManager | Non
     # In inference_mode, autocast never caches a weight that it converts.
     with torch.no_grad(), context or nullcontext():
         return forward(model, x)
-
-
-def in_precision(
-    model: nn.Module, x: Tensor, precision: str
-) -> tuple[nn.Module, Tensor, AbstractContextManager]:
-    """A model and its input in one of PRECISIONS, and the context to call it in."""
-    if dtype := CONVERTED.get(precision):
-        return deepcopy(model).to(dtype), x.to(dtype), nullcontext()
-    dtype = AUTOCAST[precision]
-    return model, x, torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32)
 
 
 def describe_machine(device: torch.device) -> dict:
@@ -62,9 +45,8 @@ def _processor() -> str:
 
 def progress_bar() -> Progress:
     """A bar with the time left on stderr, so that stdout can be piped; hidden without a terminal."""
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return Progress(console=console, transient=True, disable=not console.is_terminal)
 
 
 def synchronize(device: torch.device) -> None:

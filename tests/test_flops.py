@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from mmvisiongru.flops import count
 from mmvisiongru.models import VisionGRU
 from mmvisiongru.zoo import build_model
+from tools.analysis_tools.flops import count
 
 CLASSIFIER = 'configs/classification/visiongru-tiny_8xb128_in1k.py'
 UPERNET = 'configs/segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py'

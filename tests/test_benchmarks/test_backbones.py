@@ -5,8 +5,8 @@ import json
 import pytest
 
 from benchmarks import backbones as compare_backbones
-from mmvisiongru.flops import count
 from mmvisiongru.zoo import build_model
+from tools.analysis_tools.flops import count
 
 PICO, ATTO = 'mmvisiongru.VisionGRU:pico', 'mmpretrain.ConvNeXt:atto'
 

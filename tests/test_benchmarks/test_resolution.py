@@ -5,8 +5,8 @@ import csv
 import torch
 
 from benchmarks import resolution as plot_resolution
-from mmvisiongru.flops import count
 from mmvisiongru.zoo import build_model
+from tools.analysis_tools.flops import count
 
 NAMES = ('VisionGRU-tiny', 'Swin-T')
 PICO = 'mmvisiongru.VisionGRU:pico'

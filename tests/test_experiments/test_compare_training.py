@@ -10,10 +10,10 @@ from mmengine.config import Config
 from experiments import compare_training, training, training_report
 from experiments.results import Results
 from mmvisiongru.errors import InputError
-from mmvisiongru.flops import count
 from mmvisiongru.zoo import build_model
 from tests.harness.forked import forked_python
 from tests.harness.small_runs import CLASSIFICATION, make_folders, write_config
+from tools.analysis_tools.flops import count
 
 WIDE = """
 model['backbone']['arch'] = dict(embed_dims=[12, 24], depths=[1, 1])

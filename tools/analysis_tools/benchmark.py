@@ -18,7 +18,7 @@ import argparse
 import json
 import os.path as osp
 import statistics
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from functools import partial
 from logging import ERROR
@@ -28,6 +28,7 @@ from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
 from mmvisiongru import measure
 from mmvisiongru.errors import InputError
@@ -35,6 +36,12 @@ from mmvisiongru.inference import optimize_for_inference
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.models.layers.precision import converted_once
 from mmvisiongru.zoo import build_model, image_channels, model_config
+
+# Values of --dtype: autocast to the dtype; with '-weights' the model itself is converted, for inference.
+AUTOCAST = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
+CONVERTED = {f'{name}-weights': AUTOCAST[name] for name in ('bfloat16', 'float16')}
+PRECISIONS = (*AUTOCAST, *CONVERTED)
+PRECISIONS_HELP = 'other than float32: autocast to it, or run a model whose weights were converted to it'
 
 
 def parse_args(argv=None):
@@ -49,9 +56,9 @@ def parse_args(argv=None):
     parser.add_argument(
         '--dtype',
         nargs='+',
-        choices=measure.PRECISIONS,
+        choices=PRECISIONS,
         default=['float32'],
-        help=measure.PRECISIONS_HELP,
+        help=PRECISIONS_HELP,
     )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings over each config')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -69,11 +76,21 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+def in_precision(
+    model: nn.Module, x: Tensor, precision: str
+) -> tuple[nn.Module, Tensor, AbstractContextManager]:
+    """A model and its input in one of PRECISIONS, and the context to call it in."""
+    if dtype := CONVERTED.get(precision):
+        return deepcopy(model).to(dtype), x.to(dtype), nullcontext()
+    dtype = AUTOCAST[precision]
+    return model, x, torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32)
+
+
 def runnable(model, x, precision: str, mode: str, optimize: bool):
     """A function to time: one inference pass, or one training step (forward, backward, AdamW)."""
     if optimize and mode == 'inference' and x.device.type == 'cpu':
         model = optimize_for_inference(deepcopy(model))
-    model, x, autocast = measure.in_precision(model, x, precision)
+    model, x, autocast = in_precision(model, x, precision)
     if mode == 'inference':
         return partial(measure.inference, model, x, autocast)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -209,9 +226,9 @@ def main(argv=None):
     args = parse_args(argv)
     MMLogger.get_instance('mmengine', log_level=ERROR)
     with one_line_errors():
-        if args.mode != 'inference' and measure.CONVERTED.keys() & set(args.dtype):
+        if args.mode != 'inference' and CONVERTED.keys() & set(args.dtype):
             raise InputError(
-                f'--dtype {", ".join(measure.CONVERTED)} are for inference; to train, autocast to a dtype'
+                f'--dtype {", ".join(CONVERTED)} are for inference; to train, autocast to a dtype'
             )
         models = {
             name: build_model(model_config(model, args.cfg_options), args.backend).to(args.device)

@@ -5,23 +5,27 @@
     python tools/analysis_tools/get_flops.py deit-small_4xb256_in1k --shape 1248
     python tools/analysis_tools/get_flops.py mmpretrain.ConvNeXt:tiny --shape 512 1024
 
-FLOPs are multiply-accumulates, as in the paper; mmvisiongru/flops.py says what is counted. No weight is
+FLOPs are multiply-accumulates, as in the paper; flops.py beside this file says what is counted. No weight is
 multiplied, so any size takes seconds. Where the cost is linear, the MACs per pixel are constant.
 """
 
 import argparse
 import json
+import sys
 from logging import ERROR
+from pathlib import Path
 
 from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
 
+# A script has only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.errors import InputError
-from mmvisiongru.flops import count
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.zoo import build_model, image_size, model_config
+from tools.analysis_tools.flops import count
 
 KINDS = ('convolution', 'linear', 'attention', 'scan')
 

@@ -20,8 +20,9 @@ from pathlib import Path
 import yaml
 from mmengine.logging import MMLogger
 
-from mmvisiongru.flops import count
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.zoo import build_model, image_size, model_config
+from tools.analysis_tools.flops import count
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ('classification', 'segmentation', 'ablations', 'peers')
