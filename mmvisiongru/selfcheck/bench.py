@@ -1,18 +1,23 @@
 """Time and memory of the operators, of VisionGRU-tiny beside its peers, and of both UperNet heads."""
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import torch
 from mmengine.logging import MMLogger
-from torch import Tensor, nn
+from torch import nn
 
 from mmvisiongru import measure, zoo
+from mmvisiongru.files import write_text
 from mmvisiongru.inference import optimize_for_inference
-from mmvisiongru.ops import bi_wkv, mingru_scan_2d
+from mmvisiongru.ops import bi_wkv, mingru, mingru_scan_2d, wkv
+
+from .check import inputs, run
 
 # Configs by the names in the tables.
 CLASSIFIERS = {
@@ -45,52 +50,56 @@ def timed(function: Callable[[], object], device: torch.device) -> tuple[float, 
     return events[0].elapsed_time(events[1]) if events else host, host
 
 
-def compare(builders: dict[str, Callable], device: torch.device, deadline: float) -> tuple[list, list[str]]:
+def compare(builders: dict, device: torch.device, deadline: float, work: float, rates: dict) -> tuple:
     """Time what ``builders`` build, interleaved, up to a time of ``time.perf_counter``.
 
-    Returns a row of figures for each, with its ratio to the first one, and what was skipped and why.
+    Nothing begins that would not end in time. ``rates`` has milliseconds per unit of ``work`` by name and is
+    updated. Returns rows of figures, and what was skipped and why.
     """
+
+    def check(milliseconds: float) -> None:
+        if time.perf_counter() + milliseconds / 1e3 >= deadline:
+            raise TimeoutError('no time left')
+
     rows, functions, skipped = [], {}, []
     for name, build in builders.items():
-        if time.perf_counter() > deadline:
-            skipped.append(f'{name}: no time left')
-            continue
         try:
-            functions[name] = build()
-            rows.append(
-                dict(name=name, times=[], peak_mb=measure.peak_memory(functions[name], device) / 2**20)
-            )
-        # Out of memory, or a library that is not installed.
+            # To build it, to warm up, and to measure memory. What is new may be 5 times as slow as anything.
+            check(3 * work * rates.get(name, 5 * max(rates.values(), default=0)))
+            function, times = build(), []
+            rates[name] = timed(function, device)[0] / work
+            check(work * rates[name])
+            peak = measure.peak_memory(lambda f=function, t=times: t.append(timed(f, device)), device, False)
+            functions[name] = function
+            rows.append(dict(name=name, times=times, peak_mb=peak / 2**20))
+        # Out of time or memory, or a library that is not installed.
         except Exception as failure:
             skipped.append(f'{name}: {" ".join(str(failure).split())[:100]}')
-    while rows and len(rows[0]['times']) < MAX_ROUNDS:
-        if rows[0]['times'] and time.perf_counter() > deadline:
-            break
-        for row in rows:
-            row['times'].append(timed(functions[row['name']], device))
+    with suppress(TimeoutError):
+        while rows and len(rows[0]['times']) <= MAX_ROUNDS:
+            check(sum(max(row['times'])[0] for row in rows))
+            for row in rows:
+                row['times'].append(timed(functions[row['name']], device))
     for row in rows:
-        row['runs'] = len(row['times'])
-        row['ms'], row['host_ms'] = map(statistics.median, zip(*row.pop('times'), strict=True))
-        row['ratio'] = rows[0]['ms'] / row['ms']
+        times = row.pop('times')
+        # The first call had to get its memory from the system.
+        times = times[1:] or times
+        row['ms'], row['host_ms'] = map(statistics.median, zip(*times, strict=True))
+        row |= dict(runs=len(times), ratio=rows[0]['ms'] / row['ms'])
+        rates[row['name']] = row['ms'] / work
     return rows, skipped
 
 
 def operator_builders(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> dict:
     """A copy, and both operators in inference and training."""
-    B, H, W = shape
     x = torch.randn(*shape, 2 * WIDTH, device=device, dtype=dtype)
-    k, v = x.view(B, H * W, -1).chunk(2, -1)
-    w, u = torch.linspace(-5, 3, WIDTH, device=device) / (H * W), torch.zeros(WIDTH, device=device)
-
-    def training(function: Callable, *inputs: Tensor) -> Callable[[], object]:
-        leaves = [t.detach().requires_grad_() for t in inputs]
-        cotangent = torch.ones_like(function(*leaves))
-        return lambda: torch.autograd.grad(function(*leaves), leaves, cotangent)
-
-    functions = {'scan': (mingru_scan_2d, x), 'bi_wkv': (bi_wkv, w, u, k, v)}
     builders = {'copy': lambda: partial(torch.empty_like(x).copy_, x)}
-    builders |= {name: partial(partial, torch.no_grad()(f[0]), *f[1:]) for name, f in functions.items()}
-    return builders | {f'{name}, training': partial(training, *f) for name, f in functions.items()}
+    operators = {'scan': (mingru_scan_2d, mingru.BACKENDS), 'bi_wkv': (bi_wkv, wkv.BACKENDS['paper'])}
+    for name, (function, table) in operators.items():
+        tensors = [t.to(device) for t in inputs(table, shape, WIDTH, dtype)]
+        builders[name] = partial(partial, torch.no_grad()(function), *tensors[:-1])
+        builders[f'{name}, training'] = partial(partial, run, function, tensors, 'auto')
+    return builders
 
 
 def model_builders(models: dict, training: bool, side: int, device: torch.device) -> dict:
@@ -104,12 +113,12 @@ def model_builders(models: dict, training: bool, side: int, device: torch.device
             out.float().square().mean().backward()
             model.zero_grad()
 
-    def build(make: Callable) -> Callable[[], None]:
-        model = make().to(device).train(training)
+    def build(config) -> Callable[[], None]:
+        model = zoo.build_model(config).to(device).train(training)
         fast = not training and device.type == 'cpu'
         return partial(step, optimize_for_inference(model) if fast else model)
 
-    return {name: partial(build, make) for name, make in models.items()}
+    return {name: partial(build, config) for name, config in models.items()}
 
 
 def report(title: str, rows: list[dict], tokens: int) -> str:
@@ -126,28 +135,31 @@ def report(title: str, rows: list[dict], tokens: int) -> str:
 
 def bench(minutes: float, file: str | None = None) -> None:
     """Print tables in Markdown, and write all figures to a JSON file."""
+    start, results, rates = time.perf_counter(), {}, {}
     MMLogger.get_instance('mmengine', log_level='WARNING')
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     dtype = torch.bfloat16 if device.type == 'cuda' else torch.float32
-    groups = {f'Operators, {m}': (m[0] * m[1] * m[2], operator_builders, m, dtype) for m in MAPS}
-    models = {name: partial(zoo.build_model, config) for name, config in CLASSIFIERS.items()}
-    configs = {head: zoo.model_config(UPERNET, {'model.decode_head.type': head}) for head in HEADS}
-    heads = {head: partial(zoo.build_model, config) for head, config in configs.items()}
-    for name, make, side in (('Models', models, 224), ('Models', models, 512), ('UperNet', heads, 512)):
-        for kind in ('inference', 'training'):
-            title = f'{name}, {kind}, {BATCHES[device.type, side]} x {side} x {side}'
-            groups[title] = (0, model_builders, make, kind == 'training', side)
     machine = measure.describe_machine(device) | dict(dtype=str(dtype)[6:])
     print(', '.join(f'{key} {value}' for key, value in machine.items()))
-    start, results = time.perf_counter(), {}
-    for n, (title, (tokens, builders, *arguments)) in enumerate(groups.items()):
-        now = time.perf_counter()
-        # Operators take a fraction of the time of models.
-        share = (start + 60 * minutes - now) / (len(groups) - n) / (4 if tokens else 1)
-        rows, skipped = compare(builders(*arguments, device), device, now + share)
+    # By title: the work of a call, and a function that gives the builders.
+    groups = {f'Operators, {m}': (math.prod(m), partial(operator_builders, m, dtype, device)) for m in MAPS}
+    heads = {head: zoo.model_config(UPERNET, {'model.decode_head.type': head}) for head in HEADS}
+    for name, models, side in (
+        ('Models', CLASSIFIERS, 224),
+        ('Models', CLASSIFIERS, 512),
+        ('UperNet', heads, 512),
+    ):
+        for kind, passes in (('inference', 1), ('training', 4)):
+            title = f'{name}, {kind}, {BATCHES[device.type, side]} x {side} x {side}'
+            work = passes * BATCHES[device.type, side] * side**2
+            groups[title] = work, partial(model_builders, models, kind == 'training', side, device)
+    for n, (title, (work, builders)) in enumerate(groups.items()):
+        tokens, now = work if title.startswith('Operators') else 0, time.perf_counter()
+        # Operators take a fraction of the time of models. A tenth is left for calls that take longer at once.
+        share = (start + 54 * minutes - now) / (len(groups) - n) / (4 if tokens else 1)
+        rows, skipped = compare(builders(), device, now + share, work, rates)
         print(report(title, rows, tokens), *(f'Skipped {line}' for line in skipped), sep='\n', flush=True)
         results[title] = dict(rows=rows, skipped=skipped)
     print(f'\n{time.perf_counter() - start:.0f} s of {60 * minutes:.0f} s')
     if file:
-        with open(file, 'w', encoding='utf-8') as out:
-            json.dump(dict(machine=machine, results=results), out, indent=1)
+        write_text(file, json.dumps(dict(machine=machine, results=results), indent=1))

@@ -1,8 +1,10 @@
 """Comparison of every backend that runs on this machine with float64."""
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -28,12 +30,8 @@ OPERATORS = [
 SMALL_SIZES = ((1, 1), (1, 2), (5, 7), (7, 28))
 SIZES = (*SMALL_SIZES, (28, 28), (64, 65), (312, 312))
 REFERENCE_TOKENS = 196  # beyond, 'torch' in float64 takes the place of the slow reference
-CHANNELS = 3
-
-
-def devices() -> list[torch.device]:
-    """The CPU and every GPU."""
-    return [torch.device('cpu'), *(torch.device('cuda', i) for i in range(torch.cuda.device_count()))]
+CHANNELS = 3  # per path
+DEVICES = [torch.device('cpu'), *(torch.device('cuda', i) for i in range(torch.cuda.device_count()))]
 
 
 def error(got: Tensor, ref: Tensor, measure: str) -> float:
@@ -43,15 +41,14 @@ def error(got: Tensor, ref: Tensor, measure: str) -> float:
     return (size / scale if scale > 1e-12 else size).item()
 
 
-def inputs(table: Backends, size: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
-    """Inputs of an operator, then a gradient of its output."""
-    generator, (H, W) = torch.Generator().manual_seed(0), size
+def inputs(table: Backends, shape: tuple[int, int, int], channels: int, dtype: torch.dtype) -> list[Tensor]:
+    """Inputs of an operator on maps (B, H, W), then a gradient of its output."""
+    generator, (B, H, W) = torch.Generator().manual_seed(0), shape
     if table is mingru.BACKENDS:
-        shapes = [(2, H, W, len(PATHS) * n * CHANNELS) for n in (2, 1)]
-        return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+        return [torch.randn(*shape, n * channels, generator=generator).to(dtype) for n in (2, 1)]
     wide = torch.promote_types(dtype, torch.float32)
-    w, u = (torch.linspace(*ends, CHANNELS, dtype=wide) / (H * W) for ends in ((-5, 3), (-1, 1)))
-    return [w, u, *(torch.randn(2, H * W, CHANNELS, generator=generator).to(dtype) for _ in range(3))]
+    w, u = (torch.linspace(*ends, channels, dtype=wide) / (H * W) for ends in ((-5, 3), (-1, 1)))
+    return [w, u, *(torch.randn(B, H * W, channels, generator=generator).to(dtype) for _ in range(3))]
 
 
 def run(function: Callable, tensors: list[Tensor], backend: str) -> list[Tensor]:
@@ -63,9 +60,10 @@ def run(function: Callable, tensors: list[Tensor], backend: str) -> list[Tensor]
 
 def worst(table: Backends, calls: list, dtype: torch.dtype, sizes: tuple) -> dict[tuple, tuple[float, str]]:
     """Largest error, and its map or message, by device and backend."""
-    found = {(device, name): (0.0, '') for device in devices() for name in table.runnable(device, dtype)}
-    for function, size in ((function, size) for function in calls for size in sizes):
-        tensors, short = inputs(table, size, dtype), size[0] * size[1] <= REFERENCE_TOKENS
+    found = {(device, name): (0.0, '') for device in DEVICES for name in table.runnable(device, dtype)}
+    channels = CHANNELS * (len(PATHS) if table is mingru.BACKENDS else 1)
+    for function, size in product(calls, sizes):
+        tensors, short = inputs(table, (2, *size), channels, dtype), math.prod(size) <= REFERENCE_TOKENS
         expected = run(function, [x.double() for x in tensors], 'reference' if short else 'torch')
         for device, name in found if short else [key for key in found if key[1] != 'reference']:
             try:
@@ -82,10 +80,9 @@ def worst(table: Backends, calls: list, dtype: torch.dtype, sizes: tuple) -> dic
 def check(small: bool = False) -> bool:
     """Print a table of the largest errors; True if all are within their bounds."""
     right, start = True, time.perf_counter()
-    for (table, calls), (dtype, (_, bound)) in ((o, t) for o in OPERATORS for t in TOLERANCE.items()):
-        for (device, name), (size, where) in worst(
-            table, calls, dtype, SMALL_SIZES if small else SIZES
-        ).items():
+    for (table, calls), (dtype, (_, bound)) in product(OPERATORS, TOLERANCE.items()):
+        found = worst(table, calls, dtype, SMALL_SIZES if small else SIZES)
+        for (device, name), (size, where) in found.items():
             right = right and size <= bound
             columns = f'{table.operator:<28} {device!s:<7} {name:<10} {str(dtype)[6:]:<9} error {size:.0e}'
             print(f'{columns} of {bound:.0e}  {where}{"" if size <= bound else "  WRONG"}', flush=True)

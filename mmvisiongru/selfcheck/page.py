@@ -1,13 +1,14 @@
 """One page about this machine: versions, devices, and which backend of each operator runs where."""
 
 from importlib import metadata
+from itertools import product
 
 import torch
 from mmengine.utils.dl_utils import collect_env
 
 from mmvisiongru.ops import native
 
-from .check import OPERATORS, devices
+from .check import DEVICES, OPERATORS
 
 PACKAGES = ('mmvisiongru', 'onedl-', 'mmengine', 'mmcv', 'mmseg', 'mmpretrain', 'triton', 'onnx')
 SKIPPED = ('PyTorch compiling details', 'numpy_random_seed')
@@ -19,14 +20,13 @@ def page() -> str:
     installed = {d.name: d.version for d in metadata.distributions() if d.name.startswith(PACKAGES)}
     lines += [f'{name}: {version}' for name, version in sorted(installed.items())]
     lines.append(f'threads: {torch.get_num_threads()}')
-    for device in devices():
-        for table, _ in OPERATORS:
-            lines.append(f'\n{table.operator} on {device}:')
-            for name in table:
-                reasons = table.module(name).unsupported(device, torch.float32)
-                reasons = reasons or [reason for reason in (table.distrust(name, device),) if reason]
-                taken = '' if reasons or table.runnable(device)[0] != name else ", taken by 'auto'"
-                lines.append(f'  {name:<10} {"not used: " if reasons else "runs"}{"; ".join(reasons)}{taken}')
+    for device, (table, _) in product(DEVICES, OPERATORS):
+        lines.append(f'\n{table.operator} on {device}:')
+        for name in table:
+            reasons = table.module(name).unsupported(device, torch.float32)
+            reasons = '; '.join(reasons) or table.distrust(name, device)
+            taken = ", taken by 'auto'" if table.runnable(device)[0] == name else ''
+            lines.append(f'  {name:<10} {f"not used: {reasons}" if reasons else f"runs{taken}"}')
     try:
         lines.append(f'\ncache folder: {native.cache_folder()}')
     # RuntimeError: there is no home folder.
