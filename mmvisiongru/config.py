@@ -1,7 +1,6 @@
 """Config files by path or by name, and what can be said of one before anything is built."""
 
 import inspect
-import os
 import os.path as osp
 import traceback
 from collections.abc import Iterable, Iterator
@@ -102,15 +101,12 @@ def _find(name: str) -> str:
     if osp.isfile(name):
         return name
     if not name.endswith('.py'):
-        known = config_files()
-        if name in known:
-            return str(known[name])
-        hint = did_you_mean(name, known) or '; mmvisiongru.apis.list_configs() lists them'
+        if path := config_files().get(name):
+            return str(path)
+        hint = did_you_mean(name, config_files()) or '; mmvisiongru.apis.list_configs() lists them'
         raise InputError(f'no config is named {name!r}{hint}')
-    folder, file = osp.split(name)
-    if not osp.isdir(folder or '.'):
-        raise InputError(f'config file {name} does not exist: there is no folder {folder}')
-    hint = did_you_mean(file, os.listdir(folder or '.'), show=lambda near: osp.join(folder, near))
+    near = {path.name: str(path) for path in Path(name).parent.glob('*.py')}
+    hint = did_you_mean(osp.basename(name), near, show=near.get)
     raise InputError(f'config file {name} does not exist{hint}')
 
 
@@ -132,9 +128,8 @@ def check_keys(cfg: Config, options: Iterable[str] = ()) -> None:
         if key in KNOWN_KEYS:
             continue
         if key not in cfg:
-            raise InputError(
-                f'unknown key {key!r} in --cfg-options {option}{hint(key, KNOWN_KEYS | set(cfg))}'
-            )
+            near = hint(key, KNOWN_KEYS | set(cfg))
+            raise InputError(f'unknown key {key!r} in --cfg-options {option}{near}')
         # The file used its variables while it was read; setting one now would change nothing.
         values = [found for name in cfg if name in KNOWN_KEYS for found in settings(cfg[name], name)]
         used = [place for place, value in values if value == cfg[key]]

@@ -6,6 +6,7 @@ import os
 import os.path as osp
 import re
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -16,8 +17,10 @@ UNFINISHED = '.unfinished'
 
 
 @contextmanager
-def new_file(path: str) -> Iterator[str]:
+def new_file(path: str, durable: bool = True) -> Iterator[str]:
     """Give a name beside ``path`` to write to; what is there at the end replaces ``path`` in one step.
+
+    ``durable`` waits until it would outlive a loss of power.
 
     Raises:
         InputError: The disk is full or the folder cannot be written. ``path`` is as it was before, and
@@ -27,10 +30,12 @@ def new_file(path: str) -> Iterator[str]:
     unfinished = osp.join(folder, f'.{name}.{os.getpid()}{UNFINISHED}')
     try:
         yield unfinished
-        _sync(unfinished)
+        if durable:
+            _sync(unfinished)
         os.replace(unfinished, path)
-        # The rename itself must outlive a loss of power.
-        _sync(folder or '.')
+        if durable:
+            # The rename itself.
+            _sync(folder or '.')
     except BaseException as error:
         with suppress(OSError):
             os.remove(unfinished)
@@ -108,9 +113,7 @@ def check_folder(folder: str) -> None:
     """Make a folder, and raise InputError unless a file can be written to it."""
     try:
         os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b'x')
     except OSError as error:
-        raise InputError(f'folder {folder} cannot be made: {error.strerror}') from error
-    probe = osp.join(folder, f'write-test-{os.getpid()}')
-    write_text(probe, 'x')
-    with suppress(FileNotFoundError):
-        os.remove(probe)
+        raise InputError(f'folder {folder} cannot be written: {error.strerror}') from error

@@ -3,16 +3,16 @@
 import csv
 import os
 import os.path as osp
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable
 
 import numpy as np
 from mmengine.config import Config
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from mmvisiongru.config import settings
 from mmvisiongru.errors import InputError
-from mmvisiongru.files import check_folder
+from mmvisiongru.files import check_folder, new_file
 
 # Marks pictures in their metadata as ours: the next call of a tool may replace them.
 SOFTWARE = 'mmvisiongru'
@@ -21,18 +21,14 @@ SOFTWARE = 'mmvisiongru'
 def data_folders(cfg: Config) -> set[str]:
     """Folders that the data sets of a config search for samples. A list of samples needs no search."""
 
-    def walk(node) -> Iterator[str]:
-        if isinstance(node, dict):
-            root, prefix = node.get('data_root') or '', node.get('data_prefix') or node.get('split') or ''
-            if (root or prefix) and not node.get('ann_file'):
-                parts = prefix.values() if isinstance(prefix, dict) else [prefix]
-                yield from (osp.join(root, part or '') for part in parts)
-        if isinstance(node, (dict, list, tuple)):
-            for child in node.values() if isinstance(node, dict) else node:
-                yield from walk(child)
-
     loaders = [cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')]
-    return set(filter(None, walk(loaders)))
+    nodes = [node for _, node in settings(loaders, '') if isinstance(node, dict) and not node.get('ann_file')]
+    folders = set()
+    for node in nodes:
+        root, prefix = node.get('data_root') or '', node.get('data_prefix') or node.get('split') or ''
+        parts = prefix.values() if isinstance(prefix, dict) else [prefix]
+        folders.update(osp.join(root, part or '') for part in parts)
+    return folders - {''}
 
 
 def check_output(folder: str, data: Iterable[str] = ()) -> None:
@@ -85,16 +81,11 @@ def _is_ours(path: str) -> bool:
 
 def write_picture(path: str, picture: np.ndarray) -> None:
     """Write an array as PNG in one step, so that several processes may write the same picture."""
-    mark, unfinished = PngInfo(), f'{path}.{os.getpid()}'
+    mark = PngInfo()
     mark.add_text('Software', SOFTWARE)
-    try:
+    with new_file(path, durable=False) as unfinished:
         os.makedirs(osp.dirname(path) or '.', exist_ok=True)
         Image.fromarray(picture).save(unfinished, 'PNG', pnginfo=mark, compress_level=1)
-        os.replace(unfinished, path)
-    except OSError as error:
-        with suppress(OSError):
-            os.remove(unfinished)
-        raise InputError(f'{path} could not be written: {error.strerror or error}') from error
 
 
 def save_figure(figure, rows: Iterable[Iterable], out: str) -> str:

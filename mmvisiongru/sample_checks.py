@@ -1,8 +1,9 @@
 """Checks of a sample: files that decoders accept when they should not, and labels that are no class."""
 
-import os
 import os.path as osp
+from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.structures import BaseDataElement
 from PIL import Image
@@ -16,7 +17,7 @@ EXIF_ORIENTATION = 0x0112
 
 
 def check_files(info: dict, upright: bool = True) -> None:
-    """Check the ends of a sample's files, and the mode and size of its label map.
+    """Check the ends of a sample's pictures, and the mode and size of its label map.
 
     A path that is no local file is not checked: the data set may find it elsewhere.
 
@@ -29,31 +30,29 @@ def check_files(info: dict, upright: bool = True) -> None:
             the size of the image.
     """
     paths = [info.get(key) for key in ('img_path', 'seg_map_path')]
-    image, label = (path if isinstance(path, str) and osp.isfile(path) else None for path in paths)
+    image, label = (path if _is_picture(path) else None for path in paths)
     for path in filter(None, (image, label)):
         _check_end(path)
-    if label and label.lower().endswith(IMAGE_SUFFIXES):
+    if label:
         size = _check_map(label)
-        if image and image.lower().endswith(IMAGE_SUFFIXES):
+        if image:
             _compare_size(label, size, image, upright)
 
 
+def _is_picture(path) -> bool:
+    return isinstance(path, str) and path.lower().endswith(IMAGE_SUFFIXES) and osp.isfile(path)
+
+
 def _check_end(path: str) -> None:
-    with open(path, 'rb') as file:
-        head = file.read(4)
-        if not head:
-            raise ValueError(f'{path} is empty')
-        is_jpeg, is_png = head.startswith(b'\xff\xd8'), head == b'\x89PNG'
-        if not (is_jpeg or is_png):
-            return
-        file.seek(-min(12, os.fstat(file.fileno()).st_size), os.SEEK_END)
-        tail = file.read()
-        if tail.endswith(b'\xff\xd9') if is_jpeg else b'IEND' in tail:
-            return
+    data = Path(path).read_bytes()
+    if not data:
+        raise ValueError(f'{path} is empty')
+    complete = True
+    if data.startswith(b'\x89PNG'):
+        complete = b'IEND' in data[-12:] or b'IEND\xaeB`\x82' in data
+    elif data.startswith(b'\xff\xd8') and not data.endswith(b'\xff\xd9'):
         # More may follow a complete image. An end marker before the last scan is that of a thumbnail.
-        file.seek(0)
-        data = file.read()
-    complete = data.rfind(b'\xff\xd9') > data.rfind(b'\xff\xda') if is_jpeg else b'IEND\xaeB`\x82' in data
+        complete = data.rfind(b'\xff\xd9') > data.rfind(b'\xff\xda')
     if not complete:
         raise ValueError(f'{path} is cut short')
 
@@ -107,8 +106,8 @@ def check_labels(sample, dataset, classes: int, info: dict, evaluation: bool = F
         _check_range(labels, classes, ignore, path, shift)
         if not evaluation and bool((labels == ignore).all()):
             # A crop may be ignored, but not the complete map.
-            values = _values_of_map(path)
-            if values and values <= {ignore, 0 if shift else ignore}:
+            ignored = {ignore, 0 if shift else ignore}
+            if _is_picture(path) and _values_of_map(path) <= ignored:
                 raise ValueError(f'every pixel of {path} is ignored')
 
 
@@ -123,8 +122,5 @@ def _check_range(labels: torch.Tensor, classes: int, ignore: int | None, path: s
 
 
 def _values_of_map(path: str) -> set[int]:
-    """The class indices in a label map; none if the file is not local or no picture."""
-    if not isinstance(path, str) or not osp.isfile(path) or not path.lower().endswith(IMAGE_SUFFIXES):
-        return set()
     with Image.open(path) as label:
-        return {value for _, value in label.getcolors(65536) or []}
+        return set(np.unique(np.asarray(label)).tolist())

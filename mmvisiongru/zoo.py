@@ -1,9 +1,10 @@
 """Models by name: from a config of this package, of mmpretrain or of mmseg, or a single backbone."""
 
 import inspect
+from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -32,20 +33,16 @@ def model_config(name: str, cfg_options: dict | None = None) -> Config:
     Raises:
         InputError: There is no model of that name, or a setting does not fit.
     """
+    if name.endswith('.py') or name in config_files():
+        return get_config(name, cfg_options, ('model',))
     if name.startswith(tuple(f'{scope}.' for scope in SCOPES)):
         kind, _, arch = name.partition(':')
-        cfg = Config(dict(model=dict(type=kind, **(dict(arch=arch) if arch else {}))))
-        cfg.default_scope = kind.partition('.')[0]
-    elif name.endswith('.py') or name in config_files():
-        return get_config(name, cfg_options, ('model',))
-    elif name in _mmpretrain_models():
-        from mmpretrain import ModelHub
-
-        cfg = ModelHub.get(name).config
-    elif path := _mmseg_configs().get(name):
-        cfg = Config.fromfile(path)
+        model = dict(type=kind, **(dict(arch=arch) if arch else {}))
+        cfg = Config(dict(model=model, default_scope=kind.partition('.')[0]))
+    elif read := _foreign_configs().get(name):
+        cfg = read()
     else:
-        hint = did_you_mean(name, [*config_files(), *_mmpretrain_models(), *_mmseg_configs()])
+        hint = did_you_mean(name, [*config_files(), *_foreign_configs()])
         raise InputError(
             f'{name!r} is neither a config file (*.py), nor a config of this package, nor a model of '
             'mmpretrain or mmseg, nor a backbone (SCOPE.TYPE:ARCH)'
@@ -78,8 +75,8 @@ def build_model(model: str | Config, backend: str = 'auto', device: str = 'cpu')
     backbone = settings.get('backbone') or settings
     with building(cfg), DefaultScope.overwrite_default_scope(scope), torch.device(device):
         kind = backbone.type if inspect.isclass(backbone.type) else MODELS.get(backbone.type)
-        for argument in _backend_arguments(kind):
-            backbone[argument] = backend
+        arguments = inspect.signature(kind).parameters if kind else ()
+        backbone.update((name, backend) for name in arguments if name.endswith('_backend'))
         return MODELS.build(settings)
 
 
@@ -120,28 +117,17 @@ def dataset_meta(cfg: Config) -> dict | None:
     return {k: meta[k] for k in ('classes', 'palette') if k in meta} if meta.get('classes') else None
 
 
-def _backend_arguments(kind: type | None) -> list[str]:
-    """Arguments of a backbone that name the backend of its operator."""
-    found = inspect.signature(kind).parameters if inspect.isclass(kind) else ()
-    return [name for name in found if name.endswith('_backend')]
-
-
 @cache
-def _mmpretrain_models() -> frozenset[str]:
-    """Names in the model index of mmpretrain, if it is installed."""
-    try:
-        from mmpretrain import list_models
-    except ImportError:
-        return frozenset()
-    return frozenset(list_models())
-
-
-@cache
-def _mmseg_configs() -> dict[str, Path]:
-    """Files of the configs that mmseg ships, if it is installed."""
-    try:
+def _foreign_configs() -> dict[str, Callable[[], Config]]:
+    """Functions that read the configs of mmseg and of mmpretrain's index, as far as these are installed."""
+    readers = {}
+    with suppress(ImportError):
         import mmseg
-    except ImportError:
-        return {}
-    folder = Path(mmseg.__file__).parent / '.mim' / 'configs'
-    return {path.stem: path for path in sorted(folder.rglob('*.py')) if '_base_' not in path.parts}
+
+        paths = (Path(mmseg.__file__).parent / '.mim/configs').rglob('*.py')
+        readers |= {p.stem: partial(Config.fromfile, p) for p in paths if '_base_' not in p.parts}
+    with suppress(ImportError):
+        from mmpretrain import ModelHub, list_models
+
+        readers |= {name: lambda name=name: ModelHub.get(name).config for name in list_models()}
+    return readers

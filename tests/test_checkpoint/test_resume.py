@@ -81,7 +81,7 @@ def test_file_too_large_loses_nothing(tmp_path):
 
 def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(InputError, match=r'folder .*file/work cannot be made: Not a directory'):
+    with pytest.raises(InputError, match=r'folder .*file/work cannot be written: Not a directory'):
         check_folder(str(tmp_path / 'file/work'))
     check_folder(str(tmp_path / 'new/work'))
     assert list((tmp_path / 'new/work').iterdir()) == []
