@@ -4,6 +4,7 @@ Importing this checks the versions of the stack and registers nothing: OpenMMLab
 ``mmvisiongru.registry`` when a config names the scope ``mmvisiongru``.
 """
 
+from contextlib import suppress
 from importlib import import_module, metadata, util
 
 from packaging.specifiers import SpecifierSet
@@ -21,39 +22,30 @@ _LAZY = {
 __all__ = ['__version__', *_LAZY]
 
 # Import name: versions that work, distributions that provide it (maintained and original family).
-_REQUIRED = {
+_STACK = {
     'torch': ('>=2.5', ('torch',)),
     'mmengine': ('>=0.10,<1', ('onedl-mmengine', 'mmengine', 'mmengine-lite')),
     'mmcv': ('>=2.0,<3', ('onedl-mmcv', 'mmcv', 'mmcv-lite', 'mmcv-full')),
-}
-_OPTIONAL = {
     'mmseg': ('>=1.0,<2', ('onedl-mmsegmentation', 'mmsegmentation')),
     'mmpretrain': ('>=1.0,<2', ('onedl-mmpretrain', 'mmpretrain')),
 }
-
-
-def _versions(module: str, distributions: tuple[str, ...]) -> list[str]:
-    """Versions found of whatever provides ``module``, without importing it if it was installed."""
-    found = []
-    for distribution in distributions:
-        try:
-            found.append(metadata.version(distribution))
-        except metadata.PackageNotFoundError:
-            continue
-    # A source folder on PYTHONPATH has no metadata.
-    if not found and module in _REQUIRED and util.find_spec(module):
-        found = [import_module(module).__version__]
-    return found
+_OPTIONAL = ('mmseg', 'mmpretrain')
 
 
 def _check_stack() -> None:
     """Raise unless the installed stack can work; the message names what was found and is needed."""
     wrong = []
-    for module, (needed, distributions) in (_REQUIRED | _OPTIONAL).items():
-        found = _versions(module, distributions)
+    for module, (needed, distributions) in _STACK.items():
+        found = []
+        for distribution in distributions:
+            with suppress(metadata.PackageNotFoundError):
+                found.append(metadata.version(distribution))
+        # A source folder on PYTHONPATH has no metadata.
+        if not found and module not in _OPTIONAL and util.find_spec(module):
+            found = [import_module(module).__version__]
         # base_version: vendors' builds of a release are often tagged as its pre-release.
         fits = all(Version(Version(v).base_version) in SpecifierSet(needed) for v in found)
-        if not fits or (not found and module in _REQUIRED):
+        if not fits or (not found and module not in _OPTIONAL):
             wrong.append(f'{module} {needed} (found {" and ".join(found) or "none"})')
     if wrong:
         # No ImportError: the registry would swallow it and say 'not in the registry' instead.

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 def set_inference_attributes(model: nn.Module, cfg, dataset_meta: dict | None) -> None:
     """Leave on a model what ``inference_model`` of mmseg and mmpretrain look for on it.
 
-    Those of mmseg 1.4.2 are public. mmpretrain 1.3.6 takes a built model by private names only; without
-    them its ``inference_model`` says that there is no inferencer for the model.
+    mmpretrain 1.3.6 takes a built model by private names only, and otherwise says that it has no inferencer.
     """
     cfg = deepcopy(cfg)
     # mmseg reads the variable of its config files, and edits it.
@@ -35,18 +34,12 @@ def set_inference_attributes(model: nn.Module, cfg, dataset_meta: dict | None) -
 
 
 def checkpoint_loaders(checkpoint_loader: type) -> dict[str, Callable]:
-    """Get the functions in mmengine's CheckpointLoader by the beginning of an address (mmengine 0.10.12).
-
-    It registers them in public and looks them up in private. Without the name, callers assume mmengine's own.
-    """
+    """Readers of mmengine 0.10.12 by the beginning of an address. Without the name, callers take its own."""
     return getattr(checkpoint_loader, '_schemes', {})
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether hooks of a module see its inputs, outputs or gradients.
-
-    Read in torch 2.15, which has no public question for it. Without the names no hook is found.
-    """
+    """Whether a module has hooks (torch 2.15 has no public question). Without the names none is found."""
     kinds = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
     return any(getattr(module, kind, None) for kind in kinds)
 
@@ -54,10 +47,9 @@ def has_hooks(module: nn.Module) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """x W^T + b, or GELU of that, without gradients: (..., C), (D, C) and (D) -> (..., D).
 
-    torch.nn.functional.linear goes through MKL on a CPU, which on some processors leaves half of the vector
-    unit idle, and a GELU reads and writes the widest map of a block again. oneDNN does both in one pass. Its
-    operator, which torch has for its compiler, was read in torch 2.15. Where it is missing or cannot take the
-    tensors, torch.nn.functional computes the same.
+    On a CPU torch.nn.functional.linear goes through MKL, which on some processors leaves half of the vector
+    unit idle, and a GELU reads and writes the widest map of a block again. The operator that torch 2.15 has
+    for its compiler does both in one pass of oneDNN. Without it, torch.nn.functional computes the same.
     """
     if _takes_onednn(x, weight, bias):
         x = x.contiguous()
@@ -86,9 +78,9 @@ def _takes_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def built_loops(runner) -> dict:
-    """Loops of a Runner that are built, by 'train', 'val' and 'test'; its public properties would build them.
+    """Loops that a Runner has built, by 'train', 'val' and 'test'; its public properties would build them.
 
-    Read in mmengine 0.10.12. Without these names, none is found.
+    Read in mmengine 0.10.12. Without the names none is found.
     """
     loops = {name: getattr(runner, f'_{name}_loop', None) for name in ('train', 'val', 'test')}
     return {name: loop for name, loop in loops.items() if hasattr(loop, 'dataloader')}

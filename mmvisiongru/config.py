@@ -26,11 +26,11 @@ VARIABLES = {'gallery_dataloader', 'pipeline', 'test_pipeline', 'train_pipeline'
 def config_files() -> dict[str, Path]:
     """Path of each config that comes with the package, by its file name without ``.py``; no ``_base_``."""
     # An installed package carries its configs; in a clone they lie beside it.
-    folder = next(filter(Path.is_dir, (PACKAGE / '.mim/configs', PACKAGE.parent / 'configs')), None)
-    if folder is None:
-        raise InputError(f'no configs in {PACKAGE / ".mim"}; install mmvisiongru again')
-    paths = (path for path in sorted(folder.resolve().rglob('*.py')) if '_base_' not in path.parts)
-    return {path.stem: path for path in paths}
+    for folder in (PACKAGE / '.mim/configs', PACKAGE.parent / 'configs'):
+        if folder.is_dir():
+            paths = sorted(folder.resolve().rglob('*.py'))
+            return {path.stem: path for path in paths if '_base_' not in path.parts}
+    raise InputError(f'no configs in {PACKAGE / ".mim"}; install mmvisiongru again')
 
 
 def list_configs(pattern: str = '*') -> list[str]:
@@ -46,8 +46,6 @@ def list_configs(pattern: str = '*') -> list[str]:
         >>> from mmvisiongru.apis import list_configs
         >>> 'visiongru-tiny_8xb128_in1k' in list_configs('visiongru-tiny*')
         True
-        >>> list_configs('resnet*')
-        []
     """
     return sorted(match(config_files(), pattern))
 
@@ -60,12 +58,8 @@ def get_config(name: str, cfg_options: dict | None = None, required: Iterable[st
         cfg_options (dict, optional): Settings over those of the file, under dotted names.
         required (Iterable[str]): Top-level keys that must have a value.
 
-    Returns:
-        Config: With all that it inherits.
-
     Raises:
-        InputError: There is no such config, the file fails, a key is misspelt or missing, or a setting does
-            not fit.
+        InputError: There is no such config, a key is misspelt or missing, or a setting does not fit.
 
     Examples:
         >>> from mmvisiongru.apis import get_config

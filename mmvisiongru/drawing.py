@@ -31,33 +31,24 @@ def draw_sample(
         np.ndarray: RGB, uint8. A segmentor's image, truth and prediction are side by side, a classifier's
         classes are above the image.
     """
-    found = [('truth', 'gt'), ('prediction', 'pred')]
-    maps = {name: sample.get(f'{key}_sem_seg') for name, key in found}
-    maps = {name: m.data.squeeze(0).cpu().numpy().astype(int) for name, m in maps.items() if m is not None}
-    if maps:
-        size = next(iter(maps.values())).shape
-        image = image if image.shape[:2] == size else cv2.resize(image, size[::-1])
-        painted = {name: paint(image, m, classes, palette, opacity) for name, m in maps.items()}
-        return side_by_side({'image': enlarge(image), **painted})
-    lines = [
-        f'{name}: '
-        + ', '.join(_with_score(sample, i, key, classes) for i in sample.get(f'{key}_label').tolist())
-        for name, key in found
-        if sample.get(f'{key}_label') is not None
-    ]
-    return side_by_side({'\n'.join(lines): enlarge(image)})
+    painted, lines = {}, []
+    for name, key in (('truth', 'gt'), ('prediction', 'pred')):
+        if (found := sample.get(f'{key}_sem_seg')) is not None:
+            labels = found.data.squeeze(0).cpu().numpy().astype(int)
+            image = image if image.shape[:2] == labels.shape else cv2.resize(image, labels.shape[::-1])
+            painted[name] = paint(image, labels, classes, palette, opacity)
+        if (found := sample.get(f'{key}_label')) is not None:
+            scores = sample.get('pred_score') if key == 'pred' else None
+            shares = {i: '' if scores is None else f' {float(scores[i]):.1%}' for i in found.tolist()}
+            names = (f'{classes[i] if classes else i}{share}' for i, share in shares.items())
+            lines.append(f'{name}: {", ".join(names)}')
+    return side_by_side({'image' if painted else '\n'.join(lines): enlarge(image), **painted})
 
 
 def as_rgb(image: Tensor) -> np.ndarray:
     """A loaded image, BGR or grey (C, H, W) with values of 0..255, as an array (H, W, 3) of RGB."""
     image = image[:3].flip(0) if len(image) > 2 else image[:1].expand(3, -1, -1)
     return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy().clip(0, 255).astype(np.uint8))
-
-
-def _with_score(sample: BaseDataElement, label: int, kind: str, classes) -> str:
-    score = sample.get('pred_score') if kind == 'pred' else None
-    name = str(classes[label] if classes else label)
-    return name if score is None else f'{name} {float(score[label]):.1%}'
 
 
 def enlarge(image: np.ndarray) -> np.ndarray:

@@ -8,19 +8,13 @@ class InputError(ValueError):
     """Input that cannot be used. The message is one line: what is wrong, where, what to do."""
 
 
-def did_you_mean(
-    name: str, known: Iterable[str], cutoff: float = 0.6, show: Callable[[str], str] = repr
-) -> str:
-    """End a message with the known name that is nearest to an unknown one; empty if none is near.
-
-    ``show`` writes the known name.
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6, show: Callable = repr) -> str:
+    """End a message with the known name, as ``show`` writes it, that is nearest to ``name``; or with nothing.
 
     Examples:
         >>> from mmvisiongru.errors import did_you_mean
         >>> did_you_mean('patence', ['patience', 'timeout'])
         "; did you mean 'patience'?"
-        >>> did_you_mean('size', ['patience', 'timeout'])
-        ''
     """
     near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f'; did you mean {show(near[0])}?' if near else ''
@@ -30,9 +24,7 @@ def in_one_line(error: BaseException, width: int = 300) -> str:
     """Give an exception in one line, with the name of its type unless the text says enough by itself.
 
     Examples:
-        >>> from mmvisiongru.errors import InputError, in_one_line
-        >>> in_one_line(InputError('no such file'))
-        'no such file'
+        >>> from mmvisiongru.errors import in_one_line
         >>> in_one_line(OSError('no such file'))
         'OSError: no such file'
     """

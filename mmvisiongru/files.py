@@ -62,10 +62,8 @@ def write_text(path: str, text: str) -> None:
 def lock_folder(folder: str) -> int | None:
     """Keep other processes from locking a folder until this process closes the returned descriptor or ends.
 
-    Checkpoints that a killed process was writing are deleted. None where the file system has no locks.
-
-    Raises:
-        InputError: Another process holds the lock; the message names it.
+    Checkpoints that a killed process was writing are deleted. None where the file system has no locks. If
+    another process holds the lock, InputError names it.
     """
     path = osp.join(folder, '.lock')
     try:

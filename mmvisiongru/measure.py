@@ -3,9 +3,10 @@
 import ctypes
 import gc
 import platform
+import re
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -36,11 +37,9 @@ def describe_machine(device: torch.device) -> dict:
 
 
 def _processor() -> str:
-    try:
-        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-        return next(line.split(':', 1)[1].strip() for line in lines if line.startswith('model name'))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    with suppress(OSError, TypeError):
+        return re.search('model name.*: (.*)', Path('/proc/cpuinfo').read_text(encoding='utf-8'))[1]
+    return platform.processor() or platform.machine()
 
 
 def progress_bar() -> Progress:
@@ -104,5 +103,4 @@ def peak_memory(function: Callable[[], object], device: torch.device, warm_up: b
 
 
 def _status(key: str) -> int:
-    lines = Path('/proc/self/status').read_text(encoding='utf-8').splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ':'))
+    return 1024 * int(re.search(rf'{key}:\s*(\d+)', Path('/proc/self/status').read_text(encoding='utf-8'))[1])

@@ -1,6 +1,5 @@
 """Where tools write: never among the data, never over the files of others, never outside the folder given."""
 
-import csv
 import os
 import os.path as osp
 from collections.abc import Iterable
@@ -20,7 +19,6 @@ SOFTWARE = 'mmvisiongru'
 
 def data_folders(cfg: Config) -> set[str]:
     """Folders that the data sets of a config search for samples. A list of samples needs no search."""
-
     loaders = [cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')]
     nodes = [node for _, node in settings(loaders, '') if isinstance(node, dict) and not node.get('ann_file')]
     folders = set()
@@ -86,12 +84,3 @@ def write_picture(path: str, picture: np.ndarray) -> None:
     with new_file(path, durable=False) as unfinished:
         os.makedirs(osp.dirname(path) or '.', exist_ok=True)
         Image.fromarray(picture).save(unfinished, 'PNG', pnginfo=mark, compress_level=1)
-
-
-def save_figure(figure, rows: Iterable[Iterable], out: str) -> str:
-    """Write a matplotlib figure as OUT.png (200 dpi) and OUT.pdf, its table as OUT.csv; give the names."""
-    figure.savefig(f'{out}.png', dpi=200)
-    figure.savefig(f'{out}.pdf')
-    with open(f'{out}.csv', 'w', newline='', encoding='utf-8') as file:
-        csv.writer(file).writerows(rows)
-    return ', '.join(f'{out}.{suffix}' for suffix in ('png', 'pdf', 'csv'))

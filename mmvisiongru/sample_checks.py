@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.structures import BaseDataElement
-from PIL import Image
+from PIL import ExifTags, Image
 
 from mmvisiongru.files import is_local
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 # PIL's modes of one channel, of at most 8 bits and of more.
 MAP_MODES, WIDE_MODES = ('L', 'P', '1'), ('I', 'I;16', 'I;16B', 'I;16L')
-EXIF_ORIENTATION = 0x0112
 
 
 def check_files(info: dict, upright: bool = True) -> None:
@@ -69,7 +68,7 @@ def _check_map(path: str) -> tuple[int, int]:
 
 def _compare_size(path: str, size: tuple[int, int], image: str, upright: bool) -> None:
     with Image.open(image) as picture:
-        turned = upright and picture.getexif().get(EXIF_ORIENTATION, 1) > 4
+        turned = upright and picture.getexif().get(ExifTags.Base.Orientation, 1) > 4
         read = picture.size[::-1] if turned else picture.size
         # Only of JPEG is it known that the loader turns it.
         if size != read and (picture.format == 'JPEG' or size != picture.size):
@@ -104,11 +103,10 @@ def check_labels(sample, dataset, classes: int, info: dict, evaluation: bool = F
         labels, ignore = packed.gt_sem_seg.data, getattr(dataset, 'ignore_index', 255)
         path, shift = info.get('seg_map_path'), int(bool(info.get('reduce_zero_label')))
         _check_range(labels, classes, ignore, path, shift)
-        if not evaluation and bool((labels == ignore).all()):
-            # A crop may be ignored, but not the complete map.
-            ignored = {ignore, 0 if shift else ignore}
-            if _is_picture(path) and _values_of_map(path) <= ignored:
-                raise ValueError(f'every pixel of {path} is ignored')
+        # A crop may be ignored, but not the complete map.
+        ignored = not evaluation and _is_picture(path) and bool((labels == ignore).all())
+        if ignored and np.isin(Image.open(path), [ignore, 0 if shift else ignore]).all():
+            raise ValueError(f'every pixel of {path} is ignored')
 
 
 def _check_range(labels: torch.Tensor, classes: int, ignore: int | None, path: str, shift: int = 0) -> None:
@@ -119,8 +117,3 @@ def _check_range(labels: torch.Tensor, classes: int, ignore: int | None, path: s
         label = int(labels[wrong][0])
         stored = f' ({label + shift} in the file)' if shift else ''
         raise ValueError(f'{path} contains label {label}{stored}, but labels must be 0 to {classes - 1}')
-
-
-def _values_of_map(path: str) -> set[int]:
-    with Image.open(path) as label:
-        return set(np.unique(np.asarray(label)).tolist())

@@ -44,9 +44,8 @@ def model_config(name: str, cfg_options: dict | None = None) -> Config:
     else:
         hint = did_you_mean(name, [*config_files(), *_foreign_configs()])
         raise InputError(
-            f'{name!r} is neither a config file (*.py), nor a config of this package, nor a model of '
-            'mmpretrain or mmseg, nor a backbone (SCOPE.TYPE:ARCH)'
-            f'{hint or "; mmvisiongru.apis.list_configs() lists the configs of this package"}'
+            f'{name!r} is neither a config file (*.py), nor a config of mmvisiongru.apis.list_configs(), nor a '
+            f'model of mmpretrain or mmseg, nor a backbone (SCOPE.TYPE:ARCH){hint}'
         )
     cfg.merge_from_dict(cfg_options or {})
     return cfg
@@ -78,18 +77,6 @@ def build_model(model: str | Config, backend: str = 'auto', device: str = 'cpu')
         arguments = inspect.signature(kind).parameters if kind else ()
         backbone.update((name, backend) for name in arguments if name.endswith('_backend'))
         return MODELS.build(settings)
-
-
-def image_size(cfg: Config, default: int = 224) -> tuple[int, int]:
-    """Height and width that a config trains a segmentor or tests a classifier with."""
-    if size := (single_view(cfg).get('data_preprocessor') or {}).get('size'):
-        return tuple(size)
-    for loader in ('test_dataloader', 'train_dataloader'):
-        for step in reversed((cfg.get(loader) or {}).get('dataset', {}).get('pipeline', [])):
-            size = step.get('crop_size') or step.get('scale')
-            if size:
-                return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    return default, default
 
 
 def image_channels(model: nn.Module) -> int:

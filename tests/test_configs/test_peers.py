@@ -11,9 +11,9 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 
 from mmvisiongru.zoo import build_model as build_by_name
-from mmvisiongru.zoo import image_size, model_config
+from mmvisiongru.zoo import model_config
 from tests.harness.config_builders import CONFIGS, EXPERIMENTS, LEAVES, build_model, difference, load, scope
-from tools.analysis_tools.flops import count
+from tools.analysis_tools.flops import count, image_size
 
 SMALL = sorted(f'{EXPERIMENTS}/peers/{path.name}' for path in (CONFIGS / EXPERIMENTS / 'peers').glob('*.py'))
 PEERS = [name for name in LEAVES if name.startswith('peers/')] + SMALL

@@ -9,6 +9,8 @@ metric of the config ignores are not counted.
 
 import argparse
 import os.path as osp
+import sys
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
@@ -18,10 +20,13 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.runner import Runner
 from torch import Tensor
 
+# A script has only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.config import get_config
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import TESTING, prepare_test
-from mmvisiongru.outputs import check_output, data_folders, save_figure
+from mmvisiongru.outputs import check_output, data_folders
+from tools.visualization.images import save_figure
 
 # With more classes the values in the cells cannot be read.
 MOST_VALUES = 25

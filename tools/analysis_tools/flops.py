@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
+from mmengine.config import Config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mmvisiongru.ops  # noqa: F401
 from mmvisiongru.measure import forward
 from mmvisiongru.models.layers.joined_conv import JoinedConv2d
-from mmvisiongru.zoo import image_channels
+from mmvisiongru.zoo import image_channels, single_view
 
 # Operators by their kind; products of batches of matrices are attention in every model here.
 KINDS = dict(convolution='convolution', mm='linear', addmm='linear', bmm='attention', baddbmm='attention')
@@ -32,6 +33,18 @@ def _kind(operator) -> str:
     if name.startswith(('mingru_scan', 'bi_wkv')):
         return 'scan'
     return KINDS.get(name, 'attention' if 'attention' in name else name)
+
+
+def image_size(cfg: Config, default: int = 224) -> tuple[int, int]:
+    """Height and width that a config trains a segmentor or tests a classifier with."""
+    if size := (single_view(cfg).get('data_preprocessor') or {}).get('size'):
+        return tuple(size)
+    for loader in ('test_dataloader', 'train_dataloader'):
+        for step in reversed((cfg.get(loader) or {}).get('dataset', {}).get('pipeline', [])):
+            size = step.get('crop_size') or step.get('scale')
+            if size:
+                return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    return default, default
 
 
 def count(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:

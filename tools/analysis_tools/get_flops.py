@@ -24,8 +24,8 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
-from mmvisiongru.zoo import build_model, image_size, model_config
-from tools.analysis_tools.flops import count
+from mmvisiongru.zoo import build_model, model_config
+from tools.analysis_tools.flops import count, image_size
 
 KINDS = ('convolution', 'linear', 'attention', 'scan')
 

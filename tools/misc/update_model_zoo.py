@@ -21,8 +21,8 @@ import yaml
 from mmengine.logging import MMLogger
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mmvisiongru.zoo import build_model, image_size, model_config
-from tools.analysis_tools.flops import count
+from mmvisiongru.zoo import build_model, model_config
+from tools.analysis_tools.flops import count, image_size
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ('classification', 'segmentation', 'ablations', 'peers')

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.models.layers import MinGRU2D
-from mmvisiongru.outputs import check_output, save_figure
-from tools.visualization.images import add_backbone_options, backbone_and_images
+from mmvisiongru.outputs import check_output
+from tools.visualization.images import add_backbone_options, backbone_and_images, save_figure
 
 HEAD = ('stage', 'block', 'height', 'width', 'q25', 'median', 'q75', 'longer_than_a_row')
 # A quantile of more elements costs more than it tells.

@@ -1,8 +1,9 @@
-"""Images of the user's own, prepared as a test of the config prepares them."""
+"""What the visualization tools share: images prepared as in a test of the config, and figures as files."""
 
+import csv
 import os.path as osp
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import ceil
 
 import cv2
@@ -22,7 +23,8 @@ from mmvisiongru.drawing import as_rgb
 from mmvisiongru.errors import InputError, in_one_line
 from mmvisiongru.launch.options import add_config_options
 from mmvisiongru.sample_checks import IMAGE_SUFFIXES
-from mmvisiongru.zoo import build_model, image_channels, image_size, model_config
+from mmvisiongru.zoo import build_model, image_channels, model_config
+from tools.analysis_tools.flops import image_size
 
 # For a backbone alone, which says nothing about its input.
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
@@ -151,3 +153,12 @@ def backbone_and_images(args: Namespace, number: int) -> tuple[nn.Module, list[T
         sizes = ', '.join(f'{h} x {w}' for h, w in sorted(sizes)[:3])
         raise InputError(f'the images come out in several sizes ({sizes}); set --shape H W')
     return backbone, images, [as_rgb(sample['inputs']) for sample in samples]
+
+
+def save_figure(figure, rows: Iterable[Iterable], out: str) -> str:
+    """Write a matplotlib figure as OUT.png (200 dpi) and OUT.pdf, its table as OUT.csv; give the names."""
+    figure.savefig(f'{out}.png', dpi=200)
+    figure.savefig(f'{out}.pdf')
+    with open(f'{out}.csv', 'w', newline='', encoding='utf-8') as file:
+        csv.writer(file).writerows(rows)
+    return ', '.join(f'{out}.{suffix}' for suffix in ('png', 'pdf', 'csv'))

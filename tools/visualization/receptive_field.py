@@ -29,8 +29,8 @@ from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.measure import progress_bar
 from mmvisiongru.models import VisionGRU
-from mmvisiongru.outputs import check_output, save_figure
-from tools.visualization.images import add_backbone_options, backbone_and_images
+from mmvisiongru.outputs import check_output
+from tools.visualization.images import add_backbone_options, backbone_and_images, save_figure
 
 SHARES = (0.5, 0.9, 0.99)
 # Far below an even share of the image, which is 1, nothing is worth a shade.
