@@ -44,8 +44,8 @@ def model_config(name: str, cfg_options: dict | None = None) -> Config:
     else:
         hint = did_you_mean(name, [*config_files(), *_foreign_configs()])
         raise InputError(
-            f'{name!r} is neither a config file (*.py), nor a config of mmvisiongru.apis.list_configs(), nor a '
-            f'model of mmpretrain or mmseg, nor a backbone (SCOPE.TYPE:ARCH){hint}'
+            f'{name!r} is neither a config file (*.py), nor in mmvisiongru.apis.list_configs(), nor a model '
+            f'of mmpretrain or mmseg, nor a backbone (SCOPE.TYPE:ARCH){hint}'
         )
     cfg.merge_from_dict(cfg_options or {})
     return cfg

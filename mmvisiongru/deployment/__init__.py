@@ -1,5 +1,6 @@
 """Models as ONNX files. The packages are an optional extra, so they are imported where they are used."""
 
+from contextlib import suppress
 from importlib import metadata
 
 from packaging.requirements import Requirement
@@ -11,24 +12,13 @@ NEEDED = ('torch>=2.7', 'onnx>=1.18', 'onnxscript>=0.5.4', 'onnxruntime>=1.22')
 
 
 def check_stack() -> None:
-    """Check that models can be exported here.
-
-    Raises:
-        InputError: A package is missing or too old. Before 2.7 torch cannot export images of any size.
-    """
-    wrong = [
-        f'{need} (found {found or "none"})' for need in NEEDED if not _fits(need, found := _version(need))
-    ]
+    """Raise InputError if a package is missing or too old to export models, as torch is before 2.7."""
+    wrong = []
+    for need in map(Requirement, NEEDED):
+        found = None
+        with suppress(metadata.PackageNotFoundError):
+            found = metadata.version(need.name)
+        if not found or not need.specifier.contains(found, prereleases=True):
+            wrong.append(f'{need} (found {found or "none"})')
     if wrong:
         raise InputError(f'ONNX export needs {", ".join(wrong)}; pip install -r requirements/deploy.txt')
-
-
-def _version(need: str) -> str | None:
-    try:
-        return metadata.version(Requirement(need).name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _fits(need: str, version: str | None) -> bool:
-    return version is not None and Requirement(need).specifier.contains(version, prereleases=True)

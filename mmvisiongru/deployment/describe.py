@@ -23,22 +23,14 @@ def describe(
 ) -> tuple[dict[str, str], list[str]]:
     """Metadata of a file, and notes on what a test of the config does but the file does not.
 
-    Args:
-        cfg (Config): The config of the model.
-        checkpoint_meta (dict): Of the checkpoint, whose class names go before those of the config.
-        model (Deployed): The model.
-        size (tuple, optional): Height and width, None if they are free.
-
-    Raises:
-        InputError: The number of names is not that of the classes.
+    Names of classes in the meta of the checkpoint go before those of the config. InputError if their number
+    is not that of the model. ``size`` is height and width, None if they are free.
     """
     # A checkpoint may name classes without their colours.
     named = (dataset_meta(cfg) or {}) | (checkpoint_meta.get('dataset_meta') or {})
     classes = named.get('classes') or [str(i) for i in range(model.classes)]
     if len(classes) != model.classes:
-        raise InputError(
-            f'{cfg.filename} names {len(classes)} classes for {model.classes} outputs of the model'
-        )
+        raise InputError(f'{cfg.filename} names {len(classes)} classes for {model.classes} model outputs')
     palette = palette_of(classes, named.get('palette'))
     pipeline = [step for step in cfg.test_dataloader.dataset.pipeline if step.type not in NEUTRAL]
     notes = [

@@ -8,7 +8,7 @@ from copy import deepcopy
 
 import onnx
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import quantize_dynamic
 from torch import nn
 from torch.onnx import OnnxExporterError
 
@@ -33,30 +33,28 @@ def export(module: nn.Module, outputs: Sequence[str], size: tuple[int, int] | No
     Args:
         module (nn.Module): In evaluation mode, on the CPU; gives a tensor for each of ``outputs``.
         outputs (Sequence[str]): Their names.
-        size (tuple, optional): Height and width of the only image, B = 1, that the graph takes; without it
-            B, H and W are free.
+        size (tuple, optional): Height and width of the only image, B = 1, that the graph takes. Default: any.
 
     Raises:
         InputError: A layer cannot be exported. The message ends with the reason of the exporter.
     """
     module = deepcopy(module)
     optimize_for_inference(module, target='onnx')
-    shapes = None if size else ({0: 'batch', 2: 'height', 3: 'width'},)
+    example = torch.zeros((1, 3, *size) if size else EXAMPLE)
+    options = dict(
+        input_names=['images'],
+        output_names=list(outputs),
+        dynamic_shapes=None if size else ({0: 'batch', 2: 'height', 3: 'width'},),
+        custom_translation_table=translation_table(),
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
     try:
         with warnings.catch_warnings(), torch.no_grad():
             # The exporter warns about itself; the file is compared with torch afterwards.
             warnings.simplefilter('ignore')
-            program = torch.onnx.export(
-                module,
-                (torch.zeros((1, 3, *size) if size else EXAMPLE),),
-                input_names=['images'],
-                output_names=list(outputs),
-                opset_version=OPSET,
-                dynamo=True,
-                dynamic_shapes=shapes,
-                custom_translation_table=translation_table(),
-                verbose=False,
-            )
+            program = torch.onnx.export(module, (example,), **options)
     except OnnxExporterError as error:
         cause = error
         while cause.__cause__:
@@ -86,13 +84,7 @@ def quantize(path: str, out: str) -> None:
     logging.disable(logging.WARNING)
     try:
         # Only products with a constant on the right, which are weights.
-        quantize_dynamic(
-            model,
-            out,
-            op_types_to_quantize=['MatMul'],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            extra_options=dict(MatMulConstBOnly=True, EnableSubgraph=True),
-        )
+        options = dict(MatMulConstBOnly=True, EnableSubgraph=True)
+        quantize_dynamic(model, out, ['MatMul'], per_channel=True, extra_options=options)
     finally:
         logging.disable(logging.NOTSET)

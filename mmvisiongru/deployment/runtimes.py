@@ -53,8 +53,7 @@ def _openvino_core():
     """The only Core of this process.
 
     Each Core gives its thread a stack for signal handlers. When two are destroyed, the freed stack of the
-    first may be restored, and the next signal crashes the process, such as the SIGCHLD for which DataLoaders
-    with workers set a handler.
+    first may be restored, and the next signal crashes the process, as SIGCHLD of a DataLoader worker.
     """
     from openvino import Core
 

@@ -30,20 +30,16 @@ def verify(model: Deployed, run: Run, shapes: Sequence[Sequence[int]] = SHAPES) 
     """The largest difference from torch in float64 over images of the shapes, relative to the largest value.
 
     Two classes that are equal up to rounding may swap. So a label that differs counts as the distance of its
-    logit from the largest one, over two, as each of the two may be off.
-
-    Raises:
-        InputError: The difference is above ``TOLERANCE``.
+    logit from the largest one, over two, as each of the two may be off. InputError if above ``TOLERANCE``.
     """
     exact, worst = deepcopy(model).double(), 0.0
     for shape in shapes:
         images = random_images(shape)
         with torch.no_grad():
             logits = exact.logits(images.double())
-        wanted = dict(logits=logits, scores=logits.softmax(1))
         for name, value in run(images.numpy()).items():
             value = torch.from_numpy(np.ascontiguousarray(value))
-            reference = wanted.get(name, logits)
+            reference = logits.softmax(1) if name == 'scores' else logits
             if name == 'labels':
                 difference = (logits.amax(1) - logits.gather(1, value[:, None])[:, 0]) / 2
             else:
@@ -57,22 +53,3 @@ def verify(model: Deployed, run: Run, shapes: Sequence[Sequence[int]] = SHAPES) 
                 )
             worst = max(worst, error)
     return worst
-
-
-def loss(exact: Run, run: Run, shape: Sequence[int]) -> str:
-    """Say how far a file is from an exact one on a random image."""
-    images = random_images(shape).numpy()
-    found = run(images)
-    words = []
-    for name, wanted in exact(images).items():
-        difference = found[name] - wanted
-        if name == 'labels':
-            words.append(f'{np.mean(difference != 0):.2%} of the labels differ')
-        else:
-            words.append(f'{name} have an RMS error of {rms(difference) / rms(wanted):.2%}')
-    return ', '.join(words)
-
-
-def rms(x: np.ndarray) -> float:
-    """Root of the mean square."""
-    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))

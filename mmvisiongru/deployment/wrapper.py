@@ -23,14 +23,13 @@ class Deployed(nn.Module):
         outputs (Sequence[str]): Out of 'labels', 'logits' and 'scores' (softmax over the classes).
 
     Raises:
-        InputError: An output is unknown, the model has a single, binary output, or it does not take images of
-            three channels.
+        InputError: An output is unknown, or the model has one output channel or takes no 3-channel images.
     """
 
     def __init__(self, model: nn.Module, segmentor: bool, outputs: Sequence[str]):
         super().__init__()
-        if unknown := [name for name in outputs if name not in OUTPUTS]:
-            raise InputError(f'unknown output {unknown[0]!r}; there are {", ".join(OUTPUTS)}')
+        if unknown := set(outputs) - set(OUTPUTS):
+            raise InputError(f'unknown output {unknown.pop()!r}; there are {", ".join(OUTPUTS)}')
         if segmentor and model.out_channels == 1:
             raise InputError('a segmentor with one output channel (a threshold, no classes) is not exported')
         if (channels := image_channels(model)) != 3:
@@ -66,17 +65,14 @@ class Deployed(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """The ``outputs``, in their order; labels are int64 and lack the dimension of classes."""
         logits = self.logits(images)
-        compute = dict(
-            labels=lambda: logits.argmax(1), logits=lambda: logits, scores=lambda: logits.softmax(1)
-        )
-        return tuple(compute[name]() for name in self.outputs)
+        found = dict(labels=logits.argmax(1), logits=logits, scores=logits.softmax(1))
+        return tuple(found[name] for name in self.outputs)
 
 
 def _swaps_channels(preprocess: nn.Module) -> bool:
     """Whether the first channel of an image leaves a data preprocessor as the last one."""
-    dark, bright = torch.zeros(3, 1, 1), torch.zeros(3, 1, 1)
-    bright[0] = 255
-    dark, bright = (
-        preprocess(dict(inputs=[x], data_samples=[BaseDataElement()]))['inputs'] for x in (dark, bright)
-    )
-    return bool((dark != bright)[0, -1].any())
+    images = torch.zeros(2, 3, 1, 1)
+    images[1, 0] = 255
+    samples = (dict(inputs=[image], data_samples=[BaseDataElement()]) for image in images)
+    dark, bright = (preprocess(sample)['inputs'][0, -1] for sample in samples)
+    return bool((dark != bright).any())

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import mmcv
@@ -204,7 +205,13 @@ def test_input_that_cannot_be_used(digits, capsys, monkeypatch):
         'error: checkpoint small.pth does not fit the model: shape of head.fc.weight: (2, 16)'
     )
     versions = {'torch': '2.6.0', 'onnx': '1.20', 'onnxruntime': '1.23'}
-    monkeypatch.setattr(deployment, '_version', lambda need: versions.get(need.split('>')[0]))
+
+    def version(name):
+        if name not in versions:
+            raise metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(deployment.metadata, 'version', version)
     error = fails(capsys)
     assert 'needs torch>=2.7 (found 2.6.0), onnxscript>=0.5.4 (found none); pip install' in error
 

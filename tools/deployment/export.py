@@ -13,6 +13,7 @@ import html
 import json
 import os.path as osp
 import shutil
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +22,8 @@ from string import Template
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+# A script has only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.checkpoint import Checkpoint, check_weights, load_weights, read_checkpoint
 from mmvisiongru.deployment import check_stack
 from mmvisiongru.errors import InputError
@@ -88,8 +91,9 @@ def write(args, cfg: Config, checkpoint: Checkpoint) -> dict[str, str]:
     from mmvisiongru.deployment.describe import describe
     from mmvisiongru.deployment.export import PER_BATCH, export, quantize, save
     from mmvisiongru.deployment.runtimes import onnx_runtime
-    from mmvisiongru.deployment.verify import SHAPES, loss, verify
+    from mmvisiongru.deployment.verify import SHAPES, verify
     from mmvisiongru.deployment.wrapper import Deployed
+    from tools.deployment.evaluate import loss
 
     segmentor = cfg.default_scope != 'mmpretrain'
     outputs = args.output or (['labels'] if segmentor else ['scores'])
@@ -139,8 +143,8 @@ def write_page(folder: str, model: str, sample: str | None, runtime: str) -> Non
 
 def evaluate_files(args, cfg: Config, checkpoint: Checkpoint, files: dict[str, str]) -> None:
     """Print the metrics of torch and of the files in all installed runtimes."""
-    from mmvisiongru.deployment.evaluate import evaluate
     from mmvisiongru.deployment.runtimes import has_openvino, onnx_runtime, openvino
+    from tools.deployment.evaluate import evaluate
 
     runs = {name: onnx_runtime(path) for name, path in files.items()}
     if has_openvino():

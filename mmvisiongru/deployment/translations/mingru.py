@@ -2,8 +2,8 @@ r"""The minGRU scan as ``Scan`` of ONNX: along the lines of the map, all at once
 
 With a = 1 - z and b = z c (:mod:`mmvisiongru.ops`) the recurrence is h_t = a_t h_{t-1} + b_t. The first Scan
 starts every line from 0 and gives its last h and the product k of its a. The second one carries the state
-from line to line. The third one reads the lines again, each from the state that enters it. That takes
-2 W + H steps for H W tokens read by rows, and the graph contains no size.
+from line to line. The third one reads the lines again, each from the state that enters it. That is 2 W + H
+steps for H W tokens read by rows, and the graph contains no size.
 """
 
 # onnxscript reads annotations by issubclass(), which on Python 3.10 rejects collections.abc.Sequence[int].
@@ -34,9 +34,7 @@ def by_lines(a: FLOAT[...], b: FLOAT[...], one: Sequence[int], two: Sequence[int
     def token(h: FLOAT[...], k: FLOAT[...], a_t: FLOAT[...], b_t: FLOAT[...]):
         return b_t + h * a_t, k * a_t
 
-    ends, products = op.Scan(
-        zeros, ones, a, b, body=token, num_scan_inputs=2, scan_input_directions=two
-    )  # fmt: skip
+    ends, products = op.Scan(zeros, ones, a, b, body=token, num_scan_inputs=2, scan_input_directions=two)
 
     @graph()
     def line(state: FLOAT[...], k_t: FLOAT[...], end: FLOAT[...]):
@@ -60,23 +58,12 @@ def by_lines(a: FLOAT[...], b: FLOAT[...], one: Sequence[int], two: Sequence[int
     return out
 
 
-def coefficients(gate, hidden, candidate: str):
-    """a = 1 - z and b = z c."""
+def scan_lines(gate, hidden, candidate: str, reverse: bool):
+    """``mmvisiongru::scan_lines`` on (W, B, H, D)."""
     z = op.Sigmoid(gate)
     # g(x) without a branch: x + 0.5 is above sigmoid(x) where x > 0, and below it otherwise.
     c = hidden if candidate == 'linear' else op.Max(op.Sigmoid(hidden), op.Add(hidden, 0.5))
-    return op.Sub(1.0, z), op.Mul(z, c)
-
-
-def scan_lines(gate, hidden, candidate: str, reverse: bool):
-    """``mmvisiongru::scan_lines`` on (W, B, H, D)."""
-    return by_lines(*coefficients(gate, hidden, candidate), one=[int(reverse)], two=[int(reverse)] * 2)
-
-
-def mingru_scan(gate, hidden, reverse: bool, candidate: str, backend: str):
-    """``mmvisiongru::mingru_scan``, of a sequence (B, L, D) as a map of one line."""
-    steps = (op.Unsqueeze(op.Transpose(x, perm=[1, 0, 2]), [2]) for x in (gate, hidden))
-    return op.Transpose(op.Squeeze(scan_lines(*steps, candidate, reverse), [2]), perm=[1, 0, 2])
+    return by_lines(op.Sub(1.0, z), op.Mul(z, c), one=[int(reverse)], two=[int(reverse)] * 2)
 
 
 def mingru_scan_2d(projected, paths: str, candidate: str, backend: str, state=None):
@@ -96,6 +83,5 @@ def mingru_scan_2d(projected, paths: str, candidate: str, backend: str, state=No
 
 TABLE = {
     torch.ops.mmvisiongru.scan_lines.default: scan_lines,
-    torch.ops.mmvisiongru.mingru_scan.default: mingru_scan,
     torch.ops.mmvisiongru.mingru_scan_2d.default: mingru_scan_2d,
 }

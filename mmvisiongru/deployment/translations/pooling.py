@@ -1,7 +1,6 @@
 """Adaptive average pooling of maps of any size: two matrix products.
 
-ONNX has no such operator. The exporter writes a plain pooling whose window fits the size of the example, and
-the graph fails at other sizes.
+ONNX has no such operator, and the exporter writes a plain pooling whose window fits the example's size alone.
 """
 
 from collections.abc import Sequence

@@ -30,14 +30,9 @@ def chunks(z):
     return op.Reshape(z, op.Concat(constant([0, -1, CHUNK]), op.Shape(z, start=2), axis=0))
 
 
-def table(w, steps):
-    """e^{w steps}, (steps, C), from float64."""
-    return op.Exp(op.Mul(w, steps))
-
-
 def between(totals, w, first, reverse: int):
     """Sums over the chunks before each one, or after it, of totals (B, N, C), as (B, N, 1, C)."""
-    there, back = (table(x, first) for x in ((op.Neg(w), w) if reverse else (w, op.Neg(w))))
+    there, back = (op.Exp(op.Mul(x, first)) for x in ((op.Neg(w), w) if reverse else (w, op.Neg(w))))
     sums = op.CumSum(op.Mul(op.Cast(totals, to=DOUBLE), there), 1, exclusive=1, reverse=reverse)
     return op.Unsqueeze(op.Cast(op.Mul(sums, back), to=FLOAT), [2])
 
@@ -51,12 +46,12 @@ def mix(z, w, bonus, tokens):
     ones = op.Expand(1.0, [CHUNK, CHUNK])
     total = op.Mul(bonus, z)
     for later, sign, away in ((0, w, op.Sub(one, step)), (1, op.Neg(w), op.Add(one, step))):
-        grown = op.Mul(z, op.Cast(table(sign, step), to=FLOAT))
+        grown = op.Mul(z, op.Cast(op.Exp(op.Mul(sign, step)), to=FLOAT))
         # Strictly below the diagonal for the earlier tokens, above it for the later ones.
         triangle = op.Trilu(ones, 1 if later else -1, upper=later)
         inside = op.MatMul(triangle, grown)
         outside = between(op.ReduceSum(grown, [2], keepdims=0), w, first, later)
-        side = op.Mul(op.Add(inside, outside), op.Cast(table(w, away), to=FLOAT))
+        side = op.Mul(op.Add(inside, outside), op.Cast(op.Exp(op.Mul(w, away)), to=FLOAT))
         total = op.Add(total, side)
     return total
 

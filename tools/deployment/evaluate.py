@@ -1,11 +1,15 @@
-"""Metrics of exported files, by the test loop of the config."""
+"""What exported files lose: metrics by the test loop of the config, and differences on a random image."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from .runtimes import Run
+from mmvisiongru.deployment.runtimes import Run
+from mmvisiongru.deployment.verify import random_images
 
 
 def evaluate(runner: Runner, runs: dict[str, Run]) -> dict[str, dict[str, float]]:
@@ -36,3 +40,22 @@ def _logits(run: Run, images: Tensor, classes: int) -> Tensor:
     if 'scores' in outputs:
         return outputs['scores'].log()
     return torch.nn.functional.one_hot(outputs['labels'], classes).movedim(-1, 1).float()
+
+
+def loss(exact: Run, run: Run, shape: Sequence[int]) -> str:
+    """Say how far a file is from an exact one on a random image."""
+    images = random_images(shape).numpy()
+    found = run(images)
+    words = []
+    for name, wanted in exact(images).items():
+        difference = found[name] - wanted
+        if name == 'labels':
+            words.append(f'{np.mean(difference != 0):.2%} of the labels differ')
+        else:
+            words.append(f'{name} have an RMS error of {rms(difference) / rms(wanted):.2%}')
+    return ', '.join(words)
+
+
+def rms(x: np.ndarray) -> float:
+    """Root of the mean square."""
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
