@@ -99,7 +99,9 @@ def _find(name: str) -> str:
             return str(path)
         hint = did_you_mean(name, config_files()) or '; mmvisiongru.apis.list_configs() lists them'
         raise InputError(f'no config is named {name!r}{hint}')
-    near = {path.name: str(path) for path in Path(name).parent.glob('*.py')}
+    if not (folder := Path(name).parent).is_dir():
+        raise InputError(f'config file {name} does not exist: there is no folder {folder}')
+    near = {path.name: str(path) for path in folder.glob('*.py')}
     hint = did_you_mean(osp.basename(name), near, show=near.get)
     raise InputError(f'config file {name} does not exist{hint}')
 

@@ -75,7 +75,7 @@ def build_model(model: str | Config, backend: str = 'auto', device: str = 'cpu')
     with building(cfg), DefaultScope.overwrite_default_scope(scope), torch.device(device):
         kind = backbone.type if inspect.isclass(backbone.type) else MODELS.get(backbone.type)
         arguments = inspect.signature(kind).parameters if kind else ()
-        backbone.update((name, backend) for name in arguments if name.endswith('_backend'))
+        backbone.update({name: backend for name in arguments if name.endswith('_backend')})
         return MODELS.build(settings)
 
 

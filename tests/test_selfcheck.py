@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,20 +29,19 @@ def test_page_names_versions_backends_and_reasons(tmp_path):
             assert 'taken by' in line
 
 
-def rows(out):
-    """Cells of the lines about a backend."""
-    return [line.split() for line in out.splitlines() if ' error ' in line]
+def check(capsys):
+    """Exit code of the small check, and the cells of its lines about a backend."""
+    with pytest.raises(SystemExit) as raised:
+        main(['--check', '--small'])
+    return raised.value.code, [x.split() for x in capsys.readouterr().out.splitlines() if ' error ' in x]
 
 
 def test_check_is_green(capsys):
-    with pytest.raises(SystemExit) as raised:
-        main(['--check', '--small'])
-    out = capsys.readouterr().out
-    assert not raised.value.code
-    assert 'WRONG' not in out
+    code, rows = check(capsys)
+    assert not code
     for dtype in ('float64', 'float32', 'bfloat16', 'float16'):
-        assert {row[2] for row in rows(out) if row[3] == dtype and row[0] == 'scan'} >= {'torch', 'reference'}
-    assert {row[0] for row in rows(out)} == {'scan', 'bi_wkv', "bi_wkv(distance='released')"}
+        assert {row[2] for row in rows if row[3] == dtype and row[0] == 'scan'} >= {'torch', 'reference'}
+    assert {row[0] for row in rows} == {'scan', 'bi_wkv', "bi_wkv(distance='released')"}
 
 
 def slightly_wrong(backward, grad, x, h, out, options):
@@ -63,40 +63,33 @@ def failing(*args):
 )
 def test_check_is_red(monkeypatch, capsys, module, name, wrong, operator, text):
     monkeypatch.setattr(module, name, wrong)
-    with pytest.raises(SystemExit) as raised:
-        main(['--check', '--small'])
-    assert raised.value.code == 1
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith('WRONG')]
-    assert f'{operator} cpu torch float32'.split() in [line.split()[:4] for line in lines]
-    assert all(line.split()[0].startswith(operator) and line.split()[2] == 'torch' for line in lines)
-    assert all(text in line for line in lines)
+    code, rows = check(capsys)
+    assert code == 1
+    wrong = [row for row in rows if row[-1] == 'WRONG']
+    assert [operator, 'cpu', 'torch', 'float32'] in [row[:4] for row in wrong]
+    assert all(row[0].startswith(operator) and row[2] == 'torch' for row in wrong)
+    assert all(text in ' '.join(row) for row in wrong)
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """A benchmark of small models and maps."""
+def test_bench_writes_tables_and_figures(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, 'CLASSIFIERS', dict.fromkeys(('one', 'other'), 'visiongru-pico_1xb64_digits'))
     monkeypatch.setattr(bench, 'UPERNET', 'visiongru-pico_upernet_1xb12-1k_digits-64x64')
-    monkeypatch.setattr(bench, 'MAPS', ((1, 5, 6),))
+    monkeypatch.setattr(bench, 'MAPS', ((2, 56, 56),))
     monkeypatch.setattr(bench, 'WIDTH', 8)
     monkeypatch.setattr(bench, 'MAX_ROUNDS', 2)
-
-
-def test_bench_writes_tables_and_figures(small, tmp_path, capsys):
     main(['--bench', '--minutes', '5', '--json', str(tmp_path / 'b.json')])
-    found = json.loads((tmp_path / 'b.json').read_text())
+    found = json.loads((tmp_path / 'b.json').read_text())['results']
     out = capsys.readouterr().out
-    assert len(found['results']) == 7
-    for title, group in found['results'].items():
+    assert {title.split(', ')[0] for title in found} == {'Operators', 'Models', 'UperNet'}
+    for title, group in found.items():
         assert f'\n{title}\n\n| ' in out
         assert group['skipped'] == []
         for row in group['rows']:
-            assert row['ms'] > 0
+            assert (row['ms'] > 0, row['runs']) == (True, 2)
             assert row['ratio'] == pytest.approx(group['rows'][0]['ms'] / row['ms'])
             assert f'| {row["name"]} | ' in out
-    assert [row['name'] for row in found['results']['UperNet, training, 2 x 512 x 512']['rows']] == list(
-        bench.HEADS
-    )
+    names = [row['name'] for row in found['UperNet, training, 2 x 512 x 512']['rows']]
+    assert names == list(bench.HEADS)
 
 
 def test_bench_refuses_a_file_that_it_could_not_write(capsys):
@@ -105,8 +98,27 @@ def test_bench_refuses_a_file_that_it_could_not_write(capsys):
     assert 'there is no folder no/folder' in capsys.readouterr().err
 
 
-def test_bench_says_what_it_skips(small, monkeypatch, capsys):
-    monkeypatch.setattr(bench, 'CLASSIFIERS', {'one': 'no-such-model'})
-    main(['--bench', '--minutes', '0'])
+@pytest.mark.parametrize('slowness', [0.1, 1, 4, 10, 100])
+def test_bench_ends_in_time_on_any_machine(monkeypatch, capsys, slowness):
+    """Calls take a pretended time by size, head and pass, every other one half as long again."""
+    clock = SimpleNamespace(now=0.0, calls=0)
+
+    def call(seconds):
+        clock.calls += 1
+        clock.now += slowness * seconds * (1.5 if clock.calls % 2 else 1)
+
+    def builder(seconds):
+        return lambda: (call(0.5), partial(call, seconds))[1]
+
+    def model_builders(models, training, side, device):
+        head = 4 if models.keys() == set(bench.HEADS) else 1
+        return {name: builder(0.2 * head * (side / 224) ** 2 * (1 + 2 * training)) for name in models}
+
+    monkeypatch.setattr(bench, 'time', SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(bench, 'model_builders', model_builders)
+    monkeypatch.setattr(bench, 'operator_builders', lambda *_: {name: builder(0.05) for name in bench.MOVED})
+    bench.bench(5)
     out = capsys.readouterr().out
-    assert out.count('no time left') >= 5
+    assert clock.now <= 300
+    assert ('no time left' in out) is (slowness > 1)
+    assert all(out.count(f'| {name} |') == 4 for name in bench.CLASSIFIERS) or slowness > 1

@@ -36,6 +36,8 @@ WIDTH = 288  # channels of the scan's states in the first stage of VisionGRU-tin
 # Bytes that an operator reads and writes, over those of the (B, H, W, 2 WIDTH) map that a copy moves.
 MOVED = {'copy': 2, 'scan': 1.5, 'scan, training': 4.5, 'bi_wkv': 1.5, 'bi_wkv, training': 4}
 MAX_ROUNDS = 20
+# Parts of the time that a table of each kind gets.
+SHARES = {'Operators': 1, 'Models': 4, 'UperNet': 8}
 
 
 def timed(function: Callable[[], object], device: torch.device) -> tuple[float, float]:
@@ -149,15 +151,16 @@ def bench(minutes: float, file: str | None = None) -> None:
         ('Models', CLASSIFIERS, 512),
         ('UperNet', heads, 512),
     ):
-        for kind, passes in (('inference', 1), ('training', 4)):
+        for kind, passes in (('inference', 1), ('training', 3)):
             title = f'{name}, {kind}, {BATCHES[device.type, side]} x {side} x {side}'
             work = passes * BATCHES[device.type, side] * side**2
             groups[title] = work, partial(model_builders, models, kind == 'training', side, device)
+    shares = [SHARES[title.partition(',')[0]] for title in groups]
     for n, (title, (work, builders)) in enumerate(groups.items()):
         tokens, now = work if title.startswith('Operators') else 0, time.perf_counter()
-        # Operators take a fraction of the time of models. A tenth is left for calls that take longer at once.
-        share = (start + 54 * minutes - now) / (len(groups) - n) / (4 if tokens else 1)
-        rows, skipped = compare(builders(), device, now + share, work, rates)
+        # A tenth is left for calls that take longer than those before.
+        deadline = now + (start + 54 * minutes - now) * shares[n] / sum(shares[n:])
+        rows, skipped = compare(builders(), device, deadline, work, rates)
         print(report(title, rows, tokens), *(f'Skipped {line}' for line in skipped), sep='\n', flush=True)
         results[title] = dict(rows=rows, skipped=skipped)
     print(f'\n{time.perf_counter() - start:.0f} s of {60 * minutes:.0f} s')
