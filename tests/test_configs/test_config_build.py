@@ -23,61 +23,21 @@ from tests.harness.config_builders import (
 RELEASED = CLASSIFIER.replace('.py', '_released.py')
 SAVE_BEST = {'IoUMetric': 'mIoU', 'Accuracy': 'accuracy/top1'}
 POS_EMBED = [name for name in LEAVES if name.startswith('ablations/visiongru-tiny_pos-embed_')]
-TRAINED = [name for name in LEAVES if load(name).get('train_cfg')]
-
-
-@pytest.mark.parametrize('name', [name for name in LEAVES if not name.startswith('peers/')])
-def test_model_builds_with_only_arguments_of_the_backbone_in_its_name(name):
-    cfg = load(name)
-    model = build_model(cfg)
-    kind = VisionGRU
-    if '/vrwkv' in name:
-        kind = VRWKVAdapter if '-adapter_' in name else VRWKV
-    assert type(getattr(model, 'module', model).backbone) is kind
-    backbone = cfg.model.get('module', cfg.model).backbone
-    assert backbone.keys() - {'type'} <= inspect.signature(kind).parameters.keys()
 
 
 @pytest.mark.parametrize('name', LEAVES)
-def test_datasets_and_every_transform_build(name):
-    cfg = load(name)
-    for split in ('train', 'val', 'test'):
-        if not cfg.get(f'{split}_dataloader'):
-            continue
-        dataset = build_dataset(cfg, split, lazy_init=True)
-        assert len(dataset.pipeline.transforms) == len(cfg[f'{split}_dataloader'].dataset.pipeline)
-        assert cfg[f'{split}_dataloader'].dataset.data_root.startswith('data/')
-
-
-@pytest.mark.parametrize('name', TRAINED)
-def test_batch_and_iterations_are_those_of_the_name(name):
-    cfg = load(name)
-    gpus, images = batch_in_name(name)
-    assert cfg.train_dataloader.batch_size == images
-    assert cfg.auto_scale_lr == dict(base_batch_size=gpus * images, enable=False)
-    if iterations := re.search(r'-(\d+)k_ade20k', name):
-        assert cfg.train_cfg.max_iters == 1000 * int(iterations[1])
-
-
-@pytest.mark.parametrize('name', LEAVES)
-def test_run_is_seeded_logged_and_keeps_the_best(name, tmp_path):
-    cfg = load(name)
-    assert isinstance(cfg.randomness.seed, int)
-    assert (cfg.load_from, cfg.resume) == (None, False)
-    with scope(cfg):
-        # The visualization hook draws on the visualizer that exists.
-        VISUALIZERS.build(dict(cfg.visualizer, name=name, save_dir=str(tmp_path)))
-        hooks = {key: HOOKS.build(hook) for key, hook in cfg.default_hooks.items()}
-    assert hooks.keys() >= {'exact_resume', 'guard', 'bad_samples', 'stall'}
-    assert hooks['checkpoint'].save_best == [SAVE_BEST[cfg.test_evaluator.type]]
-
-
-@pytest.mark.parametrize('name', TRAINED)
-def test_optimizer_and_schedulers_build(name, monkeypatch):
+def test_model_optimizer_and_schedulers_build(name, monkeypatch):
     monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
-    cfg = load(name)
+    cfg, peer = load(name), name.startswith('peers/')
     # Backbones of mmpretrain cannot be built on the meta device.
-    model = build_model(cfg, 'cpu' if name.startswith('peers/') else 'meta')
+    model = build_model(cfg, 'cpu' if peer else 'meta')
+    if not peer:
+        kind = (VRWKVAdapter if '-adapter_' in name else VRWKV) if '/vrwkv' in name else VisionGRU
+        assert type(getattr(model, 'module', model).backbone) is kind
+        backbone = cfg.model.get('module', cfg.model).backbone
+        assert backbone.keys() - {'type'} <= inspect.signature(kind).parameters.keys()
+    if not cfg.get('train_cfg'):
+        return
     optimizer = build_optimizer(cfg, model)
     trained = sum(len(group['params']) for group in optimizer.param_groups)
     assert trained == sum(1 for _ in model.parameters())
@@ -87,6 +47,29 @@ def test_optimizer_and_schedulers_build(name, monkeypatch):
     with scope(cfg):
         for scheduler in cfg.param_scheduler:
             PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=optimizer, epoch_length=10))
+    gpus, images = batch_in_name(name)
+    assert cfg.train_dataloader.batch_size == images
+    assert cfg.auto_scale_lr == dict(base_batch_size=gpus * images, enable=False)
+    if iterations := re.search(r'-(\d+)k_ade20k', name):
+        assert cfg.train_cfg.max_iters == 1000 * int(iterations[1])
+
+
+@pytest.mark.parametrize('name', LEAVES)
+def test_data_hooks_and_visualizer_build(name, tmp_path):
+    cfg = load(name)
+    for split in ('train', 'val', 'test'):
+        if cfg.get(f'{split}_dataloader'):
+            dataset, config = build_dataset(cfg, split, lazy_init=True), cfg[f'{split}_dataloader'].dataset
+            assert len(dataset.pipeline.transforms) == len(config.pipeline)
+            assert config.data_root.startswith('data/')
+    assert isinstance(cfg.randomness.seed, int)
+    assert (cfg.load_from, cfg.resume) == (None, False)
+    with scope(cfg):
+        # The visualization hook draws on the visualizer that exists.
+        VISUALIZERS.build(dict(cfg.visualizer, name=name, save_dir=str(tmp_path)))
+        hooks = {key: HOOKS.build(hook) for key, hook in cfg.default_hooks.items()}
+    assert hooks.keys() >= {'exact_resume', 'guard', 'bad_samples', 'stall'}
+    assert hooks['checkpoint'].save_best == [SAVE_BEST[cfg.test_evaluator.type]]
 
 
 @pytest.mark.parametrize('name', [CLASSIFIER, UPERNET, *POS_EMBED])
@@ -125,6 +108,12 @@ for SIZE in ('tiny', 'base'):
 @pytest.mark.parametrize(('parent', 'old', 'new', 'changes'), VARIANTS)
 def test_variant_changes_what_its_name_says_alone(parent, old, new, changes):
     assert difference(parent.replace(old, new), parent) == changes
+
+
+@pytest.mark.parametrize('name', [CLASSIFIER, RELEASED, UPERNET])
+def test_base_is_tiny_with_another_backbone_and_its_widths(name):
+    changed = difference(name.replace('tiny', 'base'), name)
+    assert {key for key in changed if not key.endswith('in_channels')} == {'model.backbone.arch'}
 
 
 def test_tta_variant_is_the_parent_wrapped():
