@@ -1,10 +1,5 @@
 // Shows in a browser what tools/deployment/demo_onnx.py draws: the same steps, with the same rounding.
 // An image is {data, channels, height, width}, with one plane after the other in `data`.
-import * as ort from 'onnxruntime-web';
-
-// A worker computes, so that the page stays alive.
-ort.env.wasm.proxy = true;
-ort.env.logLevel = 'error';
 
 // What the user gave cannot be used.
 class InputError extends Error {}
@@ -55,6 +50,19 @@ async function load(address) {
   const answer = await fetch(address);
   if (!answer.ok) throw new InputError(`${address} cannot be read (${answer.status})`);
   return new Uint8Array(await answer.arrayBuffer());
+}
+
+// onnxruntime-web, from where the import map of the page says.
+async function runtime() {
+  try {
+    const ort = await import('onnxruntime-web');
+    // A worker computes, so that the page stays alive.
+    ort.env.wasm.proxy = true;
+    ort.env.logLevel = 'error';
+    return ort;
+  } catch (error) {
+    throw new InputError(`onnxruntime-web cannot be loaded: install it as export.py printed (${error.message})`);
+  }
 }
 
 // ---- Resizing ----
@@ -269,20 +277,27 @@ function say(text, wrong = false) {
 function paint(canvas, { height, width }, colour) {
   Object.assign(canvas, { height, width, className: width < 400 ? 'small' : '' });
   const pixels = new ImageData(width, height);
-  for (let i = 0; i < width * height; i++) pixels.data.set([...colour(i), 255], 4 * i);
+  for (let i = 0; i < width * height; i++) {
+    const [red, green, blue] = colour(i);
+    pixels.data[4 * i] = red;
+    pixels.data[4 * i + 1] = green;
+    pixels.data[4 * i + 2] = blue;
+    pixels.data[4 * i + 3] = 255;
+  }
   canvas.getContext('2d').putImageData(pixels, 0, 0);
 }
 
 // A line for each class with its share or score.
 function list(shares, meta, colours) {
   const order = shares.map((share, label) => ({ share, label })).sort((a, b) => b.share - a.share);
-  const rows = (colours ? order.filter(({ share }) => share > 0) : order.slice(0, 5)).map(({ share, label }) => {
+  const shown = colours ? order.filter(({ share }) => share > 0) : order.slice(0, 5);
+  const rows = shown.map(({ share, label }) => {
     const row = document.createElement('li');
-    row.innerHTML = colours ? '<i></i><b></b><output></output>' : '<b></b><span></span><output></output><meter></meter>';
+    row.innerHTML = `${colours ? '<i></i>' : ''}<b></b><output></output>${colours ? '' : '<progress></progress>'}`;
     row.querySelector('b').textContent = meta.classes[label];
     row.querySelector('output').textContent = `${(100 * share).toFixed(1)} %`;
     if (colours) row.querySelector('i').style.background = `rgb(${meta.palette[label]})`;
-    else row.querySelector('meter').value = share;
+    else row.querySelector('progress').value = share;
     return row;
   });
   $$('classes').replaceChildren(...rows);
@@ -306,7 +321,7 @@ function show(image, outputs, meta) {
   }
 }
 
-async function predict(blob, session, meta) {
+async function predict(blob, { ort, session, meta }) {
   const start = performance.now();
   const image = await read(blob);
   const x = meta.size ? resize(image, meta.size) : meta.resize.reduce((last, step) => follow(step, last), image);
@@ -316,10 +331,14 @@ async function predict(blob, session, meta) {
   say(`${image.width} x ${image.height}, seen at ${x.width} x ${x.height}, in ${seconds} s`);
 }
 
+function enable(on) {
+  $$('file').disabled = $$('sample').disabled = !on;
+}
+
 // Run an action with the buttons off; its end, or the reason why it failed, is in the status line.
 async function busy(text, action) {
   document.body.dataset.state = 'busy';
-  $$('file').disabled = $$('sample').disabled = true;
+  enable(false);
   say(text);
   try {
     await action();
@@ -328,27 +347,30 @@ async function busy(text, action) {
     say(error instanceof InputError ? error.message : `This did not work: ${error.message ?? error}`, true);
     document.body.dataset.state = 'failed';
   }
-  $$('file').disabled = $$('sample').disabled = false;
 }
 
 async function start() {
-  let session, meta;
+  let model;
   $$('sample').hidden = !$$('sample').value;
   await busy('Loading the model', async () => {
     const file = await load('model.onnx');
-    meta = metadata(file);
+    const meta = metadata(file);
     const [kind, number] = [meta.task === 'segmentation' ? 'Segmentation' : 'Classification', meta.classes.length];
     $$('name').textContent = `${kind} into ${number} classes`;
-    $$('notes').replaceChildren(...meta.notes.map((note) => Object.assign(document.createElement('li'), { textContent: note })));
-    session = await ort.InferenceSession.create(file);
+    for (const note of meta.notes) $$('notes').appendChild(document.createElement('li')).textContent = note;
+    const ort = await runtime();
+    model = { ort, meta, session: await ort.InferenceSession.create(file) };
     say('Ready');
   });
-  if (!session) return;
-  const run = (blob) => {
-    if (blob && document.body.dataset.state !== 'busy') busy('Working', () => predict(blob, session, meta));
+  if (!model) return;
+  enable(true);
+  const run = async (blob) => {
+    if (!blob || document.body.dataset.state === 'busy') return;
+    await busy('Working', async () => predict(await blob, model));
+    enable(true);
   };
   $$('file').onchange = ({ target }) => run(target.files[0]);
-  $$('sample').onclick = async () => run(new Blob([await load($$('sample').value)]));
+  $$('sample').onclick = () => run(load($$('sample').value).then((bytes) => new Blob([bytes])));
   $$('opacity').oninput = ({ target }) => { $$('mask').style.opacity = target.value; };
   $$('mask').style.opacity = $$('opacity').value;
   document.ondragover = (event) => {
