@@ -28,7 +28,7 @@ from mmvisiongru.files import check_folder
 from mmvisiongru.launch.checks import check_config
 from mmvisiongru.launch.model_checks import check_built
 from mmvisiongru.launch.processes import prepare_launch
-from mmvisiongru.launch.trial import build_schedule, shorten
+from mmvisiongru.launch.schedule import build_schedule, shorten
 
 # Top-level keys without which a config is for something else.
 TRAINING = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS
 
 from mmvisiongru.config import get_config
-from mmvisiongru.launch.trial import check_schedule, fit_schedule, length_key, shorten
+from mmvisiongru.launch.schedule import check_schedule, fit_schedule, length_key, shorten
 from tests.harness import ROOT
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
 from tools import train
