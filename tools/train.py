@@ -6,22 +6,9 @@ tools/dist_train.sh CONFIG GPUS [OPTIONS]
 
 import argparse
 
-from mmengine.config import Config
-
-from mmvisiongru.config import get_config
 from mmvisiongru.engine.resume import CHOICES
-from mmvisiongru.errors import InputError
-from mmvisiongru.launch.options import (
-    add_common_options,
-    add_config_options,
-    at_least_one,
-    merge_common_options,
-    one_line_errors,
-)
-from mmvisiongru.launch.prepare import TRAINING, prepare_training
-from mmvisiongru.launch.processes import has_gpu
-
-AMP_WRAPPERS = ('AmpOptimWrapper', 'mmvisiongru.CPUAmpOptimWrapper')
+from mmvisiongru.launch.options import add_common_options, add_config_options, at_least_one, one_line_errors
+from mmvisiongru.launch.prepare import train
 
 
 def parse_args(argv=None):
@@ -46,8 +33,8 @@ def parse_args(argv=None):
         '--trial',
         type=at_least_one,
         metavar='N',
-        help='train N iterations (or epochs, if the config counts those) in WORK_DIR_trial, with schedule, '
-        'intervals and workers to match',
+        help='train N iterations (or epochs, if the config counts those) in WORK_DIR_trial, with schedule '
+        'and intervals to match',
     )
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
     parser.add_argument(
@@ -61,50 +48,30 @@ def parse_args(argv=None):
         help='turn persistent_workers off in every dataloader',
     )
     add_common_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.cfg_options = {**(args.cfg_options or {}), **settings(args)}
+    return args
 
 
-def merge_args(cfg: Config, args) -> None:
-    """Merge the command line into the config."""
-    merge_common_options(cfg, args)
-    if args.trial:
-        # Not where the real run would find a checkpoint to resume.
-        cfg.work_dir = args.work_dir or f'{cfg.work_dir.rstrip("/")}_trial'
+def settings(args) -> dict:
+    """The options that are settings of the config, whatever it says."""
+    found = {}
+    if args.resume:
+        found = dict(resume='auto') if args.resume == 'auto' else dict(resume=True, load_from=args.resume)
     if args.schedule:
-        cfg.resume_schedule = args.schedule
+        found['resume_schedule'] = args.schedule
     if args.no_validate:
-        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    if args.no_persistent_workers:
-        for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-            if cfg.get(name):
-                cfg[name].persistent_workers = False
+        found |= dict.fromkeys(('val_cfg', 'val_dataloader', 'val_evaluator'))
     if args.auto_scale_lr:
-        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-            raise InputError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size, not in {args.config}')
-        cfg.auto_scale_lr.enable = True
-    merge_amp(cfg, args.amp)
-
-
-def merge_amp(cfg: Config, amp: bool) -> None:
-    """Turn mixed precision on if asked; where there is no GPU, the CPU's takes the place of mmengine's."""
-    wrapper = cfg.optim_wrapper
-    kind = wrapper.get('type', 'OptimWrapper')
-    if amp and kind == 'OptimWrapper':
-        wrapper.type = kind = 'AmpOptimWrapper'
-        wrapper.setdefault('loss_scale', 'dynamic')
-    if amp and kind not in AMP_WRAPPERS:
-        raise InputError(f'--amp replaces an OptimWrapper, the config has {kind}')
-    if kind == 'AmpOptimWrapper' and not has_gpu():
-        wrapper.type = 'mmvisiongru.CPUAmpOptimWrapper'
+        found['auto_scale_lr.enable'] = True
+    return found
 
 
 def main(argv=None):
     """Train."""
     args = parse_args(argv)
     with one_line_errors(args.debug):
-        cfg = get_config(args.config, args.cfg_options, TRAINING)
-        merge_args(cfg, args)
-        prepare_training(cfg, args.resume, args.trial).train()
+        train(args)
 
 
 if __name__ == '__main__':

@@ -9,21 +9,9 @@ from .load import (
     state_dict_of,
 )
 from .match import check_weights, load_weights, plain_model, pretrained, unfit_keys
-from .plain import to_plain
 from .resume import find_checkpoint
 
 __all__ = [
-    'Checkpoint',
-    'check_weights',
-    'data_only',
-    'find_checkpoint',
-    'load_checkpoint_file',
-    'load_weights',
-    'plain_model',
-    'pretrained',
-    'read_checkpoint',
-    'refuse_pickled_code',
-    'state_dict_of',
-    'to_plain',
-    'unfit_keys',
-]
+    'Checkpoint', 'check_weights', 'data_only', 'find_checkpoint', 'load_checkpoint_file', 'load_weights',
+    'plain_model', 'pretrained', 'read_checkpoint', 'refuse_pickled_code', 'state_dict_of', 'unfit_keys',
+]  # fmt: skip

@@ -18,8 +18,6 @@ from torch import Tensor
 from mmvisiongru._compat import checkpoint_loaders
 from mmvisiongru.errors import InputError
 
-from .plain import restore_log_buffers
-
 # mmengine's loaders for files and http(s), by the beginning of an address.
 MMENGINE = {'': load_from_local, 'http://': load_from_http, 'https://': load_from_http}
 
@@ -48,14 +46,11 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: str, resume: bool = False) -> Checkpoint:
-    """Read a checkpoint, to be passed on from here.
-
-    Args:
-        path (str): A file or an address that mmengine can load.
-        resume (bool): Require the state of a training run as well.
+    """Read a checkpoint from a file or an address that mmengine can load.
 
     Raises:
-        InputError: The file is missing, damaged, would run code, or does not hold what is needed.
+        InputError: The file is missing, damaged, would run code, or holds no weights; with ``resume``, it
+            holds no state of a training run.
     """
     with data_only():
         content = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
@@ -73,10 +68,9 @@ def read_checkpoint(path: str, resume: bool = False) -> Checkpoint:
 
 
 def state_dict_of(content, prefix: str | None = None) -> dict[str, Tensor]:
-    """Get the weights in a loaded checkpoint: those under ``prefix``, without it, if one is given.
+    """Get the weights in a loaded checkpoint, if any: those under ``prefix``, if one is given, without it.
 
-    Without a prefix, the ``module.`` of a wrapped model is removed, as in mmengine. The result is empty if
-    there are no weights.
+    Without a prefix, the ``module.`` of a wrapped model is removed, as in mmengine.
     """
     state = content.get('state_dict', content) if isinstance(content, dict) else {}
     state = state if isinstance(state, dict) else {}
@@ -94,8 +88,7 @@ def load_checkpoint_file(path: str, map_location='cpu') -> dict:
     That is torch's ``weights_only=True``, which torch 2.5 does not keep in every case (CVE-2025-32434).
 
     Raises:
-        InputError: There is no such file, it is no checkpoint, is damaged, or holds more than weights and
-            plain data.
+        InputError: The file is missing, damaged, no checkpoint, or holds more than weights and plain data.
     """
     path, options = os.path.expanduser(path), dict(map_location=map_location, weights_only=True)
     try:
@@ -105,7 +98,7 @@ def load_checkpoint_file(path: str, map_location='cpu') -> dict:
             else:
                 _check_integrity(path)
                 content = torch.load(path, **options)
-        return restore_log_buffers(content)
+        return content
     except InputError:
         raise
     except FileNotFoundError:
@@ -150,10 +143,9 @@ def _safe_globals() -> list:
 
 
 def _statistic(owner, name: str):
-    """Look up a statistic of HistoryBuffer, which pickle stores as a call of ``getattr``.
+    """Take the place of ``getattr``, as which pickle stores the statistics of a HistoryBuffer.
 
-    The real ``getattr`` must not be allowed: from it and ``HistoryBuffer.__setstate__`` a file can put
-    together a call of any function.
+    From the real one and ``HistoryBuffer.__setstate__`` a file can put together a call of any function.
     """
     if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
         raise pickle.UnpicklingError(f'GLOBAL getattr({owner!r}, {name!r})')
@@ -179,7 +171,9 @@ def data_only(*known: Checkpoint) -> Iterator[None]:
     """
     registered = checkpoint_loaders(CheckpointLoader)
     before = {prefix: registered.get(prefix, loader) for prefix, loader in MMENGINE.items()}
-    _register(before, {checkpoint.path: checkpoint.content for checkpoint in known})
+    # A backbone may do so inside of a Runner that has read its file.
+    outer = getattr(registered.get(''), 'known', {})
+    _register_own(outer | {checkpoint.path: checkpoint.content for checkpoint in known})
     try:
         yield
     finally:
@@ -192,19 +186,14 @@ def refuse_pickled_code() -> None:
 
     The environment variable covers the addresses that mmengine and torch open by themselves.
     """
-    _register(MMENGINE, {})
+    _register_own({})
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
 
 
-def _register(before: dict[str, Callable], known: dict[str, dict]) -> None:
-    for prefix, loader in before.items():
-        # mmengine logs the end of this name as the backend that loads.
-        def load_from_mmvisiongru(path, map_location=None, loader=loader):
-            if path in known:
-                return known[path]
-            # A loader that somebody else registered is trusted.
-            if loader not in MMENGINE.values():
-                return loader(path, map_location)
-            return load_checkpoint_file(path, map_location or 'cpu')
+def _register_own(known: dict[str, dict]) -> None:
+    # mmengine logs the end of this name as the backend that loads.
+    def load_from_mmvisiongru(path, map_location=None):
+        return known[path] if path in known else load_checkpoint_file(path, map_location or 'cpu')
 
-        CheckpointLoader.register_scheme(prefix, load_from_mmvisiongru, force=True)
+    load_from_mmvisiongru.known = known
+    CheckpointLoader.register_scheme(list(MMENGINE), load_from_mmvisiongru, force=True)

@@ -15,14 +15,7 @@ SHOWN_KEYS = 4
 
 
 def unfit_keys(module: nn.Module, state: dict) -> list[str]:
-    """List each parameter or buffer that ``state`` has in another shape, lacks, or has in addition.
-
-    Examples:
-        >>> import torch
-        >>> from mmvisiongru.checkpoint import unfit_keys
-        >>> unfit_keys(torch.nn.Linear(2, 3), {'weight': torch.zeros(4, 2), 'scale': torch.zeros(1)})
-        ['shape of weight: (4, 2) in the file, (3, 2) in the model', 'missing bias', 'unexpected scale']
-    """
+    """List each parameter or buffer that ``state`` has in another shape, lacks, or has in addition."""
     own = module.state_dict()
     lines = [
         f'shape of {k}: {tuple(state[k].shape)} in the file, {tuple(v.shape)} in the model'
@@ -47,21 +40,18 @@ def check_weights(
     setting: str = '',
     prefix: str | None = None,
 ) -> list[str]:
-    """Compare the weights of a checkpoint with a model's.
+    """Compare the weights of a checkpoint with a model's, as a Runner holds it, or with a part of it.
 
     Args:
-        model (nn.Module): The model, as a Runner holds it, or a part of it.
-        checkpoint (Checkpoint): What :func:`read_checkpoint` returned.
+        model (nn.Module): The model.
+        checkpoint (Checkpoint): The checkpoint.
         coverage (float, optional): The share of the model's keys that must be there in their shape, at least
-            one. None: all of them, and no others.
+            one; InputError if fewer are. None: all of them, and no others.
         setting (str): The setting of the config that names the checkpoint, for the message.
-        prefix (str, optional): Of the names of the weights, as in ``init_cfg``.
+        prefix (str, optional): Prefix of the names of the weights, as in ``init_cfg``.
 
     Returns:
         list[str]: One line for each key that does not fit.
-
-    Raises:
-        InputError: Fewer keys fit than required.
     """
     model, weights = plain_model(model), state_dict_of(checkpoint.content, prefix)
     source = f'checkpoint {checkpoint.path}' + (f' ({setting})' if setting else '')
@@ -98,12 +88,9 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint | str) -> Checkpoint:
 
     Examples:
         >>> import torch
-        >>> from tempfile import TemporaryDirectory
-        >>> from mmvisiongru.checkpoint import load_weights
+        >>> from mmvisiongru.checkpoint import Checkpoint, load_weights
         >>> first, second = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
-        >>> with TemporaryDirectory() as folder:
-        ...     torch.save(first.state_dict(), f'{folder}/weights.pth')
-        ...     _ = load_weights(second, f'{folder}/weights.pth')
+        >>> _ = load_weights(second, Checkpoint('first.pth', first.state_dict()))
         >>> torch.equal(first.weight, second.weight)
         True
     """
@@ -118,11 +105,8 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint | str) -> Checkpoint:
 def pretrained(model: nn.Module) -> Iterator[None]:
     """Within the context, ``init_weights()`` of the model loads only checkpoints that fit and hold data only.
 
-    Each file is read once. Keys that do not fit are logged by mmengine.
-
-    Raises:
-        InputError: None of the parameters of a part is in the checkpoint that its
-            ``init_cfg=dict(type='Pretrained')`` names; the message says what to set.
+    Each file is read once. InputError if none of the parameters of a part is in the checkpoint that its
+    ``init_cfg=dict(type='Pretrained')`` names. mmengine logs other keys that do not fit.
     """
     known = {}
     for name, module in plain_model(model).named_modules():

@@ -15,10 +15,7 @@ def find_checkpoint(work_dir: str) -> tuple[Checkpoint | None, list[str]]:
     That is the one that ``last_checkpoint`` names, unless a later one was written after ``last_checkpoint``,
     as in a run that was killed in between. Otherwise the time of the files decides: one with more iterations
     that is older belongs to another run, or to a continuation that was given up. A storage service cannot be
-    searched; there, ``last_checkpoint`` decides.
-
-    Returns:
-        tuple[Checkpoint | None, list[str]]: The checkpoint and what to log about the choice.
+    searched; there, ``last_checkpoint`` decides. Returns the checkpoint and what to log about the choice.
     """
     last = _last_checkpoint(work_dir)
     paths = _latest_first(work_dir, last)

@@ -12,13 +12,22 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
-from mmvisiongru.checkpoint import Checkpoint, data_only, find_checkpoint, pretrained
-from mmvisiongru.engine.compiled import CompiledParts
+from mmvisiongru._compat import built_loops
+from mmvisiongru.checkpoint import (
+    Checkpoint,
+    check_weights,
+    data_only,
+    find_checkpoint,
+    pretrained,
+    read_checkpoint,
+)
+from mmvisiongru.engine.compiled import compile_parts
 from mmvisiongru.engine.guarded_dataset import GuardedDataset
-from mmvisiongru.engine.optim import all_schedulers, single_wrappers
-from mmvisiongru.engine.resume import ResumableEpochLoop, build_numbered_sampler, resuming
+from mmvisiongru.engine.optim import single_wrappers
+from mmvisiongru.engine.resume import NumberedSampler, ResumableEpochLoop, resuming
 from mmvisiongru.engine.signals import protect_workers
 from mmvisiongru.engine.terminal import silence, summary
+from mmvisiongru.errors import InputError
 from mmvisiongru.files import is_local, new_file
 from mmvisiongru.models.layers.pooling import replace_pools
 from mmvisiongru.models.layers.precision import converted_once, scores_in_float32
@@ -36,16 +45,17 @@ class ReliableRunner(Runner):
     that may be skipped; ``resume_schedule``, whether a run that is resumed to another length follows the
     schedule of the 'checkpoint' or of the 'config'; ``env_cfg.tf32``, whether products of float32 may be
     rounded to TF32 on a GPU; ``channels_last``, memory format of convolutions; ``compile``, settings of
-    ``torch.compile`` for the parts of the model, see :class:`CompiledParts`. ``tools/train.py`` also reads
-    ``load_coverage``.
+    ``torch.compile`` for the parts of the model, see :func:`compile_parts`; ``load_coverage`` (default 1.0),
+    the share of the model's weights that a checkpoint of ``load_from`` must have.
     """
 
-    # A checkpoint that has been read already; load_checkpoint() takes it and does not read the file again.
+    # Read already, for load_checkpoint(), which mmengine calls once.
     loaded: Checkpoint | None = None
+    looked = False
     # Bad samples that a dataloader may skip; None in an evaluation.
     may_skip: int | None = None
-    # Set while a run trains whose config says ``compile``.
-    compiled: CompiledParts | None = None
+    # Parts of the model whose forward is compiled at present.
+    compiled: dict[str, nn.Module] | None = None
 
     def train(self):
         """Train, and restore the process however that ends."""
@@ -88,8 +98,8 @@ class ReliableRunner(Runner):
         if settings is None or settings is False:
             return
         model = self.model.module if is_model_wrapper(self.model) else self.model
-        self.compiled = CompiledParts(model, {} if settings is True else dict(settings))
-        names = ', '.join(self.compiled.parts)
+        self.compiled = compile_parts(model, {} if settings is True else dict(settings))
+        names = ', '.join(self.compiled)
         self.logger.info(f'compiled for training: {names}; the first iterations take longer')
 
     @contextmanager
@@ -101,20 +111,20 @@ class ReliableRunner(Runner):
             raise
         finally:
             self.call_hook('restore')
-            if self.compiled:
-                self.compiled.undo()
+            # A copy of the model would call the parts of this one.
+            while self.compiled:
+                del self.compiled.popitem()[1].forward
 
     def scale_lr(self, optim_wrapper, auto_scale_lr: dict | None = None) -> None:
         """Scale the lr by the samples of an optimizer step, over all processes and accumulated iterations."""
         if not (auto_scale_lr or {}).get('enable'):
             return
-        if all_schedulers(self.param_schedulers):
-            raise RuntimeError('the lr must be scaled before the schedulers are built')
-        base, batch_size = auto_scale_lr['base_batch_size'], self.train_dataloader.batch_size
+        if not (base := auto_scale_lr.get('base_batch_size')):
+            raise InputError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size in {self.cfg.filename}')
         for wrapper in single_wrappers(optim_wrapper):
-            # What a loss is divided by before training begins.
+            # Before training begins, a loss is divided by the number of accumulated iterations.
             counts = round(1 / float(wrapper.scale_loss(torch.ones(()))))
-            samples = batch_size * self.world_size * counts
+            samples = self.train_dataloader.batch_size * self.world_size * counts
             self.logger.info(f'lr x {samples / base:g}: {samples} samples a step, base_batch_size={base}')
             for group in wrapper.param_groups:
                 group['lr'] *= samples / base
@@ -127,9 +137,8 @@ class ReliableRunner(Runner):
 
     def build_train_loop(self, loop):
         """Build the loop. A loop by epochs can be resumed at any iteration."""
-        # mmengine refuses both keys together.
-        one = isinstance(loop, dict) and len(loop.keys() & {'type', 'by_epoch'}) == 1
-        if one and (loop.get('by_epoch') or loop.get('type') in EPOCH_LOOPS):
+        settings = loop if isinstance(loop, dict) else {}
+        if settings.get('type', settings.get('by_epoch') and EpochBasedTrainLoop) in EPOCH_LOOPS:
             loop = {k: v for k, v in loop.items() if k != 'by_epoch'} | dict(type=ResumableEpochLoop)
         self.may_skip = self.cfg.get('max_bad_samples', 0)
         loop = super().build_train_loop(loop)
@@ -142,25 +151,44 @@ class ReliableRunner(Runner):
             guard = dict(type=GuardedDataset, seed=self.seed, max_bad_samples=self.may_skip)
             dataloader = dict(dataloader, dataset=dict(guard, dataset=dataloader['dataset']))
             if isinstance(dataloader.get('sampler'), dict):
-                dataloader['sampler'] = dict(type=build_numbered_sampler, sampler=dataloader['sampler'])
+                dataloader['sampler'] = dict(type=NumberedSampler, sampler=dataloader['sampler'])
         loader = super().build_dataloader(dataloader, *args, **kwargs)
         protect_workers(loader)
         return loader
 
     def load_or_resume(self) -> None:
-        """Load or resume; resuming without a path goes on from the newest complete checkpoint."""
-        if self._resume and self._load_from is None:
-            self.loaded, notes = find_checkpoint(self.work_dir)
-            for note in notes:
-                self.logger.warning(note)
-            self._resume = self.loaded is not None
-            self._load_from = self.loaded.path if self.loaded else None
-        # The last step before a loop runs, of training, validation and test.
+        """Read the checkpoint to load or resume, if any, and compare it with the model before a loop runs."""
+        notes, self.looked = [] if self.looked else self._read_checkpoint(), True
         for handler, level in self.silenced:
             handler.setLevel(level)
+        for note in notes:
+            self.logger.warning(note)
         for line in summary(self):
             self.logger.info(line)
         super().load_or_resume()
+
+    def _read_checkpoint(self) -> list[str]:
+        """Read what ``resume`` and ``load_from`` ask for. Returns what to log.
+
+        ``resume='auto'`` takes the newest checkpoint in the work dir, and ``load_from`` if there is none.
+        """
+        notes, resume = [], self._resume
+        if resume == 'auto' or (resume and not self._load_from):
+            self.loaded, notes = find_checkpoint(self.work_dir)
+            if notes and not self.loaded:
+                raise InputError(f'no complete checkpoint in {self.work_dir}; move away what was {notes[0]}')
+            if not self.loaded:
+                notes, resume = [f'nothing to resume in {self.work_dir}; training starts afresh'], False
+        if self._load_from and not self.loaded:
+            self.loaded = read_checkpoint(self._load_from, resume=bool(resume))
+        self._resume = bool(resume)
+        if not self.loaded:
+            return notes
+        self._load_from = self.loaded.path
+        starts = 'train' in built_loops(self) and not resume
+        coverage, setting = (self.cfg.get('load_coverage', 1.0), 'load_from') if starts else (None, '')
+        unfit = check_weights(self.model, self.loaded, coverage, setting)
+        return [*notes, *(f'of {self._load_from}, not loaded: {line}' for line in unfit)]
 
     def resume(self, filename, *args, **kwargs) -> None:
         """Resume, where the checkpoint is in the data and with the schedule of ``resume_schedule``."""
@@ -174,8 +202,7 @@ class ReliableRunner(Runner):
 
     def load_checkpoint(self, filename, *args, **kwargs):
         """Load a checkpoint that is complete and holds data only."""
-        known = [self.loaded] if self.loaded and self.loaded.path == filename else []
-        self.loaded = None
+        known, self.loaded = [self.loaded] if self.loaded else [], None
         with data_only(*known):
             checkpoint = super().load_checkpoint(filename, *args, **kwargs)
         self.position = checkpoint.get('meta', {}).get('position')

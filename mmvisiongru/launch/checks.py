@@ -32,11 +32,7 @@ KNOWN_WARNINGS = ('Default ``avg_non_ignore`` is False', 'The draw is False', "'
 
 
 def check_config(cfg: Config, dataloaders: Iterable[str] = ()) -> None:
-    """Check what a config says, and the folders of the data that the script will read.
-
-    Raises:
-        InputError: Something cannot be used.
-    """
+    """Raise InputError if a config, or a folder of the data that a script reads, cannot be used."""
     # The libraries are imported now, and say what they miss of their optional parts.
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
@@ -54,10 +50,9 @@ def parts(cfg: Config, *keys: str) -> Iterator[tuple[str, dict]]:
 
 
 def check_names(cfg: Config) -> None:
-    """Refuse misspelt types and arguments: names that no class has and that are close to one that exists.
+    """Refuse types and arguments that do not exist and are close to one that does.
 
-    mmengine refuses the others when it builds the part. Hooks may keep an unknown argument until they use it,
-    so theirs must be known.
+    mmengine refuses the others when it builds the part, except of hooks, whose arguments must all be known.
     """
     scope, found = cfg.get('default_scope'), {}
     for place, node in parts(cfg, *filter(KNOWN_KEYS.__contains__, cfg)):
@@ -174,19 +169,25 @@ def check_data(cfg: Config, dataloaders: Iterable[str]) -> None:
     The message ends with the config's ``data_hint``, a text that says how to get the data.
     """
     for place, dataset in datasets(cfg, dataloaders):
+        ann_file = dataset.get('ann_file') or ''
+        if not isinstance(ann_file, str):
+            raise InputError(f'{place}.ann_file in {cfg.filename} must be one path, got {ann_file!r}')
         for key, folder in (folders := _folders(dataset)).items():
-            names = os.listdir(folder) if osp.isdir(folder) else None
+            try:
+                names, state = os.listdir(folder), 'is empty'
+            except OSError as error:
+                missing = isinstance(error, FileNotFoundError)
+                names, state = [], 'does not exist' if missing else f'cannot be read ({error.strerror})'
             if not names:
-                state = 'does not exist' if names is None else 'is empty'
                 hint = cfg.get('data_hint') or f'put the data there or set {place}.data_root'
                 raise InputError(f'data folder {folder} ({place}.{key}) {state}; {hint}')
             hidden = [n for n in names if n.startswith('.') and osp.isdir(osp.join(folder, n))]
-            if hidden and key == [*folders][-1] and not dataset.get('ann_file'):
+            if hidden and key == [*folders][-1] and not ann_file:
                 raise InputError(
                     f'data folder {folder} ({place}.{key}) has a hidden folder {hidden[0]}, which would be '
                     'read as data or as a class; delete it'
                 )
-        _check_list(osp.join(dataset.get('data_root') or '', dataset.get('ann_file') or ''), place)
+        _check_list(osp.join(dataset.get('data_root') or '', ann_file), place)
 
 
 def _check_list(path: str, place: str) -> None:

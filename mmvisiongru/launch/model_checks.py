@@ -1,7 +1,7 @@
 """Check a built model and its data before the first iteration: channels, classes, batch norm, one batch."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -27,8 +27,9 @@ SIDE = 64
 TRIED = 4
 
 
-def check_built(runner: Runner, loops: dict) -> None:
-    """Check the model of a Runner against its loops, given by the keys of their dataloaders."""
+def check_built(runner: Runner, dataloaders: Iterable[str]) -> None:
+    """Check the model of a Runner against the loops over some dataloaders, by their keys in the config."""
+    loops = {key: getattr(runner, key.replace('dataloader', 'loop')) for key in dataloaders}
     loops = {key: loop for key, loop in loops.items() if loop is not None}
     found = {f'{key}.dataset': loop.dataloader.dataset for key, loop in loops.items()}
     for key, loop in loops.items():
@@ -177,15 +178,12 @@ def check_batch_norm(pooled: list[str], loader: DataLoader) -> None:
     rest = len(sampler) % (size or 1)
     if not pooled or (size != 1 and (rest != 1 or loader.drop_last or isinstance(sampler, InfiniteSampler))):
         return
-    what, remedy = 'train_dataloader.batch_size=1', 'train_dataloader.batch_size=2 or more'
+    what, remedy = 'train_dataloader.batch_size=1', 'batch_size=2 or more'
     if size > 1:
-        what, remedy = (
-            f'the last of {len(sampler)} samples, alone in its batch,',
-            'train_dataloader.drop_last=True',
-        )
+        what, remedy = f'the last batch, of one of {len(sampler)} samples,', 'drop_last=True'
     head = '.'.join(pooled[0].split('.')[:2])
     raise InputError(
-        f'{what} leaves batch norm {pooled[0]} one value per channel; set {remedy}, or '
+        f'{what} leaves batch norm {pooled[0]} one value per channel; set train_dataloader.{remedy}, or '
         f"{head}.norm_cfg=dict(type='GN',num_groups=32)"
     )
 

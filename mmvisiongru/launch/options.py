@@ -1,14 +1,13 @@
 """Options that the command lines of the scripts share, and how the scripts end with an error."""
 
 import os
-import os.path as osp
 import sys
 import time
 import traceback
-from argparse import ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentError, ArgumentParser, ArgumentTypeError
 from contextlib import contextmanager
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
 from mmvisiongru.errors import InputError
 
@@ -58,30 +57,12 @@ def add_common_options(parser: ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, help='set by the launcher')
 
 
-def merge_common_options(cfg: Config, args: Namespace) -> None:
-    """Merge what :func:`add_common_options` added into the config; the command line wins."""
-    if args.work_dir or not cfg.get('work_dir'):
-        stem = osp.splitext(osp.basename(cfg.filename))[0]
-        cfg.work_dir = args.work_dir or osp.join('./work_dirs', stem)
-    if args.launcher:
-        cfg.launcher = args.launcher
-    if args.local_rank is not None:
-        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        loader = cfg.get(name) or {}
-        if args.no_pin_memory and loader:
-            loader['pin_memory'] = False
-        # Torch refuses to keep workers when there are none.
-        if loader.get('num_workers') == 0:
-            loader['persistent_workers'] = False
-
-
 @contextmanager
 def one_line_errors(debug: bool = False):
     """End the program with exit code 2 and one line on stderr, after the traceback if ``debug``.
 
-    All processes of a distributed run meet the same error. The first of each node prints it, and the launcher
-    then ends the others. They wait for that; if nothing ends them the error was theirs, and they print it.
+    All processes of a run meet the same error. The first of each node prints it, and the launcher ends the
+    others. They wait for that; if nothing ends them the error was theirs, and they print it.
     """
     try:
         yield

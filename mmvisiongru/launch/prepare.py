@@ -1,11 +1,11 @@
 """From a config to a checked Runner, in the one order that every script keeps: cheap checks come first.
 
-Check the config, its folders and checkpoint; join the processes; build the Runner with its loops; compare the
-model, its data and its checkpoint. Nothing is left for iteration 1.
+Check the config and its folders; join the processes; build the Runner with its loops; compare the model and
+its data. The Runner then compares the checkpoint with the model. Nothing is left for iteration 1.
 """
 
 import logging
-import traceback
+import os.path as osp
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,20 +15,15 @@ from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmvisiongru.checkpoint import (
-    Checkpoint,
-    check_weights,
-    find_checkpoint,
-    read_checkpoint,
-    refuse_pickled_code,
-)
+from mmvisiongru.checkpoint import refuse_pickled_code
 from mmvisiongru.config import get_config
 from mmvisiongru.errors import InputError, did_you_mean, in_one_line
-from mmvisiongru.files import check_folder
+from mmvisiongru.files import check_folder, is_local
 from mmvisiongru.launch.checks import check_config
+from mmvisiongru.launch.merge import merge_training_options
 from mmvisiongru.launch.model_checks import check_built
 from mmvisiongru.launch.processes import prepare_launch
-from mmvisiongru.launch.schedule import build_schedule, shorten
+from mmvisiongru.launch.schedule import build_schedule
 
 # Top-level keys without which a config is for something else.
 TRAINING = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
@@ -45,82 +40,49 @@ def prepare_config(args: Namespace, required: Iterable[str] = (), dataloaders: I
     return cfg
 
 
-def prepare_training(cfg: Config, resume: str | None = None, trial: int | None = None) -> Runner:
-    """Give the Runner of a training, whose next step is ``train()``.
+def train(args: Namespace) -> None:
+    """Train as the command line of ``tools/train.py`` says; InputError if something cannot be used."""
+    cfg = get_config(args.config, args.cfg_options, TRAINING)
+    trial = merge_training_options(cfg, args)
+    prepare_training(cfg, trial).train()
 
-    Args:
-        cfg (Config): With all that the command line says.
-        resume (str, optional): A checkpoint to resume, or 'auto' for the latest in the work dir.
-        trial (int, optional): Train this many iterations or epochs, with the schedule in proportion.
 
-    Raises:
-        InputError: Something cannot be used.
+def prepare_training(cfg: Config, trial: float | None = None) -> Runner:
+    """Get the Runner of a training, whose next step is ``train()``.
+
+    ``trial`` is the length of a trial over that of the run whose schedule the config has.
     """
-    refuse_pickled_code()
-    check_config(cfg, TRAINING_DATA)
-    before = shorten(cfg, trial) if trial else None
-    check_folder(cfg.work_dir)
-    checkpoint, notes = find_resume(cfg, resume)
-    if checkpoint is None and cfg.get('load_from'):
-        checkpoint = read_checkpoint(cfg.load_from)
-    notes += prepare_launch(cfg)
-    with building(cfg):
-        runner = build_runner(cfg)
-        check_built(runner, dict(train_dataloader=runner.train_loop, val_dataloader=runner.val_loop))
-        build_optimizer(runner)
-        notes += build_schedule(runner, before)
-    if checkpoint:
-        coverage = None if cfg.resume else cfg.get('load_coverage', 1.0)
-        unfit = check_weights(runner.model, checkpoint, coverage, '' if cfg.resume else 'load_from')
-        runner.loaded = checkpoint
-        notes += [f'of {cfg.load_from}, not loaded: {line}' for line in unfit]
-    for note in notes:
-        runner.logger.warning(note)
-    return runner
+    return _prepare(cfg, TRAINING_DATA, trial)
 
 
 def prepare_test(cfg: Config, checkpoint: str) -> Runner:
-    """Give the Runner of a test of a checkpoint, whose next step is ``test()``."""
-    refuse_pickled_code()
-    check_config(cfg, ('test_dataloader',))
-    check_folder(cfg.work_dir)
+    """Get the Runner of a test of a checkpoint, whose next step is ``test()``."""
     cfg.load_from, cfg.resume = checkpoint, False
-    loaded = read_checkpoint(checkpoint)
+    return _prepare(cfg, ('test_dataloader',))
+
+
+def _prepare(cfg: Config, dataloaders: Iterable[str], trial: float | None = None) -> Runner:
+    refuse_pickled_code()
+    check_config(cfg, dataloaders)
+    check_folder(cfg.work_dir)
+    path = cfg.get('load_from')
+    if path and cfg.get('resume') != 'auto' and is_local(path) and not osp.isfile(osp.expanduser(path)):
+        raise InputError(f'checkpoint {path} does not exist')
     notes = prepare_launch(cfg)
     with building(cfg):
         runner = build_runner(cfg)
-        check_built(runner, dict(test_dataloader=runner.test_loop))
-    check_weights(runner.model, loaded)
-    runner.loaded = loaded
+        check_built(runner, dataloaders)
+        if 'train_dataloader' in dataloaders:
+            build_optimizer(runner)
+            notes += build_schedule(runner, trial)
     for note in notes:
         runner.logger.warning(note)
     return runner
-
-
-def find_resume(cfg: Config, resume: str | None) -> tuple[Checkpoint | None, list[str]]:
-    """Decide which checkpoint to resume, if any. Returns it and what to log."""
-    path, notes = resume or (cfg.get('resume') and (cfg.get('load_from') or 'auto')), []
-    cfg.resume = False
-    if not path:
-        return None, []
-    if path != 'auto':
-        checkpoint = read_checkpoint(path, resume=True)
-    else:
-        checkpoint, notes = find_checkpoint(cfg.work_dir)
-        if notes and not checkpoint:
-            raise InputError(f'no complete checkpoint in {cfg.work_dir}; move away what was {notes[0]}')
-        if not checkpoint:
-            return None, [f'nothing to resume in {cfg.work_dir}; training starts afresh']
-    cfg.resume, cfg.load_from = True, checkpoint.path
-    return checkpoint, notes
 
 
 @contextmanager
 def building(cfg: Config) -> Iterator[None]:
-    """Turn any exception while a part of the config is built into an InputError behind the config's path.
-
-    The traceback goes to the log file of the run, if there is one by then.
-    """
+    """Turn any exception into an InputError behind the config's path; the traceback goes to the log file."""
     try:
         yield
     except InputError:
@@ -131,8 +93,8 @@ def building(cfg: Config) -> Iterator[None]:
         # An empty list of samples, in mmengine's BaseDataset.
         if 'need at least one array to concatenate' in line:
             line += ' (a data set without samples: check its data_prefix, suffixes and ann_file)'
-        logger, text = MMLogger.get_current_instance(), ''.join(traceback.format_exception(error))
-        record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, f'{line}\n{text}', (), None)
+        logger, trace = MMLogger.get_current_instance(), (type(error), error, error.__traceback__)
+        record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, line, (), trace)
         # The terminal gets the line alone.
         for handler in (h for h in logger.handlers if isinstance(h, logging.FileHandler)):
             handler.emit(record)
@@ -140,22 +102,21 @@ def building(cfg: Config) -> Iterator[None]:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the Runner, or the one that ``runner_type`` names."""
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    """Build the Runner that ``runner_type`` names, ReliableRunner by default."""
+    cfg.setdefault('runner_type', 'mmvisiongru.ReliableRunner')
+    return RUNNERS.build(cfg)
 
 
 class _Asked(dict):
-    """Settings that remember which of them were asked for, there or not."""
+    """Settings that note for which of them they are asked, there or not."""
 
-    asked = frozenset()
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.asked = set()
 
     def get(self, key, default=None):
-        self.asked |= {key}
+        self.asked.add(key)
         return super().get(key, default)
-
-    def __getitem__(self, key):
-        self.asked |= {key}
-        return super().__getitem__(key)
 
     def __deepcopy__(self, memo):
         return self

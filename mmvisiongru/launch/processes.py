@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
+from mmvisiongru.config import settings
 from mmvisiongru.errors import InputError
 
 # For each launcher what starts it, and the variables with rank, number of processes, and rank on the node.
@@ -28,13 +29,15 @@ def has_gpu() -> bool:
 def prepare_launch(cfg: Config) -> list[str]:
     """Set the process up as ``cfg.launcher`` says, before a Runner is built.
 
-    mmengine starts its process group on GPUs only. Without a GPU it is started here, with gloo, and the model
-    in ``cfg`` is adapted. Returns what was changed, for the log.
+    mmengine starts its process group and mixed precision on GPUs only. Without a GPU, the group is started
+    here, with gloo, and ``cfg`` is adapted. Returns what was changed, for the log.
 
     Raises:
         InputError: The launcher of the config is not the one that started this process.
     """
-    launcher = cfg.setdefault('launcher', 'none')
+    wrapper, launcher = cfg.get('optim_wrapper') or {}, cfg.setdefault('launcher', 'none')
+    if wrapper.get('type') == 'AmpOptimWrapper' and not has_gpu():
+        wrapper['type'] = 'mmvisiongru.CPUAmpOptimWrapper'
     if launcher == 'none':
         if int(os.environ.get('WORLD_SIZE', 1)) > 1:
             raise InputError('several processes were started without a launcher; add --launcher pytorch')
@@ -72,18 +75,15 @@ def _use_gloo(cfg: Config) -> list[str]:
     wrapper['find_unused_parameters'] = cfg.get('find_unused_parameters', False)
     cfg.model_wrapper_cfg = wrapper | (cfg.get('model_wrapper_cfg') or {}) | dict(device_ids=None)
     notes = [f'no GPU: {torch.distributed.get_world_size()} processes on the CPU, with gloo']
-    if replace_sync_bn(cfg.model) + bool(cfg.pop('sync_bn', None)):
+    if replace_sync_bn(cfg.model) | bool(cfg.pop('sync_bn', None)):
         notes.append('no GPU: SyncBN replaced by BN')
     return notes
 
 
-def replace_sync_bn(node) -> int:
-    """Replace SyncBN by BN wherever a config names it: it needs GPUs. Returns how often."""
-    if isinstance(node, (list, tuple)):
-        return sum(map(replace_sync_bn, node))
-    if not isinstance(node, dict):
-        return 0
-    found = node.get('type') in ('SyncBN', 'MMSyncBN')
-    if found:
+def replace_sync_bn(model: dict) -> bool:
+    """Replace SyncBN by BN wherever the config of a model names it: it needs GPUs. Returns whether it did."""
+    nodes = [node for _, node in settings(model, 'model') if isinstance(node, dict)]
+    found = [node for node in nodes if node.get('type') in ('SyncBN', 'MMSyncBN')]
+    for node in found:
         node['type'] = 'BN'
-    return found + sum(map(replace_sync_bn, node.values()))
+    return bool(found)

@@ -1,7 +1,6 @@
-"""The length of a run against its schedule, and short trials of long runs."""
+"""The schedule of a run against its length, and of a trial in proportion to that of the long run."""
 
 import math
-import os
 
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -9,28 +8,20 @@ from mmengine.runner import Runner
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.checks import parts
 
-# About how many lines a trial logs.
-TRIAL_LINES = 10
-
-
-def length_key(cfg: Config) -> str:
-    """The setting in ``train_cfg`` that says how long a run is."""
-    return 'max_epochs' if cfg.train_cfg.get('max_epochs') else 'max_iters'
-
 
 def schedulers(cfg: Config) -> list[tuple[str, dict]]:
     """The schedulers of a config with their places."""
     return [(place, node) for place, node in parts(cfg, 'param_scheduler') if 'type' in node]
 
 
-def build_schedule(runner: Runner, before: int | None) -> list[str]:
+def build_schedule(runner: Runner, trial: float | None) -> list[str]:
     """Build the schedulers of a Runner after its loops, as only the data tells how long an epoch is.
 
-    ``before`` is the length that the schedule of a trial is for. Returns what to log.
+    ``trial`` is the length of a trial over that of the long run. Returns what to log.
     """
     lengths, notes = (runner.max_iters, runner.max_epochs), []
-    if before:
-        fit_schedule(runner.cfg, before, *lengths)
+    if trial:
+        fit_schedule(runner.cfg, trial, *lengths)
         runner.param_schedulers = runner.cfg.get('param_scheduler')
         runner.dump_config()
     else:
@@ -42,7 +33,7 @@ def build_schedule(runner: Runner, before: int | None) -> list[str]:
 
 def check_schedule(cfg: Config, max_iters: int, max_epochs: int) -> list[str]:
     """Refuse schedulers that begin, and warm-ups that end, after the run has ended. Returns what to log."""
-    unit, notes, ends = length_key(cfg), [], {}
+    unit, notes, ends = 'max_epochs' if cfg.train_cfg.get('max_epochs') else 'max_iters', [], {}
     trial = f'or give --trial {cfg.train_cfg[unit]} in place of train_cfg.{unit}, which fits all'
     for place, scheduler in schedulers(cfg):
         by_epoch = scheduler.get('by_epoch', True)
@@ -74,33 +65,8 @@ def check_schedule(cfg: Config, max_iters: int, max_epochs: int) -> list[str]:
     return notes
 
 
-def shorten(cfg: Config, length: int) -> int:
-    """Make a short run of a long one: a validation and a checkpoint at its end, no more workers than cores.
-
-    ``length`` is in iterations or epochs, whichever the config counts. Returns the length that the run had.
-    """
-    unit = length_key(cfg)
-    before, cfg.train_cfg[unit] = cfg.train_cfg[unit], length
-    for key in ('dynamic_intervals', 'val_begin'):
-        cfg.train_cfg.pop(key, None)
-    cfg.train_cfg.val_interval = min(cfg.train_cfg.get('val_interval', 1), length)
-    hooks = cfg.get('default_hooks') or {}
-    saving, logger = hooks.get('checkpoint'), hooks.get('logger')
-    if saving and saving.get('by_epoch', True) == (unit == 'max_epochs'):
-        saving.interval = min(saving.get('interval', length), length)
-        saving.pop('save_begin', None)
-    if logger and unit == 'max_iters':
-        logger.interval = min(logger.get('interval', 10), max(1, length // TRIAL_LINES))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    cores = max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
-    for loader in filter(None, map(cfg.get, ('train_dataloader', 'val_dataloader'))):
-        loader.num_workers = min(loader.get('num_workers', 0), cores)
-    return before
-
-
-def fit_schedule(cfg: Config, before: int, max_iters: int, max_epochs: int) -> None:
-    """Scale a schedule for the length ``before`` to a shorter run; schedulers without room are dropped."""
-    ratio = cfg.train_cfg[length_key(cfg)] / before
+def fit_schedule(cfg: Config, ratio: float, max_iters: int, max_epochs: int) -> None:
+    """Scale a schedule to a run that is shorter by ``ratio``; schedulers without room are dropped."""
     for by_epoch, total in ((True, max_epochs), (False, max_iters)):
         own = [s for _, s in schedulers(cfg) if s.get('by_epoch', True) == by_epoch]
         # Steps that a warm-up needs to rise; an epoch has many where it is converted.

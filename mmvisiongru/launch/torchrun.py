@@ -5,7 +5,6 @@ python -m mmvisiongru.launch.torchrun [OPTIONS OF torchrun] SCRIPT [ARGS]
 
 import logging
 import os
-import signal
 import sys
 
 from torch.distributed import run
@@ -25,7 +24,6 @@ if __name__ == '__main__':
         if code != 2 and code < 128:
             print(error, file=sys.stderr)
         sys.exit(code if code > 0 else 128 - code)
+    # By now the processes have got the signal too, and half a minute to save.
     except SignalException as error:
-        # By now the processes have got the signal too, and half a minute to save.
-        print(f'stopped by {signal.Signals(error.sigval).name}', file=sys.stderr)
         sys.exit(128 + error.sigval)

@@ -2,11 +2,13 @@
 
 from importlib import util
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
+from mmvisiongru.config import check_keys
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.checks import check_config, check_data
 from mmvisiongru.zoo import dataset_meta
@@ -29,7 +31,9 @@ def test_configs_of_the_libraries_pass(library):
     skipped = ('_base_', 'maskformer', 'mask2former', 'blip2', 'ofa', 'headless', 'replknet', 'swinv2')
     paths = [p for p in sorted(folder.rglob('*.py')) if not any(part in str(p) for part in skipped)]
     for path in paths[::40]:
-        check_config(Config.fromfile(path))
+        cfg = Config.fromfile(path)
+        check_keys(cfg)
+        check_config(cfg)
 
 
 def test_a_type_may_be_a_class_or_its_full_name():
@@ -45,15 +49,25 @@ def data_config(dataset: dict) -> Config:
     return Config(dict(train_dataloader=dict(dataset=dataset), val_dataloader=None, data_hint='ask us'))
 
 
-def test_data_folders_inside_wrappers(tmp_path):
+def test_data_folders_inside_wrappers(tmp_path, monkeypatch):
     (tmp_path / 'images').mkdir()
     part = dict(type='ADE20KDataset', data_root=str(tmp_path), data_prefix=dict(img_path='images'))
     wrapped = dict(type='RepeatDataset', dataset=dict(type='ConcatDataset', datasets=[part, part]))
+    cfg, loaders = data_config(wrapped), ('train_dataloader', 'val_dataloader')
     place = r'train_dataloader.dataset.dataset.datasets.0.data_prefix.img_path'
     with pytest.raises(InputError, match=rf'{tmp_path}/images \({place}\) is empty; ask us'):
-        check_data(data_config(wrapped), ('train_dataloader', 'val_dataloader'))
+        check_data(cfg, loaders)
     (tmp_path / 'images/0.jpg').touch()
-    check_data(data_config(wrapped), ('train_dataloader', 'val_dataloader'))
+    check_data(cfg, loaders)
+    monkeypatch.setattr('os.listdir', Mock(side_effect=PermissionError(13, 'Permission denied')))
+    with pytest.raises(InputError, match=r'cannot be read \(Permission denied\); ask us'):
+        check_data(cfg, loaders)
+
+
+def test_a_list_of_annotation_files(tmp_path):
+    dataset = dict(type='ADE20KDataset', data_root=str(tmp_path), ann_file=['a.txt', 'b.txt'])
+    with pytest.raises(InputError, match=r"train_dataloader\.dataset\.ann_file .* one path, got \['a.txt'"):
+        check_data(data_config(dataset), ('train_dataloader',))
 
 
 @pytest.mark.parametrize(
