@@ -10,22 +10,20 @@ import argparse
 import os.path as osp
 
 import mmengine
+import numpy as np
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
 
 from mmvisiongru.config import get_config
+from mmvisiongru.drawing import as_rgb, draw_sample
 from mmvisiongru.errors import InputError
 from mmvisiongru.inference import optimize_for_inference
-from mmvisiongru.launch.options import (
-    add_common_options,
-    add_config_options,
-    at_least_one,
-    merge_common_options,
-    one_line_errors,
-)
+from mmvisiongru.launch.merge import merge_common_options
+from mmvisiongru.launch.options import add_common_options, add_config_options, at_least_one, one_line_errors
 from mmvisiongru.launch.prepare import TESTING, prepare_test
-from mmvisiongru.outputs import check_output, data_folders
+from mmvisiongru.outputs import check_output, data_folders, output_paths, write_picture
 
 # Metrics of mmseg that write predictions in a form of their own.
 WRITING_METRICS = ('CityscapesMetric', 'DepthMetric')
@@ -73,31 +71,30 @@ def is_classifier(cfg: Config) -> bool:
     return cfg.get('default_scope') == 'mmpretrain'
 
 
-def merge_args(cfg: Config, args) -> None:
-    """Merge the command line into the config."""
+def merge_args(cfg: Config, args) -> list[Hook]:
+    """Merge the command line into the config. Returns the hooks that write what it asks for."""
     merge_common_options(cfg, args)
     if args.amp:
         # float16 on a GPU, and on a CPU bfloat16.
         cfg.test_cfg.fp16 = True
-    if args.show or args.show_dir:
-        merge_show(cfg, args)
     if args.tta:
         merge_tta(cfg)
+    hooks = merge_show(cfg, args) if args.show or args.show_dir else []
     if args.out and args.out_item == 'pred':
-        merge_out(cfg, args.out)
+        hooks += merge_out(cfg, args.out)
     elif args.out and not args.out.endswith(('.json', '.yaml', '.yml', '.pkl')):
         raise InputError(f'--out-item metrics needs --out to end in .json, .yaml or .pkl, got {args.out}')
     elif args.out_item == 'metrics' and not args.out:
         raise InputError('--out-item metrics needs --out PATH')
+    return hooks
 
 
-def merge_show(cfg: Config, args) -> None:
+def merge_show(cfg: Config, args) -> list[Hook]:
     """Let a hook draw the predictions in place of mmseg's or mmpretrain's."""
     if args.show_dir:
         check_output(args.show_dir, data_folders(cfg))
-    hook = dict(type='mmvisiongru.PictureHook', out_dir=args.show_dir, interval=args.interval)
-    hook |= dict(show=args.show, wait_time=args.wait_time)
-    cfg.default_hooks = {**(cfg.get('default_hooks') or {}), 'visualization': hook}
+    (cfg.get('default_hooks') or {}).pop('visualization', None)
+    return [PictureHook(args.show_dir, args.interval, args.show, args.wait_time)]
 
 
 def merge_tta(cfg: Config) -> None:
@@ -118,25 +115,108 @@ def flip_pipeline(pipeline: list) -> list:
     return [*head, dict(type='TestTimeAug', transforms=[flips, *([step] for step in rest)])]
 
 
-def merge_out(cfg: Config, out: str) -> None:
-    """Write predictions in the form that is customary for the task."""
+def merge_out(cfg: Config, out: str) -> list[Hook]:
+    """Let a metric or a hook write predictions in the form that is customary for the task."""
     metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     if is_classifier(cfg):
         if not out.endswith(('.pkl', '.pickle')):
             raise InputError(f'--out of a classifier must end in .pkl, got {out}')
         check_output(osp.dirname(out) or '.', data_folders(cfg))
         cfg.test_evaluator = [*metrics, dict(type='DumpResults', out_file_path=out)]
-        return
+        return []
     check_output(out, data_folders(cfg))
     for metric in (m for m in metrics if m['type'] in WRITING_METRICS):
         metric['output_dir'] = out
     # IoUMetric would write a/0.png and b/0.png to one file.
     cfg.test_evaluator = [m for m in metrics if not m.get('format_only') or m['type'] in WRITING_METRICS]
-    if not any(m['type'] in WRITING_METRICS for m in metrics):
-        cfg.custom_hooks = [
-            *(cfg.get('custom_hooks') or []),
-            dict(type='mmvisiongru.LabelMapHook', out_dir=out),
-        ]
+    return [] if any(m['type'] in WRITING_METRICS for m in metrics) else [LabelMapHook(out)]
+
+
+class PictureHook(Hook):
+    """Draws every ``interval``-th image of a test with truth and prediction, of classifiers and segmentors.
+
+    The pictures lie below ``out_dir``, if it is given, as the images do below the folder that all of them are
+    in. With ``show`` each is shown for ``wait_time`` seconds. The first process draws those that it tested.
+    """
+
+    def __init__(self, out_dir: str | None, interval: int = 1, show: bool = False, wait_time: float = 0):
+        self.out_dir, self.interval, self.show, self.wait_time = out_dir, interval, show, wait_time
+        self.seen = self.written = 0
+
+    def before_test(self, runner) -> None:
+        """Settle the file of each image."""
+        self.paths = output_paths(_images(runner), self.out_dir) if self.out_dir else {}
+
+    def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """Draw every n-th image of a batch."""
+        if not is_main_process():
+            return
+        meta = runner.test_loop.dataloader.dataset.metainfo
+        for image, sample in zip(_plain_view(data_batch), outputs, strict=True):
+            self.seen += 1
+            if (self.seen - 1) % self.interval:
+                continue
+            picture = draw_sample(as_rgb(image), sample, meta.get('classes'), meta.get('palette'))
+            if self.out_dir:
+                write_picture(self.paths[sample.img_path], picture)
+                self.written += 1
+            if self.show:
+                runner.visualizer.show(picture, sample.img_path, self.wait_time)
+
+    def after_test(self, runner) -> None:
+        """Say where the pictures are."""
+        if self.out_dir and is_main_process():
+            runner.logger.info(f'{self.written} pictures in {self.out_dir}')
+
+
+class LabelMapHook(Hook):
+    """Writes the classes that a segmentor predicts as PNG, numbered as in the files of the data set.
+
+    The maps lie below ``out_dir`` as the pictures of :class:`PictureHook` do.
+    """
+
+    def __init__(self, out_dir: str):
+        self.out_dir = out_dir
+
+    def before_test(self, runner) -> None:
+        """Settle the file of each image."""
+        self.paths = output_paths(_images(runner), self.out_dir)
+
+    def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """Write the maps of a batch."""
+        for sample in outputs:
+            labels = sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint16)
+            labels += bool(sample.get('reduce_zero_label'))
+            labels = labels if labels.max() > 255 else labels.astype(np.uint8)
+            write_picture(self.paths[sample.img_path], labels)
+
+    def after_test(self, runner) -> None:
+        """Say where the maps are."""
+        runner.logger.info(f'{len(self.paths)} label maps in {self.out_dir}')
+
+
+def _images(runner) -> list[str]:
+    """The image files of the test set."""
+    dataset = runner.test_loop.dataloader.dataset
+    try:
+        return [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
+    except (AttributeError, KeyError) as error:
+        raise InputError(
+            'the images of the test set are no files, after which to name what is written'
+        ) from error
+
+
+def _plain_view(data_batch: dict):
+    """The images (C, H, W) of a batch; of several views of each, the largest that is not mirrored."""
+    inputs = data_batch['inputs']
+    if getattr(inputs[0], 'ndim', 4) == 3:
+        return inputs
+    plain = [
+        view
+        for view, samples in zip(inputs, data_batch['data_samples'], strict=True)
+        if not samples[0].get('flip')
+    ]
+    return max(plain or inputs, key=lambda view: view[0].numel())
 
 
 def main(argv=None):
@@ -144,8 +224,10 @@ def main(argv=None):
     args = parse_args(argv)
     with one_line_errors(args.debug):
         cfg = get_config(args.config, args.cfg_options, TESTING)
-        merge_args(cfg, args)
+        hooks = merge_args(cfg, args)
         runner = prepare_test(cfg, args.checkpoint)
+        for hook in hooks:
+            runner.register_hook(hook)
         if get_device() == 'cpu' and not args.no_optimize:
             optimize_for_inference(runner.model)
         metrics = runner.test()

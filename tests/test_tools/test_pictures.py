@@ -17,7 +17,6 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 
 from mmvisiongru.drawing import draw_sample, font_for, paint
-from mmvisiongru.engine.hooks import PictureHook
 from mmvisiongru.errors import InputError
 from mmvisiongru.outputs import output_paths, write_picture
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
@@ -111,7 +110,7 @@ def test_interval_of_zero_is_refused(capsys):
 def test_images_that_are_no_files_are_refused():
     loop = Mock(dataloader=Mock(dataset=[0]))
     with pytest.raises(InputError, match='no files'):
-        PictureHook('shown').before_test(Mock(test_loop=loop))
+        test_tool.PictureHook('shown').before_test(Mock(test_loop=loop))
 
 
 @classification

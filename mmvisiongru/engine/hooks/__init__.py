@@ -1,20 +1,13 @@
 """Hooks that keep a run from losing what it has."""
 
+from mmvisiongru.engine.guarded_dataset import BadSampleHook
+from mmvisiongru.engine.resume import ExactResumeHook
+
 from .checkpoint import AtomicCheckpointHook
-from .exact_resume import ExactResumeHook
 from .guard import GuardHook
 from .logger import AtomicLoggerHook
-from .pictures import LabelMapHook, PictureHook
-from .samples import BadSampleHook
 from .stall import StallHook
 
 __all__ = [
-    'AtomicCheckpointHook',
-    'AtomicLoggerHook',
-    'BadSampleHook',
-    'ExactResumeHook',
-    'GuardHook',
-    'LabelMapHook',
-    'PictureHook',
-    'StallHook',
-]
+    'AtomicCheckpointHook', 'AtomicLoggerHook', 'BadSampleHook', 'ExactResumeHook', 'GuardHook', 'StallHook',
+]  # fmt: skip
