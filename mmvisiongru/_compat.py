@@ -86,11 +86,6 @@ def built_loops(runner) -> dict:
     return {name: loop for name, loop in loops.items() if hasattr(loop, 'dataloader')}
 
 
-def plain_tags(hook, tags: dict) -> dict:
-    """What mmengine's LoggerHook writes to a JSON file: read in 0.10.12. Without it, all tags as they are."""
-    return getattr(hook, '_process_tags', dict)(tags)
-
-
 def adaptive_pooling_operators() -> list:
     """Operators that a graph may hold for adaptive average pooling of maps.
 

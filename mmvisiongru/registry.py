@@ -30,7 +30,7 @@ RUNNERS = Registry(
     'runner', parents.build_runner_from_cfg, parents.RUNNERS, locations=['mmvisiongru.engine.runner']
 )
 OPTIM_WRAPPERS = Registry(
-    'optimizer wrapper', parent=parents.OPTIM_WRAPPERS, locations=['mmvisiongru.engine.amp']
+    'optimizer wrapper', parent=parents.OPTIM_WRAPPERS, locations=['mmvisiongru.engine.optim']
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',

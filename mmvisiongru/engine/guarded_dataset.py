@@ -3,26 +3,23 @@
 import re
 
 import torch
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
 from mmvisiongru.engine.resume import Draw, seed_all
 from mmvisiongru.errors import InputError, in_one_line
+from mmvisiongru.registry import HOOKS
 from mmvisiongru.sample_checks import check_files, check_labels, reads_elsewhere
 
 
 class GuardedDataset(Dataset):
     """Loads the samples of a data set, each with its own random state, and checks them.
 
-    Labels are checked at each load, as augmentation may spoil them, files at the first. Attributes are those
-    of the data set: others read them, and set them, such as a new ``pipeline`` in mid-run.
-
-    Args:
-        dataset (dict): Config of the data set.
-        seed (int): The seed of the run.
-        max_bad_samples (int, optional): Number of samples that a process may skip. A bad sample is replaced
-            by the next good one. None: an evaluation, which skips none.
+    Labels are checked at each load, as augmentation may spoil them, files at the first. A process may replace
+    ``max_bad_samples`` bad ones by the next good one; None is for an evaluation, which skips none. Attributes
+    are those of the data set: others read and set them, such as a new ``pipeline`` in mid-run.
     """
 
     OWN = frozenset(('dataset', 'run_seed', 'max_bad_samples', 'class_count', 'bad', 'good'))
@@ -81,11 +78,7 @@ class GuardedDataset(Dataset):
             raise InputError(f'all {count} samples are bad; the last: {fault}') from error
 
     def load(self, index: int):
-        """Load a sample.
-
-        Raises:
-            Exception: What the pipeline raises; ValueError for what it accepts but should not.
-        """
+        """Load a sample; ValueError if the pipeline accepts what it should not."""
         info = self._info(index)
         if not self.good[index] and not reads_elsewhere(self.dataset):
             inner = getattr(self.dataset, 'dataset', self.dataset)
@@ -115,3 +108,14 @@ class GuardedDataset(Dataset):
     def bad_files(self) -> list[str]:
         """The files of the samples that were skipped."""
         return [self._files(int(i)) for i in self.bad.nonzero()]
+
+
+@HOOKS.register_module()
+class BadSampleHook(Hook):
+    """Names the samples that were skipped once more at the end of training."""
+
+    def after_train(self, runner) -> None:
+        """Log them."""
+        dataset = runner.train_dataloader.dataset
+        if isinstance(dataset, GuardedDataset) and (files := dataset.bad_files()):
+            runner.logger.warning(f'{len(files)} bad samples were skipped: {", ".join(files)}')

@@ -1,16 +1,16 @@
-"""The optimizer in few groups of parameters, and layer-wise decay of the learning rate."""
+"""The optimizer in few groups of parameters, layer-wise decay of its lr, and mixed precision on a CPU."""
 
 import logging
 from itertools import chain
 
 import torch
 from mmengine.logging import MMLogger
-from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, OptimWrapperDict
+from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIMIZERS
 from torch import nn
 
 from mmvisiongru.errors import InputError
-from mmvisiongru.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmvisiongru.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 
 # Folded into lr and weight_decay already. Without them, groups of equal settings are equal.
 LR_MULTIPLIERS = ('lr_mult', 'decay_mult')
@@ -25,13 +25,9 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """mmengine's constructor; parameters of equal settings share a group, where it makes one for each.
 
     Adam and AdamW become ``fused`` where the parameters are on a device that has it, unless the config of the
-    optimizer says how to compute a step.
-
-    Args:
-        optim_wrapper_cfg (dict): As mmengine's.
-        paramwise_cfg (dict, optional): As mmengine's, and ``layer_decay_rate`` (float): the lr of a parameter
-            is multiplied by this for every layer between its own and the heads. ``get_layer_depth`` of the
-            backbone counts the layers; the model may be a classifier or a segmentor.
+    optimizer says how to compute a step. With ``paramwise_cfg.layer_decay_rate``, the lr of a parameter is
+    multiplied by that for every layer between its own and the heads of a classifier or segmentor, as counted
+    by ``get_layer_depth`` of the backbone.
     """
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
@@ -70,7 +66,7 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             for name, base in (('lr', self.base_lr), ('weight_decay', self.base_wd)):
                 if base is not None:
                     settings.setdefault(name, base)
-            if 'layer_decay_rate' in self.paramwise_cfg:
+            if self.paramwise_cfg.get('layer_decay_rate') is not None:
                 settings['lr'] *= self._layer_decay(model, names[id(single['params'][0])])
             key = repr(sorted(settings.items()))
             groups.setdefault(key, dict(settings, params=[]))['params'] += single['params']
@@ -85,6 +81,27 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             )
         depth, layers = backbone.get_layer_depth(name, prefix='backbone.')
         return self.paramwise_cfg['layer_decay_rate'] ** (layers - 1 - depth)
+
+
+@OPTIM_WRAPPERS.register_module()
+class CPUAmpOptimWrapper(AmpOptimWrapper):
+    """mmengine's AmpOptimWrapper on a CPU, which it refuses: bfloat16 by autocast, and a loss scaler.
+
+    ``tools/train.py`` replaces AmpOptimWrapper by this where there is no GPU. The arguments are the same.
+    """
+
+    def __init__(self, loss_scale='dynamic', dtype: str | None = None, **kwargs):
+        if dtype not in (None, 'bfloat16', torch.bfloat16):
+            raise InputError(f'a CPU has bfloat16 only: set optim_wrapper.dtype=bfloat16, not {dtype}')
+        # Not that of AmpOptimWrapper, which asks for a GPU.
+        OptimWrapper.__init__(self, **kwargs)
+        fixed = isinstance(loss_scale, (int, float))
+        settings = dict(init_scale=float(loss_scale)) if fixed else loss_scale
+        if not isinstance(settings, dict) and settings != 'dynamic':
+            raise InputError(f'optim_wrapper.loss_scale={loss_scale!r} is no number, dict or "dynamic"')
+        self._scale_update_param = loss_scale if fixed else None
+        self.loss_scaler = torch.amp.GradScaler('cpu', **(settings if isinstance(settings, dict) else {}))
+        self.cast_dtype = torch.bfloat16
 
 
 def single_wrappers(wrapper) -> list[OptimWrapper]:

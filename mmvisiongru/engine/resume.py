@@ -1,4 +1,4 @@
-"""What makes a resumed run the run that was not interrupted: random values, data order, schedule.
+"""A resumed run is the one that was not interrupted, in its random values, data order and schedule.
 
 Generators are seeded anew for every sample and every iteration, from the seed of the run and the position in
 it. A resumed run then draws what the uninterrupted one drew, whatever was drawn before, in which process, and
@@ -8,6 +8,7 @@ with how many workers. No generator state has to be saved.
 import hashlib
 import random
 import warnings
+from bisect import bisect
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
@@ -16,12 +17,14 @@ from itertools import islice
 import numpy as np
 import torch
 from mmengine.dist import get_rank
+from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, Sampler
 
 from mmvisiongru.engine.optim import accept_state, all_schedulers, single_wrappers
 from mmvisiongru.errors import InputError
+from mmvisiongru.registry import HOOKS
 
 # Values of resume_schedule: the schedule that a run follows when it is resumed to another length.
 CHOICES = ('checkpoint', 'config')
@@ -42,7 +45,7 @@ class Draw(int):
     """An index into a data set that knows its position: the rank, the epoch and the number within it."""
 
     def __new__(cls, index: int, position: tuple[int, int, int]):
-        """Attach the position to the index."""
+        """Attach the position."""
         draw = super().__new__(cls, index)
         draw.position = position
         return draw
@@ -52,15 +55,13 @@ class Draw(int):
 
 
 class NumberedSampler(Sampler):
-    """Turns the indices of a sampler into :class:`Draw`, and can start in the middle of an epoch.
+    """Turns the indices of a sampler into :class:`Draw`, and can start in the middle of an epoch."""
 
-    Args:
-        sampler (Sampler): The sampler. Where it has no end, mmengine skips what was drawn before.
-    """
-
-    def __init__(self, sampler):
-        self.sampler, self.epoch, self.first = sampler, 0, 0
-        if hasattr(sampler, 'skip'):
+    def __init__(self, sampler: dict, dataset: Sized, seed: int | None):
+        self.sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
+        self.epoch = self.first = 0
+        # mmengine looks for it on samplers without an end.
+        if hasattr(self.sampler, 'skip'):
             self.skip = self.start_at
 
     def start_at(self, number: int) -> None:
@@ -85,11 +86,6 @@ class NumberedSampler(Sampler):
         if name == 'sampler':
             raise AttributeError(name)
         return getattr(self.sampler, name)
-
-
-def build_numbered_sampler(sampler: dict, dataset: Sized, seed: int | None) -> NumberedSampler:
-    """Build the sampler of a dataloader's config and number its draws."""
-    return NumberedSampler(DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed)))
 
 
 class ResumableEpochLoop(EpochBasedTrainLoop):
@@ -126,13 +122,10 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         return dict(done=iteration - epoch * length, of=length, batch_size=batch_size, samples=samples)
 
     def resume_at(self, saved: dict | None) -> None:
-        """Go on where a checkpoint is in its epoch, whose batches may be others than those of this run.
+        """Go on at the ``saved`` :meth:`position` of a checkpoint, whose batches may be others than these.
 
         With another batch size or number of processes, as many samples are skipped as were seen, rounded down
         to a batch. With other data, the epoch begins anew.
-
-        Args:
-            saved (dict, optional): What :meth:`position` gave when the checkpoint was written.
         """
         now, before, self.done = self.position(self.epoch, 0), self.iter, 0
         if saved and saved['done'] == saved['of']:
@@ -147,13 +140,41 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
             )
 
 
+@HOOKS.register_module()
+class ExactResumeHook(Hook):
+    """Seeds each iteration, and validates first if the run was stopped between a checkpoint and validation.
+
+    Needs ``runner_type='mmvisiongru.ReliableRunner'``, whose samples are seeded too.
+    """
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner) -> None:
+        """Make up for a validation that the checkpoint cannot contain: it is saved before."""
+        loop, val_loop = runner.train_loop, runner.val_loop
+        if not runner.iter or val_loop is None:
+            return
+        by_iter = isinstance(loop, IterBasedTrainLoop)
+        done, last = (loop.iter, loop.max_iters) if by_iter else (loop.epoch, loop.max_epochs)
+        # In the middle of an epoch, nothing is due.
+        if getattr(loop, 'done', 0):
+            return
+        interval = loop.dynamic_intervals[bisect(loop.dynamic_milestones, done + 1) - 1]
+        if done >= loop.val_begin and (done % interval == 0 or done == last):
+            runner.logger.info('validating the checkpoint first, as the run would have done')
+            val_loop.run()
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        """Seed what the model draws."""
+        seed_all(runner.seed, 'iteration', get_rank(), runner.iter)
+
+
 @contextmanager
 def resuming(runner: Runner, path: str) -> Iterator[None]:
     """Fit the run to its checkpoint, which is loaded inside: optimizers, position in the data, schedule.
 
-    Raises:
-        InputError: The optimizers have other groups of parameters; the schedule ends elsewhere and
-            ``resume_schedule`` of the config does not say which one to follow.
+    InputError if the optimizers have other groups of parameters, or if the schedule ends elsewhere and
+    ``resume_schedule`` of the config does not say which one to follow.
     """
     handles = [
         wrapper.optimizer.register_load_state_dict_pre_hook(partial(accept_state, path))

@@ -3,22 +3,24 @@
 import os
 import os.path as osp
 
+import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 
-from mmvisiongru.checkpoint import to_plain
 from mmvisiongru.engine.optim import is_accumulating
 from mmvisiongru.files import check_folder, is_local, lock_folder, write_text
 from mmvisiongru.registry import HOOKS
 
+# Of a run by epochs that stops inside one. The next checkpoint replaces it.
+STOPPED = 'stopped.pth'
+
 
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, which saves a new file before it deletes the old ones.
+    """mmengine's CheckpointHook, which saves a new file before it deletes the old ones. For ReliableRunner.
 
     It refuses a folder that another training writes to. Its files hold tensors and built-in types only, so
-    that ``torch.load(path, weights_only=True)`` reads them. It needs a runner that writes a file in one step:
-    ``runner_type='mmvisiongru.ReliableRunner'``.
+    that ``torch.load(path, weights_only=True)`` reads them.
     """
 
     def __init__(self, *args, **kwargs):
@@ -34,15 +36,9 @@ class AtomicCheckpointHook(CheckpointHook):
         # Before mmengine deletes files that are outdated for this run.
         self._lock(runner.work_dir)
         super().before_train(runner)
-        if self.out_dir != runner.work_dir and is_local(
-            self.out_dir, self.backend_args or self.file_client_args
-        ):
+        local = is_local(self.out_dir, self.backend_args or self.file_client_args)
+        if self.out_dir != runner.work_dir and local:
             self._lock(self.out_dir)
-        # A run that continues in a copied folder must not delete the best file of the original.
-        paths, keys = self._best()
-        for key in keys:
-            if paths.get(key):
-                paths[key] = self.file_backend.join_path(self.out_dir, osp.basename(paths[key]))
 
     def _lock(self, folder: str) -> None:
         if is_main_process():
@@ -57,9 +53,12 @@ class AtomicCheckpointHook(CheckpointHook):
         self.locks, self.saved = [], None
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Replace what only mmengine and numpy can read."""
+        """Replace what only mmengine and numpy can read; averages of the log begin anew on resuming."""
         states = {name for name in checkpoint if name.endswith('state_dict')}
-        checkpoint.update({name: to_plain(checkpoint[name]) for name in checkpoint.keys() - states})
+        checkpoint.update({name: _to_plain(checkpoint[name]) for name in checkpoint.keys() - states})
+        info, keys = (checkpoint['message_hub'][name] for name in ('runtime_info', 'resumed_keys'))
+        keys = {key: keys[key] for key in keys.keys() & info.keys()}
+        checkpoint['message_hub'] = dict(log_scalars={}, runtime_info=info, resumed_keys=keys)
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
         """Save what is due, now or since an earlier iteration."""
@@ -80,31 +79,23 @@ class AtomicCheckpointHook(CheckpointHook):
             kept.append(step)
             # Includes those about to be deleted: if this run is killed before, it deletes them on resuming.
             runner.message_hub.update_info('keep_ckpt_ids', list(kept))
-        outdated = [self.filename_tmpl.format(s) for s in kept[: -self.max_keep_ckpts]]
-        if 'stopped_ckpt' in runner.message_hub.runtime_info:
-            outdated.append(runner.message_hub.pop_info('stopped_ckpt'))
+        outdated = [STOPPED, *(self.filename_tmpl.format(s) for s in kept[: -self.max_keep_ckpts])]
         self._save(runner, self.filename_tmpl.format(step), meta)
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids.clear()
             self.keep_ckpt_ids.extend(kept)
         for name in outdated:
-            self._remove(self.file_backend.join_path(self.out_dir, name))
+            self._remove(name)
 
     def save_stopped(self, runner, done: int) -> str:
         """Save the state after so many iterations, wherever in an epoch that is. Returns the file."""
         if self.saved == done:
             return self.last_ckpt
         meta = dict(epoch=runner.epoch, iter=done)
-        if not self.by_epoch:
-            self._save_checkpoint_with_step(runner, done, meta)
+        if self.by_epoch:
+            self._save(runner, STOPPED, meta)
         else:
-            # The next checkpoint replaces it.
-            name, info = f'iter_{done}.pth', runner.message_hub.runtime_info
-            outdated = info.get('stopped_ckpt', name)
-            runner.message_hub.update_info('stopped_ckpt', name)
-            self._save(runner, name, meta)
-            if outdated != name:
-                self._remove(self.file_backend.join_path(self.out_dir, outdated))
+            self._save_checkpoint_with_step(runner, done, meta)
         return self.last_ckpt
 
     def _save(self, runner, filename: str, meta: dict) -> None:
@@ -136,8 +127,9 @@ class AtomicCheckpointHook(CheckpointHook):
         for key, path in old.items():
             if paths[key] is None:
                 paths[key] = path
-            elif path and path != paths[key]:
-                self._remove(path)
+            elif path and osp.basename(path) != osp.basename(paths[key]):
+                # In this folder: a copied run must not delete the file of the original.
+                self._remove(osp.basename(path))
 
     def _best(self) -> tuple[dict, list[str]]:
         """Where mmengine keeps the paths of the best checkpoints: of one metric in an attribute."""
@@ -145,6 +137,19 @@ class AtomicCheckpointHook(CheckpointHook):
             return self.best_ckpt_path_dict, list(self.best_ckpt_path_dict)
         return vars(self), ['best_ckpt_path']
 
-    def _remove(self, path: str) -> None:
+    def _remove(self, name: str) -> None:
+        path = self.file_backend.join_path(self.out_dir, name)
         if is_main_process() and self.file_backend.isfile(path):
             self.file_backend.remove(path)
+
+
+def _to_plain(node):
+    """Replace numpy values in a nest of dicts, lists and tuples."""
+    if isinstance(node, (np.generic, np.ndarray)):
+        return node.tolist()
+    if isinstance(node, dict):
+        return {key: _to_plain(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        # Not the class of the tuple, which the reader would have to trust.
+        return (list if isinstance(node, list) else tuple)(map(_to_plain, node))
+    return node

@@ -3,6 +3,8 @@
 import signal
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from math import isfinite
 
 import torch
@@ -24,15 +26,13 @@ FORCE_QUIT_AFTER_S = 5.0
 class GuardHook(Hook):
     """Stops on a signal with a checkpoint, and on repeated non-finite losses or gradients without one.
 
-    An optimizer step with a non-finite gradient is skipped, so the weights stay good. The processes of a run
-    decide together: a signal to one of them stops all, after the iteration in which it comes. In a
-    validation, the checkpoint is saved at once; several processes still finish it before they stop. The exit
-    code is 128 + the number of the signal.
+    The processes of a run decide together: a signal to one of them stops all, after the iteration in which it
+    comes. In a validation, the checkpoint is saved at once; several processes still finish it before they
+    stop. The exit code is 128 + the number of the signal.
 
-    Args:
-        patience (int): Consecutive iterations with a non-finite loss or gradient after which the run ends.
-            An iteration that only adds to an accumulated gradient, and a step that mixed precision skips to
-            find its loss scale, neither count nor begin anew.
+    An optimizer step with a non-finite gradient is skipped, so the weights stay good. After ``patience``
+    consecutive iterations with a non-finite loss or gradient, the run ends. An iteration that only adds to an
+    accumulated gradient, and a step that mixed precision skips to find its loss scale, do not count.
     """
 
     priority = 'LOWEST'
@@ -42,8 +42,10 @@ class GuardHook(Hook):
             raise ValueError(f'patience must be at least 1, got {patience}')
         self.patience, self.consecutive, self.fault = patience, 0, None
         self.signal, self.since, self.handlers, self.handles = 0, 0.0, {}, []
-        # Where the run is: between two iterations, its model is one that can be saved.
-        self.between, self.validating, self.saved = False, False, False
+        # Between two iterations, the model is one that can be saved.
+        self.between, self.saved = False, False
+        # Whether the model has the averages of an EMAHook at the moment, in the place of its weights.
+        self.swapped = {}
         # Per wrapper before the iteration: backward passes and loss scale. Per optimizer: gradient finite.
         self.before, self.finite = {}, {}
 
@@ -56,6 +58,15 @@ class GuardHook(Hook):
             runner.logger.warning('not in the main thread: SIGTERM and SIGINT do not stop this run')
         for wrapper in single_wrappers(runner.optim_wrapper):
             self.handles.append(wrapper.optimizer.register_step_pre_hook(self._before_step))
+        for hook in (h for h in runner.hooks if isinstance(h, EMAHook)):
+            self.swapped[hook] = False
+            # Noted where it happens: after it, a hook may raise before this one is called.
+            for name in ('before_val_epoch', 'after_val_epoch'):
+                setattr(hook, name, partial(self._swap, hook, getattr(hook, name)))
+
+    def _swap(self, hook: EMAHook, swap: Callable, *args, **kwargs) -> None:
+        swap(*args, **kwargs)
+        self.swapped[hook] = not self.swapped[hook]
 
     def _on_signal(self, number, frame) -> None:
         if self.signal and time.monotonic() - self.since > FORCE_QUIT_AFTER_S:
@@ -101,14 +112,6 @@ class GuardHook(Hook):
             barrier()
             raise SystemExit(128 + number)
         self.between = True
-
-    def before_val_epoch(self, runner) -> None:
-        """Note that the model has averaged weights from here on."""
-        self.validating = True
-
-    def after_val_epoch(self, runner, metrics=None) -> None:
-        """Note that the model has its own weights again."""
-        self.validating = False
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         """Save at once on a signal: the validation may take longer than the time that is left."""
@@ -169,7 +172,7 @@ class GuardHook(Hook):
     def _save(self, runner, number: int, done: int) -> None:
         """Save a checkpoint after so many iterations because of a signal."""
         hook = next((h for h in runner.hooks if isinstance(h, AtomicCheckpointHook)), None)
-        averages = [h for h in runner.hooks if isinstance(h, EMAHook)] if self.validating else []
+        averages = [average for average, swapped in self.swapped.items() if swapped]
         for average in averages:
             average.after_val_epoch(runner)
         accumulating = is_accumulating(runner.optim_wrapper)
@@ -181,12 +184,14 @@ class GuardHook(Hook):
         runner.logger.warning(f'stopped by {signal.Signals(number).name} after iteration {done}: {saved}')
 
     def restore(self, runner) -> None:
-        """Restore the signal handlers, and take the hooks off the optimizers."""
+        """Restore the signal handlers, the optimizers and the EMAHooks."""
         for number, handler in self.handlers.items():
             # None: it was not set from Python.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         for handle in self.handles:
             handle.remove()
+        for hook in self.swapped:
+            del hook.before_val_epoch, hook.after_val_epoch
         self.__init__(self.patience)
 
     after_train = restore

@@ -11,14 +11,11 @@ from mmvisiongru.registry import HOOKS
 
 @HOOKS.register_module()
 class StallHook(Hook):
-    """Ends a process that finishes no iteration for a time, and shows where it hangs.
+    """Ends a process that finishes no iteration for ``timeout`` seconds, and shows where it hangs.
 
     The stacks of all threads go to stderr, the exit code is 1. A thread of the interpreter keeps the time, so
-    it also ends a process that waits in a collective operation or for a worker.
-
-    Args:
-        timeout (float): Seconds without an iteration of training or validation. Saving a checkpoint and
-            computing metrics must take less.
+    it also ends a process that waits in a collective operation or for a worker. Saving a checkpoint and
+    computing metrics must take less.
     """
 
     priority = 'VERY_HIGH'
