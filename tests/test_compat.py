@@ -65,7 +65,6 @@ FALLBACKS = {
     'adaptive_pooling_operators': adaptive_pooling_operators,
     'batch_norm_types': batch_norm_types,
     'built_loops': lambda: (_compat.built_loops(SimpleNamespace()), {}),
-    'plain_tags': lambda: (_compat.plain_tags(SimpleNamespace(), dict(a=1)), dict(a=1)),
 }
 
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from multiprocessing import active_children
-from pathlib import Path
 from unittest.mock import patch
 from uuid import uuid4
 
@@ -154,15 +153,6 @@ class KillHook(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter + 1 == self.at:
             raise KilledError
-
-
-class MemoryHook(Hook):
-    """Prints the memory that this process holds, every 100 iterations."""
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if (runner.iter + 1) % 100 == 0:
-            pages = int(Path('/proc/self/statm').read_text().split()[1])
-            print(f'rank {runner.rank} iteration {runner.iter + 1}: {pages} pages', flush=True)
 
 
 def toy_config(work_dir, by_epoch=False, iters=18, keep=2, interval=3, workers=0, seed=3, **more) -> Config:

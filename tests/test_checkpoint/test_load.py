@@ -103,11 +103,8 @@ def test_what_the_user_registered_is_kept(tmp_path):
     ('content', 'reason'),
     [
         (None, 'does not exist'),
-        (b'', 'readable'),
         (b'no checkpoint', 'readable'),
-        ([torch.zeros(1)], 'no weights'),
         (torch.zeros(1), 'no weights'),
-        ({'epoch': 3}, 'no weights'),
         ({'state_dict': [1, 2]}, 'no weights'),
         ({'state_dict': {'a': 'text'}}, 'no weights'),
         ({'state_dict': {'a': torch.zeros(1), 0: torch.zeros(1)}}, 'named 0'),
@@ -166,24 +163,22 @@ def test_arrays_of_both_numpys_are_read(tmp_path, module):
     assert loaded['scalar'] == 2
 
 
-@pytest.mark.parametrize('hook', ['CheckpointHook', 'mmvisiongru.AtomicCheckpointHook'])
-def test_checkpoints_of_a_run(tmp_path, hook):
-    """Ours are read by plain torch and resumed by plain mmengine; those of mmengine's hook are read too."""
-    run = dict(experiment_name='a', **{'default_hooks.checkpoint.type': hook})
-    toy_runner(tmp_path / 'a', iters=9, **run).train()
+def test_checkpoints_of_a_run_are_read_by_plain_torch_and_resumed_by_plain_mmengine(tmp_path):
+    toy_runner(tmp_path / 'a', iters=9, experiment_name='a').train()
     path = tmp_path / 'a/iter_9.pth'
-    ours = hook != 'CheckpointHook'
-    if ours:
-        assert torch.load(path, weights_only=True)['message_hub']['runtime_info']['best_score'] >= 0
-        plain = toy_runner(tmp_path / 'b', iters=12, load_from=str(path), resume=True, runner_type='Runner')
-        plain.train()
-        assert plain.iter == 12
-    else:
-        with pytest.raises(pickle.UnpicklingError):
-            torch.load(path, weights_only=True)
+    assert torch.load(path, weights_only=True)['message_hub']['runtime_info']['best_score'] >= 0
+    resumed = dict(load_from=str(path), resume=True, runner_type='Runner')
+    plain = toy_runner(
+        tmp_path / 'b', iters=12, **resumed, **{'default_hooks.checkpoint.type': 'CheckpointHook'}
+    )
+    plain.train()
+    assert plain.iter == 12
+    # Those of mmengine's hook, which torch refuses, are read too.
+    path = tmp_path / 'b/iter_12.pth'
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
     loss = read_checkpoint(str(path)).content['message_hub']['log_scalars']['train/loss']
-    assert loss.data[0].shape == (9,)
-    assert loss.statistics('mean', 3) == pytest.approx(loss.data[0][-3:].mean())
+    assert loss.statistics('mean', 3) == pytest.approx(loss.data[0].mean())
 
 
 @pytest.fixture

@@ -6,12 +6,9 @@ from uuid import uuid4
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import RUNNERS
-from torch import nn
 from torch._dynamo.utils import counters
 
-from mmvisiongru.engine.compiled import CompiledParts
 from tests.harness.children import torchrun
 from tests.harness.small_runs import SEGMENTATION, TOOLS, make_scenes, write_config
 from tests.harness.toy import finish, python
@@ -66,18 +63,6 @@ def test_a_compiled_run_is_the_same_run(tmp_path, wrapper):
     torch.testing.assert_close(*map(torch.as_tensor, losses), rtol=1e-3 if wrapper else 1e-5, atol=0)
     # Otherwise a copy of the model would call the parts of this one.
     assert not any('forward' in vars(module) for module in compiled.model.modules())
-
-
-def test_parts_are_the_children_and_their_forwards_are_restored():
-    model = nn.Module()
-    model.backbone, model.neck = nn.Linear(2, 2), nn.Linear(2, 2)
-    patched = model.neck.forward = lambda x: 2 * x
-    model.data_preprocessor, model.heads = BaseDataPreprocessor(), nn.ModuleList([nn.Linear(2, 2)])
-    compiled = CompiledParts(model, dict(backend='eager'))
-    assert list(compiled.parts) == ['backbone', 'neck', 'heads.0']
-    compiled.undo()
-    assert 'forward' not in vars(model.backbone)
-    assert model.neck.forward is patched
 
 
 @pytest.mark.long

@@ -7,7 +7,6 @@ import os
 import re
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,8 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmvisiongru.checkpoint import find_checkpoint, load_checkpoint_file
 from mmvisiongru.engine.hooks import StallHook
 from mmvisiongru.engine.signals import protect_workers
-from tests.harness import ROOT
-from tests.harness.children import PATIENCE, environment, in_child, torchrun
+from tests.harness.children import PATIENCE, environment, in_child
 from tests.harness.slurm import slurm, why_not
 from tests.harness.small_runs import SEGMENTATION, TOOLS, write_config
 from tests.harness.toy import LAST, differing, finish, run, start, toy_runner
@@ -139,21 +137,6 @@ def test_fault_of_one_process(tmp_path, what, message, processes, rank):
     code, log = finish(start(processes, tmp_path, resume=True))
     assert code == 0, log
     assert load_checkpoint_file(str(tmp_path / 'iter_18.pth'))['meta']['iter'] == 18
-
-
-@pytest.mark.long
-def test_port_in_use(tmp_path):
-    with socket.socket() as taken:
-        taken.bind(('', 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        command = [*torchrun(2, f'--master-port={port}'), str(ROOT / 'tests/harness/toy.py'), str(tmp_path)]
-        done = subprocess.run(
-            [sys.executable, *command], env=environment(), capture_output=True, text=True, timeout=PATIENCE
-        )
-    assert done.returncode > 0
-    assert str(port) in done.stderr
-    assert 'EADDRINUSE' in done.stderr or 'in use' in done.stderr
 
 
 @pytest.mark.long

@@ -1,25 +1,30 @@
 """Runs that are told to stop, and runs whose values are not finite any more."""
 
 import os
+import re
 import signal
-from copy import deepcopy
 
 import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.registry import HOOKS
 
 from mmvisiongru.checkpoint import find_checkpoint
 from mmvisiongru.engine.hooks import guard
 from mmvisiongru.errors import InputError
-from tests.harness.toy import LAST, ToyModel, differing, finish, run, start, toy_runner
+from tests.harness.toy import LAST, ToyModel, differing, finish, run, start, tensors, toy_runner
 
 LONG = pytest.mark.long
 
 
 def saved(folder) -> list[str]:
-    return sorted(p.name for p in folder.glob('[ei]*_*.pth'))
+    return sorted(p.name for p in folder.glob('[eis]*.pth'))
+
+
+def same_end(folder, by_epoch) -> bool:
+    """Whether the last checkpoints of two runs agree in every bit."""
+    last = LAST[by_epoch]
+    return differing(folder / 'whole' / last, folder / 'stopped' / last) == (37, [])
 
 
 @pytest.mark.parametrize('by_epoch', [False, True])
@@ -36,13 +41,13 @@ def test_signal_stops_with_a_checkpoint(tmp_path, by_epoch, what, at):
     assert stopped.value.code == 128 + signal.Signals[what]
     assert signal.getsignal(signal.SIGTERM) is before
     checkpoint, notes = find_checkpoint(str(tmp_path / 'stopped'))
-    assert (checkpoint.path, notes) == (str(tmp_path / f'stopped/iter_{at}.pth'), [])
+    name = 'stopped' if by_epoch else f'iter_{at}'
+    assert (checkpoint.path, notes) == (str(tmp_path / f'stopped/{name}.pth'), [])
     assert checkpoint.meta['iter'] == at
 
     run(tmp_path / 'stopped', by_epoch=by_epoch, resume=True)
     run(tmp_path / 'whole', by_epoch=by_epoch)
-    last = LAST[by_epoch]
-    assert differing(tmp_path / 'whole' / last, tmp_path / 'stopped' / last) == (37, [])
+    assert same_end(tmp_path, by_epoch)
     # The next checkpoint replaces the one in the middle of an epoch.
     assert saved(tmp_path / 'stopped') == saved(tmp_path / 'whole')
 
@@ -116,19 +121,19 @@ def test_a_gradient_that_is_inf_is_skipped(tmp_path, more):
 class SameHook(Hook):
     """Notes iterations that change neither the weights nor the optimizer's state."""
 
+    def __init__(self):
+        self.same = []
+
     def state(self, runner):
-        optimizer = runner.optim_wrapper.optimizer.state_dict()['state']
-        return deepcopy([[p.detach() for p in runner.model.parameters()], optimizer])
+        state = [runner.optim_wrapper.optimizer.state_dict()['state'], dict(runner.model.named_parameters())]
+        return [tensor.tolist() for _, tensor in tensors(state)]
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         self.before = self.state(runner)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        try:
-            torch.testing.assert_close(self.state(runner), self.before, rtol=0, atol=0)
-            self.same = [*getattr(self, 'same', []), runner.iter + 1]
-        except AssertionError:
-            pass
+        if self.state(runner) == self.before:
+            self.same.append(runner.iter + 1)
 
 
 @pytest.mark.parametrize('optimizer', [dict(type='SGD', lr=0.05, momentum=0.9), dict(type='AdamW', lr=0.05)])
@@ -195,11 +200,8 @@ def test_several_optimizers(tmp_path, by_epoch):
     with pytest.raises(SystemExit):
         two_optimizers(tmp_path / 'cut', by_epoch=by_epoch, fault=dict(at=8, what='SIGTERM')).train()
     two_optimizers(tmp_path / 'cut', by_epoch=by_epoch, resume=True).train()
-    last = LAST[by_epoch]
-    number, names = differing(tmp_path / 'whole' / last, tmp_path / 'cut' / last)
-    assert names == []
-    assert number > 30
-
+    number, names = differing(*(tmp_path / run / LAST[by_epoch] for run in ('whole', 'cut')))
+    assert (number > 30, names) == (True, [])
     fault = dict(at=7, what='nan_input', times=9)
     runner = two_optimizers(tmp_path / 'nan', by_epoch=by_epoch, interval=6, fault=fault)
     with pytest.raises(InputError, match=r'patience=3.* iteration 7: loss_first nan'):
@@ -210,9 +212,8 @@ def test_several_optimizers(tmp_path, by_epoch):
 def scaled(work_dir, times, **wrapper):
     """A run in mixed precision whose first gradients are infinite."""
     wrapper = dict(type='mmvisiongru.CPUAmpOptimWrapper') | wrapper
-    return toy_runner(
-        work_dir, interval=99, fault=dict(at=1, what='inf_gradient', times=times), optim_wrapper=wrapper
-    )
+    fault = dict(at=1, what='inf_gradient', times=times)
+    return toy_runner(work_dir, interval=99, fault=fault, optim_wrapper=wrapper)
 
 
 DYNAMIC = dict(loss_scale=dict(init_scale=4.0))
@@ -230,18 +231,30 @@ def test_mixed_precision_that_finds_no_loss_scale_ends_the_run(tmp_path, wrapper
         runner.train()
     assert runner.iter + 1 == last
     assert not any(float(s['step']) for s in runner.optim_wrapper.optimizer.state.values())
-
-
-@pytest.mark.parametrize('fused', [False, True])
-def test_loss_scale_that_has_to_fall_does_not_end_the_run(tmp_path, fused):
-    runner = scaled(tmp_path, 10, optimizer=dict(fused=fused))
+    # One that has to fall does not.
+    runner = scaled(tmp_path / 'falls', 10, optimizer=dict(fused=fused))
     runner.train()
     assert {float(s['step']) for s in runner.optim_wrapper.optimizer.state.values()} == {8.0}
 
 
-def test_patience_must_be_positive():
-    with pytest.raises(ValueError, match='patience must be at least 1, got 0'):
-        HOOKS.build(dict(type='mmvisiongru.GuardHook', patience=0))
+class FailAfterValidation(Hook):
+    """Gets a signal and fails after the weights are back in the place of their averages."""
+
+    priority = 'LOW'
+
+    def after_val_epoch(self, runner, metrics=None):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError
+
+
+def test_weights_are_saved_when_a_run_fails_after_a_validation(tmp_path):
+    runner = toy_runner(tmp_path / 'stopped', interval=99)
+    runner.register_hook(FailAfterValidation())
+    with pytest.raises(SystemExit):
+        runner.train()
+    run(tmp_path / 'stopped', interval=99, resume=True)
+    run(tmp_path / 'whole', interval=99)
+    assert same_end(tmp_path, by_epoch=False)
 
 
 @LONG
@@ -253,26 +266,24 @@ def test_signal_to_one_of_two_processes_stops_both(tmp_path, by_epoch, what):
     assert code == 128 + signal.Signals[what], log
     assert f'stopped by {what} after iteration 5: saved' in log
     checkpoint, _ = find_checkpoint(str(tmp_path / 'stopped'))
-    assert checkpoint.path == str(tmp_path / 'stopped/iter_5.pth')
+    assert checkpoint.meta['iter'] == 5
     assert finish(start(2, tmp_path / 'stopped', by_epoch=by_epoch, resume=True))[0] == 0
     assert finish(start(2, tmp_path / 'whole', by_epoch=by_epoch))[0] == 0
-    (last,) = {p.name for p in (tmp_path / 'whole').glob('[ei]*_*.pth')} & set(LAST.values())
-    assert differing(tmp_path / 'whole' / last, tmp_path / 'stopped' / last) == (37, [])
+    assert same_end(tmp_path, by_epoch)
 
 
 @LONG
-@pytest.mark.parametrize(('number', 'exit_code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signal_to_the_launcher_stops_both(tmp_path, number, exit_code):
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_the_launcher_stops_both(tmp_path, number):
     process = start(2, tmp_path, iters=100000, interval=50)
     while not saved(tmp_path):
         assert process.poll() is None
         signal.sigtimedwait([], 0.5)
     os.kill(process.pid, number)
     code, log = finish(process)
-    assert code == exit_code, log
-    path = find_checkpoint(str(tmp_path))[0].path
+    assert code == 128 + number, log
     assert f'stopped by {number.name} after iteration ' in log
-    assert f'saved {path}' in log
+    assert f'saved {find_checkpoint(str(tmp_path))[0].path}' in log
 
 
 @LONG
@@ -281,6 +292,5 @@ def test_nan_in_one_of_two_processes_is_named(tmp_path):
     code, log = finish(start(2, tmp_path, fault=fault))
     assert code == 2, log
     line = next(line for line in log.splitlines() if line.startswith('error:'))
-    assert 'patience=3' in line
-    assert 'iteration 8: loss nan' in line
+    assert re.search(r'patience=3.* iteration 8: loss nan', line)
     assert line.count('.png') == 4

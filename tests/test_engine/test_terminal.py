@@ -2,18 +2,8 @@
 
 from subprocess import STDOUT
 
-import pytest
-
-from mmvisiongru import measure
 from tests.harness.children import environment
-from tests.harness.small_runs import (
-    CLASSIFICATION,
-    SEGMENTATION,
-    TOOLS,
-    make_folders,
-    make_scenes,
-    write_config,
-)
+from tests.harness.small_runs import SEGMENTATION, TOOLS, make_scenes, write_config
 from tests.harness.toy import finish, python
 
 # With a table of groups, a warm-up and pinned memory, as the recipes have it.
@@ -29,17 +19,12 @@ param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=2
 """
 
 
-@pytest.mark.parametrize('task', ['segmentation', 'classification'])
-def test_a_run_starts_with_a_summary_of_at_most_20_lines(tmp_path, task):
-    if task == 'segmentation':
-        make_scenes(tmp_path / 'data')
-        broken = tmp_path / 'data/images/training/3.jpg'
-        broken.write_bytes(b'no picture')
-        text, extra = SEGMENTATION, RECIPE + 'train_cfg.update(max_iters=4)\n'
-    else:
-        make_folders(tmp_path / 'data')
-        text, extra = CLASSIFICATION, RECIPE + "launcher = 'none'\n"
-    write_config(tmp_path / 'tiny.py', text, tmp_path / 'data', extra)
+def test_a_run_starts_with_a_summary_of_at_most_20_lines(tmp_path):
+    make_scenes(tmp_path / 'data')
+    broken = tmp_path / 'data/images/training/3.jpg'
+    broken.write_bytes(b'no picture')
+    extra = RECIPE + 'train_cfg.update(max_iters=4)\n'
+    write_config(tmp_path / 'tiny.py', SEGMENTATION, tmp_path / 'data', extra)
     environ = environment(CUDA_VISIBLE_DEVICES='')
     code, out = finish(python(TOOLS / 'train.py', 'tiny.py', cwd=tmp_path, env=environ, stderr=STDOUT))
     assert code == 0, out
@@ -52,15 +37,7 @@ def test_a_run_starts_with_a_summary_of_at_most_20_lines(tmp_path, task):
     (log,) = tmp_path.glob('work_dirs/tiny/*/*.log')
     text = log.read_text()
     for kept in ('System environment:', 'Config:\n', 'Hooks will be executed', 'work dir: '):
-        assert kept in text
         assert text.count(kept) == 1
-    if task == 'segmentation':
-        (bad,) = (line for line in lines if 'bad sample skipped' in line)
-        assert str(broken) in bad
-        assert 'logger.py' not in out + text
-
-
-def test_a_bar_of_progress_only_on_a_terminal(capsys):
-    with measure.progress_bar() as bar:
-        assert list(bar.track(range(3), description='images')) == [0, 1, 2]
-    assert capsys.readouterr().err == ''
+    (bad,) = (line for line in lines if 'bad sample skipped' in line)
+    assert str(broken) in bad
+    assert 'logger.py' not in out + text
