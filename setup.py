@@ -11,7 +11,7 @@ from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
 # What OpenMMLab tools look for in `<package>/.mim`.
-MIM = ('configs', 'tools', 'model-index.yml')
+MIM = ('configs', 'tools', 'weights', 'model-index.yml')
 # A build folder in the tree would carry files of an older build into the next wheel.
 BUILD = tempfile.TemporaryDirectory()
 

@@ -5,7 +5,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mmvisiongru._compat import set_inference_attributes
-from mmvisiongru.checkpoint import Checkpoint, load_weights, read_checkpoint, state_dict_of
+from mmvisiongru.checkpoint import SCHEME, Checkpoint, load_weights, read_checkpoint, state_dict_of
 from mmvisiongru.config import get_config, list_configs
 from mmvisiongru.inference import optimize_for_inference
 from mmvisiongru.models.layers.precision import score_in_float32
@@ -20,19 +20,23 @@ def get_model(
     device: str = 'cpu',
     dtype: torch.dtype = torch.float32,
     optimize: bool = False,
+    pretrained: bool = False,
 ) -> nn.Module:
     """Build a model for inference.
 
     Args:
         name (str | Config): A config or its file; the name of a config of this package, of mmpretrain or of
-            mmseg; or a backbone as ``SCOPE.TYPE:ARCH``, e.g. ``mmvisiongru.VisionGRU:tiny``.
-        checkpoint (str, optional): A file that fits in every key. A backbone also takes the file of a
-            classifier or segmentor with this backbone. Without a file weights are random.
+            mmseg; a backbone as ``SCOPE.TYPE:ARCH``, e.g. ``mmvisiongru.VisionGRU:tiny``; or with
+            ``pretrained`` the name of published weights, of which ``weights/README.md`` has a list.
+        checkpoint (str, optional): A file that fits in every key, or the name of published weights. A backbone
+            also takes the file of a classifier or segmentor with this backbone. Without a file weights are
+            random.
         device (str): Device of the model.
         dtype (torch.dtype): Type of the weights, converted once. ``torch.bfloat16`` is faster on CPUs that
             have instructions for it; images may stay in float32.
         optimize (bool): Convert the model by :func:`mmvisiongru.optimize_for_inference`, which is faster on a
             CPU and takes less memory. It then runs under ``torch.no_grad()`` only.
+        pretrained (bool): Build the model of the published weights ``name`` and load them.
 
     Returns:
         nn.Module: In evaluation mode. ``model.backbone(x)`` of a classifier or segmentor, or a backbone
@@ -51,9 +55,11 @@ def get_model(
         >>> [tuple(x.shape[2:]) for x in backbone(torch.rand(1, 3, 64, 96))]
         [(16, 24), (8, 12), (4, 6), (2, 3)]
     """
+    loaded = read_checkpoint(SCHEME + name) if pretrained else checkpoint and read_checkpoint(checkpoint)
+    name = loaded.meta['config'] if pretrained else name
     cfg = model_config(name) if isinstance(name, str) else name
     model = build_model(cfg)
-    meta = _load(model, checkpoint).meta if checkpoint else {}
+    meta = _load(model, loaded).meta if loaded else {}
     classes = meta.get('dataset_meta') or dataset_meta(cfg)
     set_inference_attributes(model, cfg, classes)
     score_in_float32(model)
@@ -63,9 +69,8 @@ def get_model(
     return optimize_for_inference(model) if optimize else model
 
 
-def _load(model: nn.Module, path: str) -> Checkpoint:
+def _load(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
     """Load a checkpoint into a model; a backbone takes the weights under ``backbone.`` if there are any."""
-    checkpoint = read_checkpoint(path)
     if not hasattr(model, 'backbone') and (weights := state_dict_of(checkpoint.content, prefix='backbone.')):
         checkpoint = checkpoint._replace(content=checkpoint.content | dict(state_dict=weights))
     return load_weights(model, checkpoint)

@@ -4,6 +4,9 @@ from importlib import import_module
 
 from mmengine import registry as parents
 from mmengine.registry import Registry
+from mmengine.runner import CheckpointLoader
+
+from mmvisiongru.checkpoint import SCHEME, load_checkpoint_file
 
 
 class ModelRegistry(Registry):
@@ -37,3 +40,6 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     parent=parents.OPTIM_WRAPPER_CONSTRUCTORS,
     locations=['mmvisiongru.engine.optim'],
 )
+
+# init_cfg=dict(type='Pretrained', checkpoint='mmvisiongru://NAME', prefix='backbone.')
+CheckpointLoader.register_scheme(SCHEME, load_checkpoint_file, force=True)

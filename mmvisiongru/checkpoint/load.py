@@ -16,7 +16,9 @@ from mmengine.runner.checkpoint import load_from_http, load_from_local
 from torch import Tensor
 
 from mmvisiongru._compat import checkpoint_loaders
-from mmvisiongru.errors import InputError
+from mmvisiongru.errors import InputError, did_you_mean
+
+from .published import SCHEME, check_hash, find_published, published_weights
 
 # mmengine's loaders for files and http(s), by the beginning of an address.
 MMENGINE = {'': load_from_local, 'http://': load_from_http, 'https://': load_from_http}
@@ -83,14 +85,18 @@ def state_dict_of(content, prefix: str | None = None) -> dict[str, Tensor]:
 
 
 def load_checkpoint_file(path: str, map_location='cpu') -> dict:
-    """Read a checkpoint, a file or an http(s) address, as data only; nothing in it is executed.
+    """Read a checkpoint as data only; nothing in it is executed.
+
+    ``path`` is a file, an http(s) address, the name of published weights, or that as ``mmvisiongru://NAME``.
 
     That is torch's ``weights_only=True``, which torch 2.5 does not keep in every case (CVE-2025-32434).
 
     Raises:
         InputError: The file is missing, damaged, no checkpoint, or holds more than weights and plain data.
     """
-    path, options = os.path.expanduser(path), dict(map_location=map_location, weights_only=True)
+    options = dict(map_location=map_location, weights_only=True)
+    published = find_published(path)
+    path = str(published or os.path.expanduser(path))
     try:
         with torch.serialization.safe_globals(_safe_globals()):
             if re.match('https?://', path):
@@ -98,11 +104,14 @@ def load_checkpoint_file(path: str, map_location='cpu') -> dict:
             else:
                 _check_integrity(path)
                 content = torch.load(path, **options)
+        if published:
+            check_hash(published, content)
         return content
     except InputError:
         raise
     except FileNotFoundError:
-        raise InputError(f'checkpoint {path} does not exist') from None
+        hint = did_you_mean(path, published_weights())
+        raise InputError(f'checkpoint {path} does not exist{hint}') from None
     # A damaged file fails in many ways: besides unpickling and zip errors, as KeyError, EOFError, OSError.
     except Exception as error:
         raise InputError(f'checkpoint {path} {_reason(error)}') from error
@@ -170,7 +179,8 @@ def data_only(*known: Checkpoint) -> Iterator[None]:
     a file can call any function. Other addresses, such as ``s3://``, are read as mmengine reads them.
     """
     registered = checkpoint_loaders(CheckpointLoader)
-    before = {prefix: registered.get(prefix, loader) for prefix, loader in MMENGINE.items()}
+    loaders = MMENGINE | {SCHEME: load_checkpoint_file}
+    before = {prefix: registered.get(prefix, loader) for prefix, loader in loaders.items()}
     # A backbone may do so inside of a Runner that has read its file.
     outer = getattr(registered.get(''), 'known', {})
     _register_own(outer | {checkpoint.path: checkpoint.content for checkpoint in known})
@@ -196,4 +206,4 @@ def _register_own(known: dict[str, dict]) -> None:
         return known[path] if path in known else load_checkpoint_file(path, map_location or 'cpu')
 
     load_from_mmvisiongru.known = known
-    CheckpointLoader.register_scheme(list(MMENGINE), load_from_mmvisiongru, force=True)
+    CheckpointLoader.register_scheme([*MMENGINE, SCHEME], load_from_mmvisiongru, force=True)

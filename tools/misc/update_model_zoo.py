@@ -5,9 +5,10 @@
 
 Every config gets an entry with parameters and FLOPs as tools/analysis_tools/get_flops.py counts them, for the
 image size of the config. Accuracy is written by hand, under `Metrics`, as `Top 1 Accuracy (paper)` if it is
-quoted and `Top 1 Accuracy` if it was reached here. The latter becomes the mean over the seeds in
-experiments/evidence if the config was trained there as it is. Everything else in an entry stays. `--check`
-writes nothing and ends with exit code 1 if something would change.
+quoted and `Top 1 Accuracy` if it was reached here. The latter becomes that of the published weights of the
+config, whose file is then under `Weights`, or the mean over the seeds in experiments/evidence if the config was
+trained there as it is. Everything else in an entry stays. `--check` writes nothing and ends with exit code 1 if
+something would change.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import yaml
 from mmengine.logging import MMLogger
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from mmvisiongru.checkpoint import load_checkpoint_file, published_weights
 from mmvisiongru.zoo import build_model, model_config
 from tools.analysis_tools.flops import count, image_size
 
@@ -36,12 +38,23 @@ def update_entries(entries: list[dict], configs: list[str], collections: list[di
     updated = []
     for config in configs:
         entry = known.get(config, new_entry(config, collections))
-        value = trained(entry['Name'])
+        path, value = published(entry['Name'])
+        value = trained(entry['Name']) if path is None else value
         for result in entry.get('Results', []):
             metrics = result['Metrics']
             metrics.update((name, value) for name in METRICS if value is not None and name in metrics)
+        entry = entry | ({'Weights': str(path.relative_to(ROOT))} if path else {})
         updated.append(entry | {'Metadata': entry.get('Metadata', {}) | counted(config)})
     return updated
+
+
+def published(config: str) -> tuple[Path | None, float | None]:
+    """File and metric of the published weights of a config."""
+    for path in published_weights().values():
+        meta = load_checkpoint_file(str(path))['meta']
+        if meta['config'] == config:
+            return path, next(iter(meta['metric'].values()))
+    return None, None
 
 
 def trained(name: str) -> float | None:
