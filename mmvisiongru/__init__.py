@@ -18,6 +18,7 @@ _LAZY = {
     'VRWKV': 'mmvisiongru.models',
     'VRWKVAdapter': 'mmvisiongru.models',
     'optimize_for_inference': 'mmvisiongru.inference',
+    'get_model': 'mmvisiongru.apis',
 }
 __all__ = ['__version__', *_LAZY]
 

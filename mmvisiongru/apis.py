@@ -28,8 +28,8 @@ def get_model(
         name (str | Config): A config or its file; the name of a config of this package, of mmpretrain or of
             mmseg; a backbone as ``SCOPE.TYPE:ARCH``, e.g. ``mmvisiongru.VisionGRU:tiny``; or with
             ``pretrained`` the name of published weights, of which ``weights/README.md`` has a list.
-        checkpoint (str, optional): A file that fits in every key, or the name of published weights. A backbone
-            also takes the file of a classifier or segmentor with this backbone. Without a file weights are
+        checkpoint (str, optional): A file that fits in every key, or the name of published weights. A
+            backbone also takes those of a classifier or segmentor with this backbone. Without it weights are
             random.
         device (str): Device of the model.
         dtype (torch.dtype): Type of the weights, converted once. ``torch.bfloat16`` is faster on CPUs that

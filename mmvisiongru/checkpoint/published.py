@@ -1,8 +1,9 @@
 """Weights that come with the package, by name or as ``mmvisiongru://NAME``.
 
-Files are ``weights/NAME-HASH.pth``: weights in half precision, and in ``meta`` the name of the config, classes
-and palette, the metric that exactly these weights reached, the commit that trained them, the terms of the data
-and the SHA-256 of the weights, whose first digits are HASH. ``tools/misc/publish_weights.py`` writes them.
+Files are ``weights/NAME-HASH.pth``: weights in half precision, and in ``meta`` the name of the config,
+classes and palette, the metric that exactly these weights reached, the commit that trained them, the terms of
+the data and the SHA-256 of the weights, whose first digits are HASH. ``tools/misc/publish_weights.py`` writes
+them.
 """
 
 import hashlib

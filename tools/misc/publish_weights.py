@@ -1,4 +1,4 @@
-"""Publish a trained model with the package: test its weights in half precision and write weights/NAME-HASH.pth.
+"""Publish the weights of a trained model with the package, in half precision: weights/NAME-HASH.pth.
 
     python tools/misc/publish_weights.py CONFIG CHECKPOINT visiongru-pico_tiny-imagenet \
         --terms 'Tiny-ImageNet: non-commercial research'
@@ -28,9 +28,9 @@ FOLDER = Path(__file__).resolve().parents[2] / 'weights'
 LABELS = {'accuracy/top1': 'top-1', 'mIoU': 'mIoU'}
 HEADER = """# Published weights
 
-Trained by this package, in half precision. `mmvisiongru.get_model(NAME, pretrained=True)` loads one, and wherever a
-checkpoint is asked for, NAME or `mmvisiongru://NAME` stands for the file. `python tools/test.py CONFIG NAME` reaches the
-metric again, given the data. Written by `tools/misc/publish_weights.py`.
+Trained by this package, in half precision. `mmvisiongru.get_model(NAME, pretrained=True)` loads one, and
+wherever a checkpoint is asked for, NAME or `mmvisiongru://NAME` stands for the file. Given the data,
+`python tools/test.py CONFIG NAME` reaches the metric again. Written by `tools/misc/publish_weights.py`.
 
 | name | config | metric | MB | terms of the training data |
 |---|---|---|---|---|

@@ -6,9 +6,9 @@
 Every config gets an entry with parameters and FLOPs as tools/analysis_tools/get_flops.py counts them, for the
 image size of the config. Accuracy is written by hand, under `Metrics`, as `Top 1 Accuracy (paper)` if it is
 quoted and `Top 1 Accuracy` if it was reached here. The latter becomes that of the published weights of the
-config, whose file is then under `Weights`, or the mean over the seeds in experiments/evidence if the config was
-trained there as it is. Everything else in an entry stays. `--check` writes nothing and ends with exit code 1 if
-something would change.
+config, whose file is then under `Weights`, or the mean over the seeds in experiments/evidence if the config
+was trained there as it is. Everything else in an entry stays. `--check` writes nothing and ends with exit
+code 1 if something would change.
 """
 
 import argparse

@@ -1,8 +1,0 @@
-"""VRWKV of the size of VisionGRU-pico on Tiny-ImageNet; 12 patches for equal FLOPs, as for DeiT."""
-
-_base_ = '../../../configs/classification/visiongru-pico_1xb32_tiny-imagenet-64px.py'
-
-model = dict(
-    backbone=dict(_delete_=True, type='mmvisiongru.VRWKV', arch='pico', img_size=64, patch_size=(16, 22)),
-    head=dict(in_channels=96),
-)
