@@ -62,7 +62,7 @@ def names(wheel):
 def test_wheel_holds_the_package_and_mim_and_sdist_builds_the_same(distributions):
     wheel, unpacked, again = distributions
     own = {name for name in tracked() if name.startswith('mmvisiongru/')}
-    mim = {n for n in tracked() if n.startswith(('configs/', 'tools/')) or n == 'model-index.yml'}
+    mim = {n for n in tracked() if n.startswith(('configs/', 'tools/', 'weights/')) or n == 'model-index.yml'}
     assert names(wheel) == names(again) == own | {f'mmvisiongru/.mim/{name}' for name in mim}
     with zipfile.ZipFile(wheel) as archive:
         assert all((unpacked / name).read_bytes() == archive.read(name) for name in names(wheel))
