@@ -38,8 +38,8 @@ wherever a checkpoint is asked for, NAME or `mmvisiongru://NAME` stands for the 
 
 
 def in_half(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Floating-point weights in half precision, all of them finite."""
-    found = {k: v.half() if v.is_floating_point() else v for k, v in state_dict.items()}
+    """Weights in half precision. Statistics of batch norm stay as they are: variances leave its range."""
+    found = {k: v if 'running_' in k or not v.is_floating_point() else v.half() for k, v in state_dict.items()}
     if wrong := [k for k, v in found.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise InputError(f'{wrong[0]} does not fit in half precision')
     return found
@@ -93,7 +93,7 @@ def main(argv=None):
             name=args.name,
             config=Path(args.config).stem,
             dataset_meta=dataset_meta,
-            metric={name: round(metrics[name], 2) for name in LABELS if name in metrics},
+            metric={name: round(float(metrics[name]), 2) for name in LABELS if name in metrics},
             commit=args.commit or subprocess.check_output(head, text=True).strip(),
             terms=args.terms,
             sha256=weights_hash(weights),
