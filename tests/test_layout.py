@@ -25,7 +25,7 @@ MAY_IMPORT = {
     'outputs': {'config', 'errors', 'files'},
     'drawing': set(),
     'sample_checks': {'errors', 'files'},
-    'registry': set(),
+    'registry': {'checkpoint'},
     'checkpoint': {'_compat', 'errors', 'files'},
     'config': {'_compat', 'errors', 'files'},
     'ops': {'_compat'},
