@@ -39,7 +39,9 @@ wherever a checkpoint is asked for, NAME or `mmvisiongru://NAME` stands for the 
 
 def in_half(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Weights in half precision. Statistics of batch norm stay as they are: variances leave its range."""
-    found = {k: v if 'running_' in k or not v.is_floating_point() else v.half() for k, v in state_dict.items()}
+    found = {
+        k: v if 'running_' in k or not v.is_floating_point() else v.half() for k, v in state_dict.items()
+    }
     if wrong := [k for k, v in found.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise InputError(f'{wrong[0]} does not fit in half precision')
     return found
