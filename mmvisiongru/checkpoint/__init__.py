@@ -2,6 +2,7 @@
 
 from .load import (
     Checkpoint,
+    check_file,
     data_only,
     load_checkpoint_file,
     read_checkpoint,
@@ -9,11 +10,11 @@ from .load import (
     state_dict_of,
 )
 from .match import check_weights, load_weights, plain_model, pretrained, unfit_keys
-from .published import SCHEME, find_published, published_weights, weights_hash
+from .published import SCHEME, published_weights, weights_hash
 from .resume import find_checkpoint
 
 __all__ = [
-    'SCHEME', 'Checkpoint', 'check_weights', 'data_only', 'find_checkpoint', 'find_published',
-    'load_checkpoint_file', 'load_weights', 'plain_model', 'pretrained', 'published_weights', 'read_checkpoint',
-    'refuse_pickled_code', 'state_dict_of', 'unfit_keys', 'weights_hash',
+    'SCHEME', 'Checkpoint', 'check_file', 'check_weights', 'data_only', 'find_checkpoint',
+    'load_checkpoint_file', 'load_weights', 'plain_model', 'pretrained', 'published_weights',
+    'read_checkpoint', 'refuse_pickled_code', 'state_dict_of', 'unfit_keys', 'weights_hash',
 ]  # fmt: skip

@@ -110,11 +110,17 @@ def load_checkpoint_file(path: str, map_location='cpu') -> dict:
     except InputError:
         raise
     except FileNotFoundError:
-        hint = did_you_mean(path, published_weights())
-        raise InputError(f'checkpoint {path} does not exist{hint}') from None
+        check_file(path)
+        raise
     # A damaged file fails in many ways: besides unpickling and zip errors, as KeyError, EOFError, OSError.
     except Exception as error:
         raise InputError(f'checkpoint {path} {_reason(error)}') from error
+
+
+def check_file(path: str) -> None:
+    """Refuse a path that is neither a file nor the name of published weights."""
+    if not find_published(path) and not os.path.isfile(os.path.expanduser(path)):
+        raise InputError(f'checkpoint {path} does not exist{did_you_mean(path, published_weights())}')
 
 
 def _check_integrity(path: str) -> None:

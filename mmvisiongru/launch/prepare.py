@@ -5,7 +5,6 @@ its data. The Runner then compares the checkpoint with the model. Nothing is lef
 """
 
 import logging
-import os.path as osp
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmvisiongru.checkpoint import refuse_pickled_code
+from mmvisiongru.checkpoint import check_file, refuse_pickled_code
 from mmvisiongru.config import get_config
 from mmvisiongru.errors import InputError, did_you_mean, in_one_line
 from mmvisiongru.files import check_folder, is_local
@@ -66,8 +65,8 @@ def _prepare(cfg: Config, dataloaders: Iterable[str], trial: float | None = None
     check_config(cfg, dataloaders)
     check_folder(cfg.work_dir)
     path = cfg.get('load_from')
-    if path and cfg.get('resume') != 'auto' and is_local(path) and not osp.isfile(osp.expanduser(path)):
-        raise InputError(f'checkpoint {path} does not exist')
+    if path and cfg.get('resume') != 'auto' and is_local(path):
+        check_file(path)
     notes = prepare_launch(cfg)
     with building(cfg):
         runner = build_runner(cfg)
