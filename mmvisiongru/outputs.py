@@ -30,15 +30,7 @@ def data_folders(cfg: Config) -> set[str]:
 
 
 def check_output(folder: str, data: Iterable[str] = ()) -> None:
-    """Make a folder to write to.
-
-    Args:
-        folder (str): The folder.
-        data (Iterable[str]): Folders of samples, where it must not lie.
-
-    Raises:
-        InputError: It is one of ``data`` or inside one, or it cannot be written.
-    """
+    """Make a folder to write to; InputError if it cannot be written or is in one of ``data``, of samples."""
     for samples in map(osp.realpath, data):
         if osp.commonpath([osp.realpath(folder), samples]) == samples:
             raise InputError(f'output folder {folder} is among the data in {samples}; choose another')
@@ -50,13 +42,8 @@ def output_paths(images: Iterable[str], folder: str, root: str | None = None) ->
 
     The name ends in .png instead of the image's suffix; if that made two equal, all keep their suffix too.
 
-    Args:
-        images (Iterable[str]): Paths of images.
-        folder (str): Where to write.
-        root (str, optional): A folder above all images. Default: the deepest one.
-
-    Raises:
-        InputError: A file has one of these names already and was not written by a tool of this package.
+    ``root`` is a folder above all images, by default the deepest one. InputError if a file has one of these
+    names already and was not written by a tool of this package.
     """
     images = sorted(set(images))
     root = root or osp.commonpath([osp.dirname(osp.abspath(path)) for path in images] or ['/'])

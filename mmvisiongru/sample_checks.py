@@ -20,9 +20,8 @@ def check_files(info: dict, upright: bool = True) -> None:
 
     A path that is no local file is not checked: the data set may find it elsewhere.
 
-    Args:
-        info (dict): Of the sample, with ``img_path`` and ``seg_map_path``, if it has them.
-        upright (bool): The loader turns images as their EXIF orientation says.
+    Their paths are ``img_path`` and ``seg_map_path`` of ``info``. With ``upright`` the loader turns images as
+    their EXIF orientation says.
 
     Raises:
         ValueError: A file is empty or cut short; a label map is in colour, has values above 255, or has not

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from itertools import product
 
 import torch
 from mmengine.logging import MMLogger
@@ -146,15 +147,11 @@ def bench(minutes: float, file: str | None = None) -> None:
     # By title: the work of a call, and a function that gives the builders.
     groups = {f'Operators, {m}': (math.prod(m), partial(operator_builders, m, dtype, device)) for m in MAPS}
     heads = {head: zoo.model_config(UPERNET, {'model.decode_head.type': head}) for head in HEADS}
-    for name, models, side in (
-        ('Models', CLASSIFIERS, 224),
-        ('Models', CLASSIFIERS, 512),
-        ('UperNet', heads, 512),
-    ):
-        for kind, passes in (('inference', 1), ('training', 3)):
-            title = f'{name}, {kind}, {BATCHES[device.type, side]} x {side} x {side}'
-            work = passes * BATCHES[device.type, side] * side**2
-            groups[title] = work, partial(model_builders, models, kind == 'training', side, device)
+    tables = ('Models', CLASSIFIERS, 224), ('Models', CLASSIFIERS, 512), ('UperNet', heads, 512)
+    for (name, models, side), (kind, passes) in product(tables, (('inference', 1), ('training', 3))):
+        images = BATCHES[device.type, side]
+        build = partial(model_builders, models, kind == 'training', side, device)
+        groups[f'{name}, {kind}, {images} x {side} x {side}'] = passes * images * side**2, build
     shares = [SHARES[title.partition(',')[0]] for title in groups]
     for n, (title, (work, builders)) in enumerate(groups.items()):
         tokens, now = work if title.startswith('Operators') else 0, time.perf_counter()

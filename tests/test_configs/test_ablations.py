@@ -48,19 +48,15 @@ def conv3x3(inputs, outputs):
     return 9 * inputs * outputs + outputs
 
 
-def norm(channels):
-    return 2 * channels
-
-
 def backbone_parameters(dims, depths, paths=2, expand=2, depthwise=10, side=0):
-    """Depthwise: parameters per channel; side: of the positional embedding."""
+    """Depthwise: parameters per channel; side: of the positional embedding. A norm has two per channel."""
     half = dims[0] // 2
-    total = conv3x3(3, half) + norm(half) + conv3x3(half, dims[0]) + norm(dims[0]) + side * side * dims[0]
-    total += sum(conv3x3(before, after) + norm(after) for before, after in pairwise(dims))
+    total = conv3x3(3, half) + 2 * half + conv3x3(half, dims[0]) + 2 * dims[0] + side * side * dims[0]
+    total += sum(conv3x3(before, after) + 2 * after for before, after in pairwise(dims))
     for dim, depth in zip(dims, depths, strict=True):
         scan = paths * 3 * dim * expand * dim  # hidden, gate and output projection
         mlp = 2 * dim * 4 * dim + 4 * dim + dim
-        total += depth * (2 * norm(dim) + depthwise * dim + scan + mlp)
+        total += depth * (4 * dim + depthwise * dim + scan + mlp)
     return total
 
 

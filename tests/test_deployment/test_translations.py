@@ -152,23 +152,12 @@ def test_released_distance_is_refused_in_words():
     assert str(cause).startswith("bi_wkv with distance='released' has no translation; 'paper' has")
 
 
-class Maps(nn.Module):
-    """The last map of a backbone."""
-
-    def __init__(self, backbone):
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, images):
-        return self.backbone(images)[-1]
-
-
 def test_vision_rwkv_at_other_sizes():
     from mmvisiongru.deployment.export import export
 
     torch.manual_seed(0)
     arch = dict(embed_dims=18, depth=2, post_norm=True, layer_scale=0.5)
-    model = Maps(VRWKV(arch, img_size=64, patch_size=8)).eval()
+    model = nn.Sequential(VRWKV(arch, img_size=64, patch_size=8), Call(lambda maps: maps[-1])).eval()
     for param in model.parameters():
         nn.init.normal_(param, mean=float(param.ndim == 1), std=0.3)
     session = onnxruntime.InferenceSession(export(model, ['map']).SerializeToString())
