@@ -30,7 +30,7 @@ def layers(**options):
     torch.manual_seed(0)
     model = Layers(**options).eval()
     for p in model.parameters():
-        # Gates far from 0 too: lines that forget all, and such that keep all.
+        # Gates far from 0 too: some lines forget everything, some keep everything.
         nn.init.normal_(p, std=1.0)
     return model
 
@@ -43,7 +43,7 @@ def layers(**options):
         (('row_reverse', 'column', 'row', 'column_reverse'), 'g'),
     ],
 )
-def test_numbers_at_other_sizes(paths, candidate):
+def test_values_at_other_sizes(paths, candidate):
     from mmvisiongru.deployment.export import export
 
     model = layers(paths=paths, candidate=candidate)
@@ -70,7 +70,7 @@ def test_numbers_at_other_sizes(paths, candidate):
 
 
 class TwoMixers(nn.Module):
-    """Of images (B, 3, H, W), side by side; the second one stays whole."""
+    """Images (B, 3, H, W) through two mixers; a hook keeps the second one from being converted."""
 
     def __init__(self):
         super().__init__()
@@ -83,7 +83,7 @@ class TwoMixers(nn.Module):
 
 
 def test_both_forms_of_a_mixer_in_one_graph():
-    """Functions of ONNX are told apart by their names alone."""
+    """ONNX tells functions apart by their names alone."""
     from mmvisiongru.deployment.export import export
 
     model = TwoMixers().eval()

@@ -1,4 +1,4 @@
-"""The runtimes of ONNX files: what they leave behind in the process."""
+"""The runtimes of ONNX files leave the process as it was."""
 
 import ctypes
 
@@ -25,7 +25,7 @@ def signal_stack() -> int | None:
 
 @pytest.mark.skipif(not has_openvino(), reason='OpenVINO is not installed')
 def test_openvino_changes_the_stack_of_signals_once(tmp_path):
-    """Two Cores that go leave a stack that is gone, and the process dies of the next signal it handles."""
+    """Two Cores that are destroyed leave a freed stack, and the next signal crashes the process."""
     helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
     node = helper.make_node('Neg', ['images'], ['out'])
     ends = [[helper.make_tensor_value_info(name, float32, [1, 2])] for name in ('images', 'out')]

@@ -73,7 +73,7 @@ def test_scan_of_maps(paths, candidate):
     channels = len(paths) * 2 * 3
     session = to_session(Call(mingru_scan_2d, **options), torch.zeros(2, 4, 5, channels))
     generator = torch.Generator().manual_seed(0)
-    # On long lines the product of the 1 - z goes down to 0, and must not take h along.
+    # On long lines the product of the 1 - z falls to 0, and h must not.
     for size in ((1, 1, 1), (3, 1, 7), (1, 9, 1), (2, 6, 11), (1, 2, 3000)):
         x = 3 * torch.randn((*size, channels), generator=generator)
         expected = mingru_scan_2d(x.double(), backend='reference', **options)
