@@ -8,10 +8,12 @@ python -m mmvisiongru --bench             time operators and models; --minutes N
 import argparse
 import os.path as osp
 import sys
+import time
 
 
 def main(argv=None) -> None:
     """Run one of the three, which imports only what it needs."""
+    start = time.perf_counter()
     parser = argparse.ArgumentParser('python -m mmvisiongru', description=__doc__.splitlines()[0])
     parser.add_argument('--check', action='store_true', help='compare all backends with float64')
     parser.add_argument('--small', action='store_true', help='check short sequences only')
@@ -28,7 +30,7 @@ def main(argv=None) -> None:
     elif args.bench:
         from mmvisiongru.selfcheck.bench import bench
 
-        bench(args.minutes, args.json)
+        bench(args.minutes, args.json, start)
     else:
         from mmvisiongru.selfcheck.page import page
 

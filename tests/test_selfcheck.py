@@ -117,7 +117,7 @@ def test_bench_ends_in_time_on_any_machine(monkeypatch, capsys, slowness):
     monkeypatch.setattr(bench, 'time', SimpleNamespace(perf_counter=lambda: clock.now))
     monkeypatch.setattr(bench, 'model_builders', model_builders)
     monkeypatch.setattr(bench, 'operator_builders', lambda *_: {name: builder(0.05) for name in bench.MOVED})
-    bench.bench(5)
+    bench.bench(5, None, 0.0)
     out = capsys.readouterr().out
     assert clock.now <= 300
     assert ('no time left' in out) is (slowness > 0.5)

@@ -53,25 +53,25 @@ def timed(function: Callable[[], object], device: torch.device) -> tuple[float, 
     return events[0].elapsed_time(events[1]) if events else host, host
 
 
-def compare(builders: dict, device: torch.device, deadline: float, work: float, rates: dict) -> tuple:
-    """Time what ``builders`` build, interleaved, up to a time of ``time.perf_counter``.
+def compare(builders: dict, device: torch.device, deadlines: list, work: float, rates: dict) -> tuple:
+    """Time what ``builders`` build, interleaved; returns rows of figures, and what was skipped and why.
 
-    Nothing begins that would not end in time. ``rates`` has milliseconds per unit of ``work`` by name and is
-    updated. Returns rows of figures, and what was skipped and why.
+    Nothing begins that would not end by a time of ``time.perf_counter``: the second of ``deadlines`` for the
+    first calls, the first one for more of them. ``rates``, updated here, has ms per unit of ``work`` by name.
     """
 
-    def check(milliseconds: float) -> None:
+    def check(milliseconds: float, deadline: float) -> None:
         if time.perf_counter() + milliseconds / 1e3 >= deadline:
             raise TimeoutError('no time left')
 
     rows, functions, skipped = [], {}, []
     for name, build in builders.items():
         try:
-            # To build it, to warm up, and to measure memory. What is new may be 5 times as slow as anything.
-            check(3 * work * rates.get(name, 5 * max(rates.values(), default=0)))
+            # To build it, to warm up, and to measure memory. What is new may be twice as slow as anything.
+            check(3 * work * rates.get(name, 2 * max(rates.values(), default=0)), deadlines[1])
             function, times = build(), []
             rates[name] = timed(function, device)[0] / work
-            check(work * rates[name])
+            check(work * rates[name], deadlines[1])
             peak = measure.peak_memory(lambda f=function, t=times: t.append(timed(f, device)), device, False)
             functions[name] = function
             rows.append(dict(name=name, times=times, peak_mb=peak / 2**20))
@@ -80,7 +80,7 @@ def compare(builders: dict, device: torch.device, deadline: float, work: float, 
             skipped.append(f'{name}: {" ".join(str(failure).split())[:100]}')
     with suppress(TimeoutError):
         while rows and len(rows[0]['times']) <= MAX_ROUNDS:
-            check(sum(max(row['times'])[0] for row in rows))
+            check(sum(max(row['times'])[0] for row in rows), deadlines[0])
             for row in rows:
                 row['times'].append(timed(functions[row['name']], device))
     for row in rows:
@@ -136,9 +136,9 @@ def report(title: str, rows: list[dict], tokens: int) -> str:
     return '\n'.join([f'\n{title}\n', *(f'| {" | ".join(line)} |' for line in lines)])
 
 
-def bench(minutes: float, file: str | None = None) -> None:
-    """Print tables in Markdown, and write all figures to a JSON file."""
-    start, results, rates = time.perf_counter(), {}, {}
+def bench(minutes: float, file: str | None, start: float) -> None:
+    """Print tables in Markdown, and write all figures to a JSON file, in ``minutes`` from ``start`` on."""
+    results, rates = {}, {}
     MMLogger.get_instance('mmengine', log_level='WARNING')
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     dtype = torch.bfloat16 if device.type == 'cuda' else torch.float32
@@ -155,9 +155,10 @@ def bench(minutes: float, file: str | None = None) -> None:
     shares = [SHARES[title.partition(',')[0]] for title in groups]
     for n, (title, (work, builders)) in enumerate(groups.items()):
         tokens, now = work if title.startswith('Operators') else 0, time.perf_counter()
+        share = shares[n] / sum(shares[n:])
         # A tenth is left for calls that take longer than those before.
-        deadline = now + (start + 54 * minutes - now) * shares[n] / sum(shares[n:])
-        rows, skipped = compare(builders(), device, deadline, work, rates)
+        deadlines = [now + part * (start + 54 * minutes - now) for part in (share, max(0.5, share))]
+        rows, skipped = compare(builders(), device, deadlines, work, rates)
         print(report(title, rows, tokens), *(f'Skipped {line}' for line in skipped), sep='\n', flush=True)
         results[title] = dict(rows=rows, skipped=skipped)
     print(f'\n{time.perf_counter() - start:.0f} s of {60 * minutes:.0f} s')
