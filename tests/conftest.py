@@ -48,12 +48,13 @@ def pytest_unconfigure():
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """An empty working folder but for small data of each task, ``ade`` and ``inet``."""
+    """The working folder of a test, with small data of each task, ``ade`` and ``inet``."""
     from tests.harness.small_runs import make_folders, make_scenes
 
-    monkeypatch.chdir(tmp_path)
+    path = tmp_path / 'a folder'
+    make_scenes(path / 'ade')
+    make_folders(path / 'inet')
+    monkeypatch.chdir(path)
     # Asking the compilers of a machine for their versions takes longer than a run.
     monkeypatch.setattr(Runner, '_log_env', lambda *_: None)
-    make_scenes(tmp_path / 'ade')
-    make_folders(tmp_path / 'inet')
-    return tmp_path
+    return path

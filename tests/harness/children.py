@@ -4,11 +4,11 @@ import os
 import random
 import socket
 import traceback
+from contextlib import suppress
 
 from tests.harness import ROOT
 
-# Seconds within which any process of a test ends, on a busy machine too. Only one that hangs takes longer, so
-# this is no measure of speed.
+# Seconds within which any process of a test ends, on a busy machine too; only one that hangs takes longer.
 PATIENCE = 600
 
 
@@ -26,32 +26,24 @@ def torchrun(processes: int, *options: str) -> list[str]:
 
 def in_child(action) -> int:
     """Run an action in a process, and process group, of its own; its exit code, or minus the signal."""
-    pid = os.fork()
-    if pid == 0:
-        os.setpgrp()
-        code = 1
-        try:
-            action()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if pid := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.setpgrp()
+    code = 1
+    try:
+        action()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def free_port() -> int:
-    """A port that stays free until a test uses it.
-
-    Not one that the system would choose: those it gives to any other process in the meantime.
-    """
-    for port in random.SystemRandom().sample(range(10000, 30000), 100):
-        with socket.socket() as sock:
-            try:
-                sock.bind(('', port))
-            except OSError:
-                continue
+    """A port outside of the range from which the system gives ports to other processes."""
+    while True:
+        port = random.SystemRandom().randrange(10000, 30000)
+        with suppress(OSError), socket.create_server(('', port)):
             return port
-    raise RuntimeError('none of 100 ports is free')

@@ -22,14 +22,12 @@ LEAVES = sorted(
 )
 
 
-@functools.cache
-def _read(name):
-    return Config.fromfile(CONFIGS / name)
+_read = functools.cache(Config.fromfile)
 
 
 def load(name):
     """Load a config by its path below configs/."""
-    return copy.deepcopy(_read(name))
+    return copy.deepcopy(_read(CONFIGS / name))
 
 
 def scope(cfg):
@@ -62,24 +60,17 @@ def build_optimizer(cfg, model):
         return build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper)).optimizer
 
 
-def flatten(node, prefix=''):
-    """One dotted key for each leaf of a nest of dicts; lists are leaves."""
-    if not isinstance(node, dict):
-        return {prefix: node}
-    return {
-        key: value
-        for name, child in node.items()
-        for key, value in flatten(child, f'{prefix}.{name}' if prefix else name).items()
-    }
+def leaves(node, prefix=''):
+    """Dotted key and value of each leaf of a nest of dicts; lists are leaves."""
+    for key, value in node.items():
+        yield from leaves(value, f'{prefix}{key}.') if isinstance(value, dict) else [(prefix + key, value)]
 
 
 def difference(child, parent):
     """Keys whose values differ or that only one of two configs has, with the value in the first."""
-    ours, theirs = flatten(load(child).to_dict()), flatten(load(parent).to_dict())
-    changed = (
-        k for k in ours.keys() | theirs.keys() if (k in ours, ours.get(k)) != (k in theirs, theirs.get(k))
-    )
-    return {key: ours.get(key) for key in changed}
+    ours, theirs = (dict(leaves(load(name))) for name in (child, parent))
+    keys, absent = ours.keys() | theirs.keys(), object()
+    return {key: ours.get(key) for key in keys if ours.get(key, absent) != theirs.get(key, absent)}
 
 
 def batch_in_name(name):
@@ -92,11 +83,13 @@ def lr_curve(name, epoch_length=10):
     """The lr of every iteration, from the schedulers of the config as the runner steps them."""
     cfg = load(name)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.optim_wrapper.optimizer.lr)
-    epochs, lrs = cfg.train_cfg.get('max_epochs'), []
-    default = dict(optimizer=optimizer, epoch_length=epoch_length, end=epochs or cfg.train_cfg.max_iters)
+    end, length = cfg.train_cfg.get('max_iters'), 1
+    if end is None:
+        end, length = cfg.train_cfg.max_epochs, epoch_length
+    default, lrs = dict(optimizer=optimizer, epoch_length=epoch_length, end=end), []
     with scope(cfg):
         schedulers = [PARAM_SCHEDULERS.build(each, default_args=default) for each in cfg.param_scheduler]
-    for i in range(epochs * epoch_length if epochs else cfg.train_cfg.max_iters):
+    for i in range(end * length):
         lrs.append(optimizer.param_groups[0]['lr'])
         optimizer.step()
         for scheduler in schedulers:

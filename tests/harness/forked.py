@@ -1,7 +1,7 @@
 """A `python` whose processes start at once: forks of one that has imported what a run imports.
 
-For tests of many short processes, of which each would import for longer than it runs. What does the work are
-two programs in this file: ``serve ADDRESS`` imports, and forks for each ``call ADDRESS ARGUMENTS OF PYTHON``.
+For tests of many short processes, each of which would import for longer than it runs. This file holds both
+programs: ``serve SOCKET`` imports, then forks for each ``call ADDRESS ARGUMENTS OF PYTHON``.
 """
 
 import json
@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 PRELOAD = (
@@ -25,7 +26,7 @@ PRELOAD = (
 
 @contextmanager
 def forked_python(folder: Path) -> Iterator[str]:
-    """The path of such a python; it takes `-m MODULE` or a script, with their arguments."""
+    """The path of such a python; it takes `[-u] -m MODULE` or `[-u] SCRIPT`, with their arguments."""
     from tests.harness.children import environment
 
     address, python = folder / 'socket', folder / 'python'
@@ -45,59 +46,61 @@ def forked_python(folder: Path) -> Iterator[str]:
         server.wait()
 
 
-def serve(number: str) -> list[str]:
-    """Fork for every call; returns the arguments of python in the process that is to run them."""
-    import importlib
-
+def serve(number: str) -> None:
+    """Fork twice for every call: a process that runs, and one that waits for it."""
     for name in PRELOAD:
-        importlib.import_module(name)
+        import_module(name)
     # Nobody waits for the processes that wait.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listening = socket.socket(fileno=int(number))
     while True:
         connection, _ = listening.accept()
         if os.fork() == 0:
-            listening.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            return start(connection)
+            break
         connection.close()
-
-
-def start(connection: socket.socket) -> list[str]:
-    """Be the process that waits for another, or that other."""
+    listening.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     message, files, *_ = socket.recv_fds(connection, 1 << 20, 3)
     pid = os.fork()
-    if pid:
-        for file in files:
-            os.close(file)
-        wait(pid, connection)
-    connection.close()
-    for number, file in enumerate(files):
-        os.dup2(file, number)
+    if pid == 0:
+        connection.close()
+        run(**json.loads(message), files=files)
+        return
+    for file in files:
         os.close(file)
-    request = json.loads(message)
-    os.chdir(request['folder'])
-    os.environ.clear()
-    os.environ.update(request['environment'])
-    return request['arguments']
-
-
-def wait(pid: int, connection: socket.socket) -> None:
-    """Tell the caller how the process ended; end it if the caller is killed."""
     connection.send(str(pid).encode())
     ended = os.pidfd_open(pid)
     if ended in select.select([connection, ended], [], [])[0]:
         connection.send(str(os.waitpid(pid, 0)[1]).encode())
     else:
+        # The caller was killed.
         os.kill(pid, signal.SIGKILL)
     os._exit(0)
+
+
+def run(arguments: list[str], folder: str, variables: dict[str, str], files: list[int]) -> None:
+    """Be a python with these arguments, in the folder, environment and files of the caller."""
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.stdout.reconfigure(line_buffering=True)
+    sys.argv = arguments = arguments[arguments[0] == '-u' :]
+    if arguments[0] == '-m':
+        sys.argv, sys.path[0] = arguments[1:], folder
+        runpy.run_module(arguments[1], run_name='__main__', alter_sys=True)
+    else:
+        sys.path[0] = str(Path(arguments[0]).parent)
+        runpy.run_path(arguments[0], run_name='__main__')
 
 
 def call(address: str, *arguments: str) -> None:
     """Have a process run with the folder, environment and files of this one, and end as it does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.connect(address)
-        request = dict(arguments=arguments, folder=os.getcwd(), environment=dict(os.environ))
+        request = dict(arguments=arguments, folder=os.getcwd(), variables=dict(os.environ))
         socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
         pid = int(connection.recv(100))
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -109,21 +112,5 @@ def call(address: str, *arguments: str) -> None:
     sys.exit(code)
 
 
-def interpret(arguments: list[str]) -> None:
-    """Do what python does with `[-u] -m MODULE ...` and `[-u] SCRIPT ...`."""
-    if arguments[0] == '-u':
-        arguments = arguments[1:]
-    sys.stdout.reconfigure(line_buffering=True)
-    if arguments[0] == '-m':
-        sys.argv, sys.path[0] = arguments[1:], os.getcwd()
-        runpy.run_module(arguments[1], run_name='__main__', alter_sys=True)
-    else:
-        sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).parent)
-        runpy.run_path(arguments[0], run_name='__main__')
-
-
 if __name__ == '__main__':
-    if sys.argv[1] == 'call':
-        call(*sys.argv[2:])
-    else:
-        interpret(serve(sys.argv[2]))
+    dict(serve=serve, call=call)[sys.argv[1]](*sys.argv[2:])

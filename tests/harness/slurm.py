@@ -6,7 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.harness.children import free_port
@@ -17,24 +17,22 @@ PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'srun', 'scancel', 'squeue', 'sinfo
 CONF = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={port}
+SlurmctldPort={ports[0]}
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SlurmctldPidFile={folder}/ctld.pid
-SlurmctldLogFile={folder}/ctld.log
 StateSaveLocation={folder}/state
 SlurmdPidFile={folder}/%n.pid
-SlurmdLogFile={folder}/%n.log
 SlurmdSpoolDir={folder}/spool.%n
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 GresTypes=gpu
 ReturnToService=2
-NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[0]} CPUs=1 Gres=gpu:1
-NodeName={host}-b NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 Gres=gpu:1
+NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 Gres=gpu:1
+NodeName={host}-b NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 Gres=gpu:1
 PartitionName=part Nodes={host},{host}-b Default=YES State=UP
 """
 
@@ -51,27 +49,24 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
     """Start it; gives the variables with which srun and others find it."""
     host, folder = socket.gethostname(), folder / 'slurm'
     (folder / 'state').mkdir(parents=True)
-    ports = [free_port() for _ in range(3)]
-    (folder / 'slurm.conf').write_text(CONF.format(folder=folder, host=host, port=ports[0], ports=ports[1:]))
+    (folder / 'slurm.conf').write_text(
+        CONF.format(folder=folder, host=host, ports=[free_port() for _ in range(3)])
+    )
     (folder / 'gres.conf').write_text('Name=gpu File=/dev/null\n')
     (folder / 'key').write_bytes(os.urandom(1024))
     (folder / 'key').chmod(0o600)
-    variables = dict(SLURM_CONF=str(folder / 'slurm.conf'))
     munge = [f'--{name}-file={folder}/{name}' for name in ('key', 'log', 'pid', 'seed')]
     commands = [
         ['munged', '--foreground', '--force', f'--socket={folder}/munge.socket', *munge],
         ['slurmctld', '-D'],
         *(['slurmd', '-D', '-N', name] for name in (host, f'{host}-b')),
     ]
-    daemons = []
-    try:
+    variables = dict(SLURM_CONF=str(folder / 'slurm.conf'))
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with ExitStack() as daemons:
         for command in commands:
-            quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            daemons.append(subprocess.Popen(command, env=os.environ | variables, **quiet))
-            # What comes next needs its socket.
+            daemon = daemons.enter_context(subprocess.Popen(command, env=os.environ | variables, **quiet))
+            daemons.callback(daemon.terminate)
+            # The next one needs its socket.
             time.sleep(1)
         yield variables
-    finally:
-        for daemon in reversed(daemons):
-            daemon.terminate()
-            daemon.wait()

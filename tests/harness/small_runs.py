@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.model import BaseModel
 from PIL import Image
 
+from mmvisiongru.apis import get_model
 from tests.harness import ROOT
 
 TOOLS = ROOT / 'tools'
@@ -16,7 +16,6 @@ TOOLS = ROOT / 'tools'
 SEGMENTATION = """
     _base_ = ['{root}/configs/_base_/runtime/segmentation.py', '{root}/configs/_base_/launchers/none.py']
     data_hint = 'make it with make_scenes()'
-    metainfo = dict(classes=('wall', 'building', 'sky'))
     pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
     model = dict(
         type='EncoderDecoder',
@@ -30,20 +29,19 @@ SEGMENTATION = """
             norm_cfg=dict(type='SyncBN', requires_grad=True),
         ),
     )
-    train_dataloader = dict(
-        batch_size=2, num_workers=0, persistent_workers=True,
-        sampler=dict(type='InfiniteSampler', shuffle=True),
-        dataset=dict(
-            type='ADE20KDataset', data_root='{data}', pipeline=pipeline, metainfo=metainfo,
-            data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
-        ),
+    dataset = dict(
+        type='ADE20KDataset', data_root='{data}', pipeline=pipeline,
+        metainfo=dict(classes=('wall', 'building', 'sky')),
+        data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
     )
+    train_dataloader = dict(
+        batch_size=2, num_workers=0, persistent_workers=True, dataset=dataset,
+        sampler=dict(type='InfiniteSampler', shuffle=True),
+    )
+    val_prefix = dict(img_path='images/validation', seg_map_path='annotations/validation')
     val_dataloader = dict(
-        batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
-        dataset=dict(
-            type='ADE20KDataset', data_root='{data}', pipeline=pipeline, metainfo=metainfo,
-            data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
-        ),
+        batch_size=1, num_workers=0, dataset=dict(dataset, data_prefix=val_prefix),
+        sampler=dict(type='DefaultSampler', shuffle=False),
     )
     test_dataloader = val_dataloader
     val_evaluator = dict(type='IoUMetric')
@@ -89,16 +87,19 @@ CLASSIFICATION = """
 """
 
 
+def save(path: str | Path, values, **options) -> None:
+    """Write an image of 8 bits, and the folders above it."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(values, np.uint8)).save(path, **options)
+
+
 def make_scenes(root: Path) -> None:
     """Random images and maps of 32 x 32 in the layout of ADE20K."""
     rng = np.random.default_rng(0)
     for split, number in (('training', 6), ('validation', 3)):
-        for kind in ('images', 'annotations'):
-            (root / kind / split).mkdir(parents=True)
         for i in range(number):
-            image, label = rng.integers(0, 256, (32, 32, 3)), rng.integers(0, 4, (32, 32))
-            Image.fromarray(image.astype('uint8')).save(root / f'images/{split}/{i}.jpg')
-            Image.fromarray(label.astype('uint8')).save(root / f'annotations/{split}/{i}.png')
+            save(root / f'images/{split}/{i}.jpg', rng.integers(0, 256, (32, 32, 3)))
+            save(root / f'annotations/{split}/{i}.png', rng.integers(0, 4, (32, 32)))
 
 
 def make_folders(root: Path) -> None:
@@ -106,10 +107,8 @@ def make_folders(root: Path) -> None:
     rng = np.random.default_rng(0)
     for split, number in (('train', 4), ('val', 3)):
         for name in 'ab':
-            (root / split / name).mkdir(parents=True)
             for i in range(number):
-                image = rng.integers(0, 256, (32, 32, 3)).astype('uint8')
-                Image.fromarray(image).save(root / split / name / f'{i}.png')
+                save(root / split / name / f'{i}.png', rng.integers(0, 256, (32, 32, 3)))
 
 
 def write_config(path: Path, text: str, data: Path, extra: str = '') -> Path:
@@ -117,17 +116,19 @@ def write_config(path: Path, text: str, data: Path, extra: str = '') -> Path:
     return path
 
 
-def make_checkpoint(folder: Path, text: str, extra: str) -> None:
-    """Data, ``small.py`` and ``small.pth``, of a model that is not what it was initialised as."""
-    make = make_scenes if text == SEGMENTATION else make_folders
-    make(folder / 'data')
-    cfg = Config.fromfile(write_config(folder / 'small.py', text, folder / 'data', extra))
-    init_default_scope(cfg.default_scope)
+def save_weights(config: str | Path, path: str | Path, noise: float = 0, **meta) -> BaseModel:
+    """A checkpoint of random weights for a config, with noise on what is initialised; gives the model."""
     torch.manual_seed(0)
-    model = MODELS.build(cfg.model)
+    model = get_model(str(config))
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(0.05 * torch.randn_like(p))
-    classes = ('wall', 'building', 'sky') if text == SEGMENTATION else ('a', 'b')
-    meta = dict(dataset_meta=dict(classes=classes))
-    torch.save(dict(state_dict=model.state_dict(), meta=meta), folder / 'small.pth')
+            p.add_(noise * torch.randn_like(p))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
+    return model
+
+
+def make_checkpoint(folder: Path, text: str, extra: str = '') -> BaseModel:
+    """Data, ``small.py`` and ``small.pth``, of a model that is not what it was initialised as."""
+    (make_scenes if text == SEGMENTATION else make_folders)(folder / 'data')
+    config = write_config(folder / 'small.py', text, folder / 'data', extra)
+    return save_weights(config, folder / 'small.pth', noise=0.05)

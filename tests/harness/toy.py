@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from multiprocessing import active_children
 from unittest.mock import patch
 from uuid import uuid4
 
 import numpy as np
+import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
@@ -82,10 +84,14 @@ class ToyMetric(BaseMetric):
         return dict(acc=sum(results) / len(results))
 
 
-class FaultHook(Hook):
-    """Does something bad, such as 'SIGKILL' to this process, before an iteration, counted from 1.
+class KilledError(Exception):
+    """Takes the place of a kill in this process."""
 
-    Or in the validation after an iteration, or between an iteration and what follows it.
+
+class FaultHook(Hook):
+    """Does something bad, such as 'SIGKILL' to this process, at an iteration, counted from 1.
+
+    Before it ('train'), after it and before the next one ('between'), or in the validation after it ('val').
     """
 
     priority = 'LOWEST'
@@ -121,6 +127,9 @@ class FaultHook(Hook):
     def fail(self, runner, data_batch):
         raise RuntimeError('a fault of this rank')
 
+    def raise_killed(self, runner, data_batch):
+        raise KilledError
+
     def hang(self, runner, data_batch):
         time.sleep(1000)
 
@@ -140,42 +149,24 @@ class FaultHook(Hook):
             os.kill(worker.pid, signal.SIGKILL)
 
 
-class KilledError(Exception):
-    """Takes the place of a kill in this process."""
-
-
-class KillHook(Hook):
-    """Ends a run before an iteration, counted from 1."""
-
-    def __init__(self, at):
-        self.at = at
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter + 1 == self.at:
-            raise KilledError
-
-
 def toy_config(work_dir, by_epoch=False, iters=18, keep=2, interval=3, workers=0, seed=3, **more) -> Config:
     """A run of ``iters`` iterations: 3 an epoch of 12 samples, or without epochs."""
-    end = iters // 3 if by_epoch else iters
-    step = interval // 3 if by_epoch else interval
-    loader = dict(
-        batch_size=4,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        sampler=dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True),
-        dataset=dict(type=ToyDataset, serialize_data=False),
-    )
+    end, step, sampler = iters, interval, 'InfiniteSampler'
+    train_cfg = dict(type='IterBasedTrainLoop', max_iters=iters, val_interval=6)
+    if by_epoch:
+        end, step, sampler = iters // 3, interval // 3, 'DefaultSampler'
+        train_cfg = dict(by_epoch=True, max_epochs=end, val_interval=2)
+    loader = dict(batch_size=4, num_workers=0, dataset=dict(type=ToyDataset, serialize_data=False))
     cfg = dict(
         runner_type='mmvisiongru.ReliableRunner',
         work_dir=str(work_dir),
         model=dict(type=ToyModel),
-        train_dataloader=loader,
-        val_dataloader=dict(loader, num_workers=0, persistent_workers=False)
-        | dict(sampler=dict(type='DefaultSampler', shuffle=False)),
-        train_cfg=dict(by_epoch=True, max_epochs=end, val_interval=2)
-        if by_epoch
-        else dict(type='IterBasedTrainLoop', max_iters=end, val_interval=6),
+        train_dataloader=dict(
+            loader, num_workers=workers, persistent_workers=workers > 0,
+            sampler=dict(type=sampler, shuffle=True),
+        ),
+        val_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=False)),
+        train_cfg=train_cfg,
         val_cfg=dict(),
         val_evaluator=dict(type=ToyMetric),
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.05)),
@@ -207,8 +198,7 @@ def toy_config(work_dir, by_epoch=False, iters=18, keep=2, interval=3, workers=0
 
 def toy_runner(work_dir, resume=False, fault=None, prepare=None, **settings) -> Runner:
     """Build the Runner of such a run, with a fault in it."""
-    cfg = toy_config(work_dir, **settings)
-    cfg.resume = resume
+    cfg = toy_config(work_dir, resume=resume, **settings)
     if fault:
         cfg.custom_hooks.append(dict(type=FaultHook, **fault))
     if prepare:
@@ -219,26 +209,20 @@ def toy_runner(work_dir, resume=False, fault=None, prepare=None, **settings) -> 
 
 
 def run(work_dir, kill_at=None, **settings):
-    """Run in this process until the end or the kill."""
-    runner = toy_runner(work_dir, **settings)
-    if not kill_at:
-        runner.train()
-        return
-    runner.register_hook(KillHook(kill_at))
-    try:
-        runner.train()
-    except KilledError:
-        return
-    raise AssertionError(f'the run ended before iteration {kill_at}')
+    """Run in this process until the end, or as if it were killed before an iteration."""
+    if kill_at:
+        settings['fault'] = dict(at=kill_at, what='raise_killed')
+    with pytest.raises(KilledError) if kill_at else nullcontext():
+        toy_runner(work_dir, **settings).train()
 
 
 def tensors(node, place=''):
-    """All tensors of a loaded checkpoint with their place."""
-    if torch.is_tensor(node):
-        yield place, node
-    elif isinstance(node, (dict, list, tuple)):
+    """All tensors of a loaded checkpoint with their places."""
+    if isinstance(node, (dict, list, tuple)):
         for key, child in node.items() if isinstance(node, dict) else enumerate(node):
             yield from tensors(child, f'{place}.{key}')
+    elif torch.is_tensor(node):
+        yield place, node
 
 
 def differing(a, b) -> tuple[int, list[str]]:
@@ -251,15 +235,14 @@ def differing(a, b) -> tuple[int, list[str]]:
 def python(*arguments, **settings) -> subprocess.Popen:
     """Start another python, as a user would."""
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)], **{'env': environment(), **pipes, **settings}
-    )
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.Popen(command, **dict(env=environment(), **pipes) | settings)
 
 
 def start(processes: int, work_dir, **settings) -> subprocess.Popen:
     """Start the toy run in processes of its own."""
-    settings['launcher'] = 'pytorch' if processes > 1 else 'none'
-    return python(*(torchrun(processes) if processes > 1 else []), __file__, work_dir, json.dumps(settings))
+    launcher, how = ('pytorch', torchrun(processes)) if processes > 1 else ('none', [])
+    return python(*how, __file__, work_dir, json.dumps(settings | dict(launcher=launcher)))
 
 
 def finish(process: subprocess.Popen, timeout=PATIENCE) -> tuple[int, str]:

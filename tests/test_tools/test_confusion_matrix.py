@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
-from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
+from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, save, save_weights, write_config
 from tools import test as test_tool
 from tools.analysis_tools import confusion_matrix
 
@@ -35,16 +33,11 @@ model['decode_head']['ignore_index'] = 1
     ids=['segmentor', 'ignoring 1', 'classifier'],
 )
 def test_diagonal_is_the_metric(workplace, capsys, text, data, extra, metric):
-    cfg = Config.fromfile(write_config(workplace / 'tiny.py', text, data, f"launcher = 'none'\n{extra}"))
-    if extra:
-        for path in Path('ade/annotations/validation').iterdir():
-            Image.fromarray(np.asarray(Image.open(path)) % 3).save(path)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        torch.manual_seed(0)
-        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), 'model.pth')
-    test_tool.main(
-        ['tiny.py', 'model.pth', '--work-dir', 'tested', '--out', 'metrics.json', '--out-item', 'metrics']
-    )
+    config = write_config(workplace / 'tiny.py', text, data, f"launcher = 'none'\n{extra}")
+    save_weights(config, 'model.pth')
+    for path in Path('ade/annotations/validation').iterdir() if extra else ():
+        save(path, np.asarray(Image.open(path)) % 3)
+    test_tool.main(['tiny.py', 'model.pth', '--out', 'work_dirs/m.json', '--out-item', 'metrics'])
     before = os.listdir()
     capsys.readouterr()
     confusion_matrix.main(['tiny.py', 'model.pth', '--out', 'matrices/m'])
@@ -53,11 +46,10 @@ def test_diagonal_is_the_metric(workplace, capsys, text, data, extra, metric):
     assert 'on the diagonal' in out
     assert sorted(os.listdir('matrices')) == ['m.csv', 'm.pdf', 'm.png']
     assert set(os.listdir()) == {*before, 'matrices'}
-    with open('matrices/m.csv', encoding='utf-8') as file:
-        head, *rows = csv.reader(file)
+    head, *rows = csv.reader(Path('matrices/m.csv').read_text().splitlines())
     assert head[1:] == [row[0] for row in rows]
-    counts = np.array([[int(cell) for cell in row[1:]] for row in rows])
-    expected = json.loads(Path('metrics.json').read_text())[metric]
+    counts = np.array([row[1:] for row in rows]).astype(int)
+    expected = json.loads(Path('work_dirs/m.json').read_text())[metric]
     assert 100 * counts.trace() / counts.sum() == pytest.approx(expected, abs=0.01)
     assert (counts[1].sum() == 0) == bool(extra)
     with Image.open('matrices/m.png') as picture:
@@ -76,11 +68,8 @@ def test_names_of_the_classes_do_not_overlap(classes):
     names = [f'class {i}' for i in range(classes)]
     figure = confusion_matrix.draw(torch.eye(classes), names)
     figure.draw_without_rendering()
-    axes = figure.axes[0]
-    for labels, low, high in (
-        (axes.get_xticklabels(), 'x0', 'x1'),
-        (axes.get_yticklabels()[::-1], 'y0', 'y1'),
-    ):
+    columns, rows = figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()[::-1]
+    for labels, low, high in ((columns, 'x0', 'x1'), (rows, 'y0', 'y1')):
         assert sorted(label.get_text() for label in labels) == sorted(names)
         boxes = [label.get_window_extent() for label in labels]
         assert all(getattr(a, high) <= getattr(b, low) for a, b in itertools.pairwise(boxes))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmvisiongru.checkpoint import load_checkpoint_file
 from tests.harness import ROOT
-from tests.harness.small_runs import SEGMENTATION, write_config
+from tests.harness.small_runs import SEGMENTATION, save, write_config
 from tools import test as test_tool
 from tools import train
 
@@ -27,25 +27,20 @@ QUICK = ['train_cfg.max_epochs=1', 'param_scheduler=[]', 'train_dataloader.batch
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Where a user works, with the configs of the repository and three classes of pictures."""
-    folder = tmp_path / 'mein Ordner ä'
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    shutil.copytree(ROOT / 'configs', 'configs')
+    shutil.copytree(ROOT / 'configs', tmp_path / 'mein Ordner ä/configs')
+    monkeypatch.chdir(tmp_path / 'mein Ordner ä')
     random = np.random.default_rng(0)
     for split in ('train', 'val', 'test'):
         for name in ('ant', 'bee', 'cät'):
-            Path('data/mine', split, name).mkdir(parents=True)
             for i in range(2):
-                picture = Image.fromarray(random.integers(0, 256, (50, 60, 3), np.uint8))
-                picture.save(f'data/mine/{split}/{name}/{i} ß.png')
+                save(f'data/mine/{split}/{name}/{i} ß.png', random.integers(0, 256, (50, 60, 3)))
 
 
 def fit(text, classes=3):
     """Train as the page says; the checkpoint."""
     config = CONFIG.replace('39', str(classes)) + text
-    config = config.replace(
-        'data_root=data_root))  # with', "data_root=data_root, data_prefix='test'))  # with"
-    )
+    test = "data_root=data_root, data_prefix='test'))  # with"
+    config = config.replace('data_root=data_root))  # with', test)
     Path('mine').mkdir(exist_ok=True)
     Path('mine/visiongru-pico_1xb32_mine.py').write_text(config, encoding='utf-8')
     train.main(['mine/visiongru-pico_1xb32_mine.py', '--work-dir', 'work', '--cfg-options', *QUICK])
@@ -89,16 +84,13 @@ TWO_CLASSES = [text for text in snippets('custom_dataset.md') if 'num_classes=2'
 @pytest.mark.parametrize(('text', 'channels'), zip(TWO_CLASSES, (2, 1), strict=True))
 def test_two_classes(workplace, text, channels):
     """Both forms train, on masks of 0 and 1 that are in one folder with the images and listed in a file."""
-    layout, lists = (
-        each for each in snippets('custom_dataset.md') if each.startswith(('data_prefix', 'ann'))
-    )
+    pages = snippets('custom_dataset.md')
+    layout, lists = (each for each in pages if each.startswith(('data_prefix', 'ann')))
     random = np.random.default_rng(0)
-    for folder in ('all', 'splits'):
-        Path('data', folder).mkdir(parents=True)
     for i in range(4):
-        for end, most, shape in (('img', 256, (32, 32, 3)), ('mask', 2, (32, 32))):
-            values = random.integers(0, most, shape, np.uint8)
-            Image.fromarray(values).save(f'data/all/{i}_{end}.png')
+        save(f'data/all/{i}_img.png', random.integers(0, 256, (32, 32, 3)))
+        save(f'data/all/{i}_mask.png', random.integers(0, 2, (32, 32)))
+    Path('data/splits').mkdir()
     Path('data/splits/train.txt').write_text('0\n1\n2\n')
     own = f"""
 names = dict(classes=('background', 'crack'))

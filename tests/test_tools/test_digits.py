@@ -1,8 +1,5 @@
 """The digits sets: real digits, no digit in two splits, labels on strokes, the same bytes on every run."""
 
-import sys
-from functools import partial
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,25 +12,30 @@ FEW = dict(training=12, validation=6)
 CONFIG = 'segmentation/visiongru-pico_upernet_1xb12-1k_digits-64x64.py'
 
 
+def write(root):
+    digits.write_segmentation(root / 'segmentation', FEW)
+    digits.write_classification(root / 'classification')
+    return root
+
+
 @pytest.fixture(scope='module')
 def sets(tmp_path_factory):
-    root = tmp_path_factory.mktemp('digits')
-    digits.write_segmentation(root / 'segmentation', FEW, progress=False)
-    digits.write_classification(root / 'classification', progress=False)
-    return root
+    return write(tmp_path_factory.mktemp('digits'))
 
 
 def read(path):
     return np.asarray(Image.open(path))
 
 
+def content(root):
+    return {p.relative_to(root): p.read_bytes() for p in root.rglob('*') if p.is_file()}
+
+
 def test_splits_share_no_digit_and_begin_with_a_sheet():
-    splits = digits.split_digits()
-    images = {split: [image.tobytes() for _, image, _ in samples] for split, samples in splits.items()}
-    assert not set(images['training']) & set(images['validation'])
-    assert [index for samples in splits.values() for index, *_ in samples] == list(range(1797))
+    training, validation = digits.split_digits().values()
+    assert not {image.tobytes() for _, image, _ in training} & {image.tobytes() for _, image, _ in validation}
     labels = load_digits().target.tolist()
-    assert [digit for samples in splits.values() for *_, digit in samples] == labels
+    assert [(i, digit) for i, _, digit in training + validation] == [*enumerate(labels)]
     # Each of 14 sheets, 11 to train on, starts with 0 to 9, three times, and has the same digits then.
     text, start = ''.join(map(str, labels)), digits.FIRST_VALIDATION_DIGIT
     assert text[start : start + 30] == '0123456789' * 3
@@ -78,34 +80,20 @@ def test_the_config_reads_the_scenes(sets):
 
 
 def test_every_run_writes_the_same_bytes(sets, tmp_path):
-    digits.write_segmentation(tmp_path / 'segmentation', FEW, progress=False)
-    digits.write_classification(tmp_path / 'classification', progress=False)
-    assert digits.read_tree(tmp_path) == digits.read_tree(sets)
+    assert content(write(tmp_path)) == content(sets)
 
 
-def test_another_set_is_never_overwritten(tmp_path, capsys, monkeypatch):
-    target = tmp_path / 'segmentation'
-    write = partial(digits.write_segmentation, num_scenes=dict(training=2, validation=1), progress=False)
-    digits.make(write, target)
-    digits.make(write, target)
-    assert 'identical, kept' in capsys.readouterr().out
-    (target / 'mine.txt').write_text('precious')
-    with pytest.raises(FileExistsError, match='--out'):
-        digits.make(write, target)
-    assert (target / 'mine.txt').read_text() == 'precious'
-    # Through the command line in one line.
+def test_what_is_there_is_kept_and_an_interrupted_run_leaves_nothing(tmp_path, capsys, monkeypatch):
     (tmp_path / 'classification').mkdir()
-    monkeypatch.setattr(sys, 'argv', ['digits.py', '--out', str(tmp_path), '--task', 'classification'])
-    with pytest.raises(SystemExit, match=r'^digits.py: [^\n]*--out$'):
-        digits.main()
+    (tmp_path / 'classification/mine.txt').write_text('precious')
 
-
-def test_interrupted_run_leaves_nothing(tmp_path):
-    def write(root):
+    def interrupted(root):
         root.mkdir()
         (root / 'half').write_text('')
         raise KeyboardInterrupt
 
+    monkeypatch.setitem(digits.WRITERS, 'segmentation', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        digits.make(write, tmp_path / 'segmentation')
-    assert not list(tmp_path.iterdir())
+        digits.main(['--out', str(tmp_path)])
+    assert 'classification: already there' in capsys.readouterr().out
+    assert [str(path) for path in content(tmp_path)] == ['classification/mine.txt']

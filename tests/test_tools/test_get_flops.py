@@ -12,9 +12,7 @@ TTA = 'configs/segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512_tta.
 
 def test_sizes_reach_the_file(tmp_path, capsys):
     get_flops.main([PICO, '--shape', '64', '--shape', '64', '128', '--json', str(tmp_path / 'counts.json')])
-    found = json.loads((tmp_path / 'counts.json').read_text())
-    square, wide = found['rows']
-    assert found['convention'] == 'multiply-accumulates'
+    square, wide = json.loads((tmp_path / 'counts.json').read_text())['rows']
     assert (square['shape'], wide['shape']) == ([64, 64], [64, 128])
     assert wide['macs'] == 2 * square['macs'] > 0
     out = capsys.readouterr().out
@@ -39,8 +37,5 @@ def test_wrapper_for_test_time_augmentation_counts_one_view(capsys):
         ([PICO, '--shape', '1', '2', '3'], 'one or two'),
     ],
 )
-def test_bad_input_is_one_line(arguments, message, capsys):
-    with pytest.raises(SystemExit, match='2'):
-        get_flops.main(arguments)
-    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error:')]
-    assert message in error
+def test_bad_input_is_one_line(arguments, message, refused):
+    refused(get_flops, *arguments, named=[message])

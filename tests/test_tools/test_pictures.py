@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import font_manager
-from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
@@ -19,126 +17,71 @@ from PIL import Image
 from mmvisiongru.drawing import draw_sample, font_for, paint
 from mmvisiongru.errors import InputError
 from mmvisiongru.outputs import output_paths, write_picture
-from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
 from tools import test as test_tool
 from tools.visualization import browse_dataset
 
-# `ADE20KDataset` names three of its own classes; its 0 is ignored.
-OWN_CLASSES = "test_dataloader['dataset'].update(reduce_zero_label=True)\n"
-TASKS = dict(segmentation=(SEGMENTATION, 'ade', OWN_CLASSES), classification=(CLASSIFICATION, 'inet', ''))
-
-
-@pytest.fixture(params=list(TASKS))
-def task(request, workplace):
-    """A config, its data, and a checkpoint of random weights."""
-    text, data, extra = TASKS[request.param]
-    cfg = Config.fromfile(write_config(workplace / 'tiny.py', text, data, f"launcher = 'none'\n{extra}"))
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        torch.manual_seed(0)
-        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict(), meta={}), 'model.pth')
-    return request.param
-
-
-segmentation = pytest.mark.parametrize('task', ['segmentation'], indirect=True)
-classification = pytest.mark.parametrize('task', ['classification'], indirect=True)
-
-
-def run(*args):
-    test_tool.main(['tiny.py', 'model.pth', '--work-dir', 'work', *args])
-
 
 def files(folder):
-    return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob('*') if p.is_file())
+    """Content by path."""
+    paths = sorted(p for p in Path(folder).rglob('*') if p.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
 
 
-@segmentation
-def test_maps_and_pictures_of_equal_names_stay_apart(task, capfd):
+def test_maps_and_pictures_of_equal_names_stay_apart(segmentor, capfd):
     """Two folders with a 0.jpg each; mmseg's metric would write one 0.png."""
     for kind, suffix in (('images', 'jpg'), ('annotations', 'png')):
-        for folder in 'ab':
-            os.makedirs(f'ade/{kind}/validation/{folder}')
-            source = f'ade/{kind}/validation/{"01"[folder == "b"]}.{suffix}'
-            shutil.copy(source, f'ade/{kind}/validation/{folder}/0.{suffix}')
-    run('--out', 'maps', '--show-dir', 'shown')
-    names = ['0.png', '1.png', '2.png', 'a/0.png', 'b/0.png']
-    assert files('maps') == files('shown') == names
-    found = {name: np.asarray(Image.open(f'maps/{name}')) for name in names}
-    assert (found['a/0.png'] == found['0.png']).all()
-    assert (found['b/0.png'] == found['1.png']).all()
-    assert (found['0.png'] != found['1.png']).any()
+        folder = Path('ade', kind, 'validation')
+        for name, source in (('a', 0), ('b', 1)):
+            (folder / name).mkdir()
+            shutil.copy(folder / f'{source}.{suffix}', folder / name / f'0.{suffix}')
+    test_tool.main([segmentor, 'fits.pth', '--out', 'maps', '--show-dir', 'shown'])
+    maps = files('maps')
+    assert [*maps] == [*files('shown')] == ['0.png', '1.png', '2.png', 'a/0.png', 'b/0.png']
+    assert maps['a/0.png'] == maps['0.png'] != maps['1.png'] == maps['b/0.png']
     # As in the files of the data set, 0 is the ignored class.
-    assert set(np.unique(found['0.png'])) <= {1, 2, 3}
-    err = capfd.readouterr()
-    assert '5 pictures in shown' in err.out + err.err
-    assert '5 label maps in maps' in err.out + err.err
+    assert set(np.unique(np.asarray(Image.open('maps/0.png')))) <= {1, 2, 3}
+    said = ''.join(capfd.readouterr())
+    assert '5 pictures in shown' in said
+    assert '5 label maps in maps' in said
 
 
-@segmentation
 @pytest.mark.parametrize('option', ['--out', '--show-dir'])
 @pytest.mark.parametrize('folder', ['ade/annotations/validation', 'ade/images/training/new', 'link/new'])
-def test_a_segmentor_writes_nothing_among_its_data(task, option, folder, capsys):
+def test_a_segmentor_writes_nothing_among_its_data(segmentor, option, folder, refused):
     os.symlink('ade/images/validation', 'link')
-    before = {path: (Path('ade') / path).read_bytes() for path in files('ade')}
-    with pytest.raises(SystemExit, match='2'):
-        run(option, folder)
-    assert f'error: output folder {folder} is among the data' in capsys.readouterr().err
-    assert {path: (Path('ade') / path).read_bytes() for path in files('ade')} == before
+    before = files('ade')
+    refused(test_tool, segmentor, 'fits.pth', option, folder, named=[folder, 'among the data'])
+    assert files('ade') == before
 
 
-@classification
-@pytest.mark.parametrize(
-    ('main', 'args'),
-    [
-        (test_tool.main, ['tiny.py', 'model.pth', '--show-dir', 'inet/val/shown']),
-        (browse_dataset.main, ['tiny.py', '--out', 'inet/train']),
-    ],
-)
-def test_a_picture_never_becomes_a_sample(task, main, args, capsys):
+def test_a_picture_never_becomes_a_sample(classifier, refused):
     before = files('inet')
-    with pytest.raises(SystemExit, match='2'):
-        main(args)
-    assert 'is among the data' in capsys.readouterr().err
+    refused(test_tool, classifier, 'fits.pth', '--show-dir', 'inet/val/shown', named=['is among the data'])
+    refused(browse_dataset, classifier, '--out', 'inet/train', named=['is among the data'])
     assert files('inet') == before
 
 
-def test_interval_of_zero_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        test_tool.parse_args(['tiny.py', 'model.pth', '--interval', '0'])
-    assert '--interval: must be at least 1' in capsys.readouterr().err
-
-
 def test_images_that_are_no_files_are_refused():
-    loop = Mock(dataloader=Mock(dataset=[0]))
     with pytest.raises(InputError, match='no files'):
-        test_tool.PictureHook('shown').before_test(Mock(test_loop=loop))
+        test_tool.PictureHook('shown').before_test(Mock(**{'test_loop.dataloader.dataset': [0]}))
 
 
-@classification
-def test_no_picture_leaves_the_folder(task):
+def test_no_picture_leaves_the_folder(classifier):
     """Paths of a list may lead upwards."""
     Path('list.txt').write_text('../0.png 0\n0.png 1\n')
     for path in ('inet/0.png', 'inet/val/0.png'):
         shutil.copy('inet/val/a/0.png', path)
-    with open('tiny.py', 'a') as file:
-        file.write("""test_dataloader = dict(val_dataloader, dataset=dict(
-            type='CustomDataset', data_root='inet/val', ann_file='../../list.txt', pipeline=pipeline,
-            metainfo=dict(classes=('a', 'b')),
-        ))""")
-    before = files('.')
-    run('--show-dir', 'shown')
-    new = [path for path in files('.') if path not in before and not path.startswith('work/')]
-    assert new == ['shown/0.png', 'shown/val/0.png']
+    before, option = files('.'), 'test_dataloader.dataset.ann_file=../list.txt'
+    test_tool.main([classifier, 'fits.pth', '--show-dir', 'shown', '--cfg-options', option])
+    new = [path for path in files('.').keys() - before.keys() if not path.startswith('work_dirs/')]
+    assert sorted(new) == ['shown/0.png', 'shown/val/0.png']
 
 
 def test_files_of_others_are_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = ['in/0.jpg', 'in/a/0.png', 'in/a/0.jpg']
     paths = output_paths(images, 'out')
-    assert paths == {
-        'in/0.jpg': 'out/0.jpg.png',
-        'in/a/0.png': 'out/a/0.png.png',
-        'in/a/0.jpg': 'out/a/0.jpg.png',
-    }
+    assert paths == {image: f'out{image[2:]}.png' for image in images}
     for path in paths.values():
         write_picture(path, np.zeros((2, 2), np.uint8))
     # Its own pictures are replaced by the next call.
@@ -151,10 +94,8 @@ def test_files_of_others_are_kept(tmp_path, monkeypatch):
 
 
 def segmented(truth, prediction):
-    return SegDataSample(
-        gt_sem_seg=PixelData(data=torch.from_numpy(truth)[None]),
-        pred_sem_seg=PixelData(data=torch.from_numpy(prediction)[None]),
-    )
+    truth, prediction = (PixelData(data=torch.from_numpy(labels)[None]) for labels in (truth, prediction))
+    return SegDataSample(gt_sem_seg=truth, pred_sem_seg=prediction)
 
 
 PALETTE = [[250, 250, 250], [20, 90, 160]]
@@ -167,14 +108,14 @@ def test_a_segmentors_picture_hides_nothing():
     truth = np.zeros((300, 400), np.int64)
     truth[:, 200:] = 1
     truth[:30] = 255
-    sample = segmented(truth, 1 - truth.clip(0, 1))
-    picture = draw_sample(image, sample, ('a', 'b'), PALETTE, opacity=1)
+    prediction = 1 - truth.clip(0, 1)
+    picture = draw_sample(image, segmented(truth, prediction), ('a', 'b'), PALETTE, opacity=1)
     top = picture.shape[0] - 300
     gap = (picture.shape[1] - 1200) // 2
     panels = [picture[top:, i * (400 + gap) : i * (400 + gap) + 400] for i in range(3)]
     assert (panels[0] == image).all()
     colours = np.array([*PALETTE, [0, 0, 0]], np.uint8)
-    for panel, labels in zip(panels[1:], (truth.clip(max=2), 1 - truth.clip(0, 1)), strict=True):
+    for panel, labels in zip(panels[1:], (truth.clip(max=2), prediction), strict=True):
         same = (panel == colours[labels]).all(2)
         assert 0.97 < same.mean() < 1
     # White on a light colour would not be seen.
@@ -190,11 +131,9 @@ def letters(labels, names):
 
 
 def test_classes_without_names_have_their_numbers():
-    labels = torch.arange(12).view(1, 3, 4) % 3
-    sample = SegDataSample(pred_sem_seg=PixelData(data=labels))
-    image = np.zeros((3, 4, 3), np.uint8)
-    named = draw_sample(image, sample, ('0', '1', '2'))
-    assert (draw_sample(image, sample) == named).all()
+    labels, image = np.arange(12).reshape(3, 4) % 3, np.zeros((3, 4, 3), np.uint8)
+    named = draw_sample(image, segmented(labels, labels), ('0', '1', '2'))
+    assert (draw_sample(image, segmented(labels, labels)) == named).all()
 
 
 def test_names_neither_run_off_the_edge_nor_cover_each_other():
@@ -225,19 +164,14 @@ def test_a_classifiers_text_stands_above_the_image_and_makes_room():
 
 
 def test_a_font_that_has_the_letters_is_found(tmp_path, monkeypatch):
-    default = font_for('aäßé', 12)
-    assert 'DejaVu' in default.path
-    stix = Path(font_manager.findfont('STIXGeneral'))
-    letters = (
-        font_manager.get_font(stix).get_charmap().keys()
-        - font_manager.get_font(default.path).get_charmap().keys()
-    )
-    letter = chr(min(letters))
+    default, stix = font_for('aäßé', 12).path, font_manager.findfont('STIXGeneral')
+    assert 'DejaVu' in default
+    known, more = (font_manager.get_font(path).get_charmap().keys() for path in (default, stix))
     messages = []
     monkeypatch.setattr('mmvisiongru.drawing.print_log', lambda text, **_: messages.append(text))
-    monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: [str(tmp_path / 'none.ttf'), str(stix)])
-    assert font_for(letter, 12).path == str(stix)
+    monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: [str(tmp_path / 'none.ttf'), stix])
+    assert font_for(chr(min(more - known)), 12).path == stix
     assert messages == []
-    assert font_for('日本', 12).path == default.path
+    assert font_for('日本', 12).path == default
     (message,) = messages
     assert all(letter in message for letter in '日本')

@@ -18,6 +18,7 @@ import argparse
 import json
 import os.path as osp
 import statistics
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from functools import partial
@@ -72,7 +73,6 @@ def parse_args(argv=None):
         help='inference on a CPU: time the models as built, not through optimize_for_inference',
     )
     parser.add_argument('--json', metavar='FILE', help='write the figures to this file')
-    parser.add_argument('--plot', metavar='FILE', help='draw time and memory against size to this file')
     return parser.parse_args(argv)
 
 
@@ -118,9 +118,9 @@ def measure_models(models: dict, args) -> list[dict]:
             for mode in modes:
                 bar.update(task, description=f'{mode} {size} x {size}')
                 functions = {
-                    label(name, precision, args.dtype): runnable(
+                    name if len(args.dtype) == 1 else f'{name}, {precision}': runnable(
                         model,
-                        images_for(model, args.batch_size, size, device),
+                        torch.randn(args.batch_size, image_channels(model), size, size, device=device),
                         precision,
                         mode,
                         not args.no_optimize,
@@ -143,16 +143,6 @@ def measure_models(models: dict, args) -> list[dict]:
     return rows
 
 
-def images_for(model, batch_size: int, size: int, device: torch.device) -> torch.Tensor:
-    """Square images with the channels that the model takes."""
-    return torch.randn(batch_size, image_channels(model), size, size, device=device)
-
-
-def label(name: str, precision: str, precisions: list[str]) -> str:
-    """Name of a model in the table."""
-    return name if len(precisions) == 1 else f'{name}, {precision}'
-
-
 def _row(name, size, mode, batch_size, seconds, memory) -> dict:
     median = statistics.median(seconds)
     return dict(
@@ -170,9 +160,7 @@ def _row(name, size, mode, batch_size, seconds, memory) -> dict:
 def print_table(rows: list[dict], machine: dict) -> None:
     """Print the rows, and what the figures depend on above them."""
     # Where there is no terminal to fit, names matter more than 80 columns.
-    console = Console()
-    if not console.is_terminal:
-        console.width = 140
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(', '.join(f'{k} {v}' for k, v in machine.items()))
     table = Table('model', 'mode', 'batch', 'size', 'ms', 'fastest ms', 'images/s', 'peak MB', 'first / this')
     for row in rows:
@@ -187,40 +175,6 @@ def print_table(rows: list[dict], machine: dict) -> None:
     console.print(table)
 
 
-def plot(rows: list[dict], path: str) -> None:
-    """Draw time and memory over size, one line per model, readable without colour."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    modes = list(dict.fromkeys(row['mode'] for row in rows))
-    figure, axes = plt.subplots(2, len(modes), figsize=(5 * len(modes), 7), squeeze=False)
-    for column, mode in enumerate(modes):
-        for key, label, axis in zip(
-            ('latency_ms', 'peak_memory_mb'), ('time / ms', 'peak memory / MB'), axes[:, column], strict=True
-        ):
-            for i, name in enumerate(dict.fromkeys(row['model'] for row in rows)):
-                points = [(r['size'], r[key]) for r in rows if r['model'] == name and r['mode'] == mode]
-                axis.loglog(
-                    *zip(*points, strict=True),
-                    'osd^vx'[i % 6],
-                    linestyle=('-', '--', ':', '-.')[i % 4],
-                    color='black',
-                    label=name,
-                )
-            axis.set(xlabel='side of the image / pixels', ylabel=label, title=mode)
-            axis.grid(True, which='both', alpha=0.3)
-            axis.legend(fontsize='small')
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-
-
-def short_names(models: list[str]) -> list[str]:
-    """Names for the table; the file name of a config."""
-    return [osp.splitext(osp.basename(m))[0] if m.endswith('.py') else m for m in models]
-
-
 def main(argv=None):
     """Measure, print, and write what was asked for."""
     args = parse_args(argv)
@@ -231,8 +185,11 @@ def main(argv=None):
                 f'--dtype {", ".join(CONVERTED)} are for inference; to train, autocast to a dtype'
             )
         models = {
-            name: build_model(model_config(model, args.cfg_options), args.backend).to(args.device)
-            for name, model in zip(short_names(args.models), args.models, strict=True)
+            # A config is named after its file.
+            osp.basename(name).removesuffix('.py'): build_model(
+                model_config(name, args.cfg_options), args.backend
+            ).to(args.device)
+            for name in args.models
         }
         rows = measure_models(models, args)
     machine = measure.describe_machine(torch.device(args.device)) | dict(
@@ -245,8 +202,6 @@ def main(argv=None):
     if args.json:
         with open(args.json, 'w', encoding='utf-8') as file:
             json.dump(dict(machine=machine, rows=rows), file, indent=1)
-    if args.plot:
-        plot(rows, args.plot)
 
 
 if __name__ == '__main__':

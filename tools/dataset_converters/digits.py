@@ -113,18 +113,21 @@ def make_scene(rng, digits):
     return Image.fromarray(np.clip(np.asarray(scene) + noise, 0, 255).astype(np.uint8)), label
 
 
-def write_classification(root, progress=True):
+def progress(items, text):
+    """The items, with a bar where there is a terminal."""
+    return track(items, text, disable=not sys.stdout.isatty())
+
+
+def write_classification(root):
     """Write every digit as an image below {train,val}/<digit>/."""
     for split, folder in (('training', 'train'), ('validation', 'val')):
-        for index, image, digit in track(
-            split_digits()[split], f'{folder} digits', disable=not (progress and sys.stdout.isatty())
-        ):
+        for index, image, digit in progress(split_digits()[split], f'{folder} digits'):
             path = root / folder / str(digit) / f'{index:04}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
             enlarge(image, TILE_SIZE).save(path)
 
 
-def write_segmentation(root, num_scenes=NUM_SCENES, progress=True):
+def write_segmentation(root, num_scenes=NUM_SCENES):
     """Write the scenes of each split and their label maps."""
     for seed, (split, digits) in enumerate(split_digits().items()):
         # RandomState's stream is frozen; that of numpy's newer generators may change with its version.
@@ -132,54 +135,36 @@ def write_segmentation(root, num_scenes=NUM_SCENES, progress=True):
         folders = [root / kind / split for kind in ('images', 'annotations')]
         for folder in folders:
             folder.mkdir(parents=True)
-        for i in track(
-            range(num_scenes[split]), f'{split} scenes', disable=not (progress and sys.stdout.isatty())
-        ):
+        for i in progress(range(num_scenes[split]), f'{split} scenes'):
             for folder, picture in zip(folders, make_scene(rng, digits), strict=True):
                 picture.save(folder / f'{i:04}.png', compress_level=1)
 
 
-def read_tree(root):
-    """Relative path to content of every file below `root`."""
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob('*') if p.is_file()}
-
-
 def make(write, target):
-    """Let `write` make the set in `target`; leave an identical one, and raise if there is another."""
+    """Let `write` make the set in `target`, unless there is one."""
+    if target.exists():
+        print(f'{target}: already there, kept; to make it again, delete it or change --out')
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
-    # In a folder beside it and renamed when complete, so that an interrupted run leaves no half a set.
+    # In a folder beside it that is renamed when complete, so that an interrupted run leaves no half a set.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix='.incomplete-') as temporary:
         made = Path(temporary, 'set')
         write(made)
-        if not target.exists():
-            made.rename(target)
-            print(f'{target}: written')
-        elif read_tree(target) == read_tree(made):
-            print(f'{target}: already there and identical, kept')
-        else:
-            raise FileExistsError(
-                f'{target} holds other files than this script writes: move it or change --out'
-            )
+        made.rename(target)
+    print(f'{target}: written')
 
 
 WRITERS = dict(classification=write_classification, segmentation=write_segmentation)
 
 
-def parse_args():
-    """Command line."""
+def main(argv=None):
+    """Make the sets that were asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        '--out', type=Path, default=Path('data/digits'), help='output folder (default: %(default)s)'
-    )
+    parser.add_argument('--out', type=Path, default=Path('data/digits'), help='(default: %(default)s)')
     parser.add_argument('--task', choices=[*WRITERS, 'both'], default='both', help='(default: %(default)s)')
-    return parser.parse_args()
-
-
-def main():
-    """Make the sets that were asked for."""
-    args = parse_args()
+    args = parser.parse_args(argv)
     for task in WRITERS if args.task == 'both' else [args.task]:
         try:
             make(WRITERS[task], args.out / task)

@@ -12,10 +12,10 @@ import json
 import multiprocessing
 import os.path as osp
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
-from copy import deepcopy
 from functools import partial
 from logging import ERROR
 
@@ -64,23 +64,15 @@ def start(runner: str, model: str, folder: str) -> Callable[[Tensor], list[Tenso
     if runtime == 'torch':
         torch.manual_seed(0)
         # The same weights in each runner.
-        return _torch(Raw(build_model(model)).eval(), getattr(torch, precision))
+        raw, dtype = Raw(build_model(model)).eval(), getattr(torch, precision)
+        raw.to(dtype)
+        return torch.inference_mode()(lambda x: [value.float() for value in raw(x.to(dtype))])
     path = osp.join(folder, 'int8.onnx' if precision == 'int8' else 'float32.onnx')
     if runtime == 'ONNX Runtime':
         run = onnx_runtime(path)
     else:
         run = openvino(path, 'bf16' if precision == 'bfloat16' else 'f32')
     return lambda x: [torch.from_numpy(value) for value in run(x.numpy()).values()]
-
-
-def _torch(model: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], list[Tensor]]:
-    model = deepcopy(model).to(dtype)
-
-    def run(x):
-        with torch.inference_mode():
-            return [value.float() for value in model(x.to(dtype))]
-
-    return run
 
 
 def write_files(model: str, folder: str) -> None:
@@ -197,10 +189,8 @@ def main(argv=None):
         check_stack()
         rows, notes = compare(args.model, args.sizes, args.repeats)
     machine = measure.describe_machine(torch.device('cpu')) | dict(model=args.model, repeats=args.repeats)
-    console = Console()
     # Where there is no terminal to fit, names matter more than 80 columns.
-    if not console.is_terminal:
-        console.width = 140
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(', '.join(f'{k} {v}' for k, v in machine.items()))
     table = Table('runner', 'size', 'ms', 'fastest ms', 'this / torch', 'RMS error', 'memory MB')
     for row in rows:

@@ -9,7 +9,6 @@ colours are those of tools/visualization/image_demo.py.
 import argparse
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -196,25 +195,19 @@ def classify(model: Model, image: np.ndarray, outputs: dict, opacity: float) -> 
     return picture, model.classes[label] if scores is None else best(model, scores, 5)
 
 
-def find_images(path: str, out: str, segmentor: bool) -> dict[Path, Path]:
-    """The image, or all below the folder, each with the picture to write, which overwrites nothing."""
+def find_images(path: str, out: str) -> dict[Path, Path]:
+    """The image, or all below the folder, each with the PNG to write."""
     source = Path(path)
-    found, root = [source], source.parent
+    found, root, target = [source], source.parent, Path(out)
     if source.is_dir():
         found, root = sorted(p for p in source.rglob('*') if p.suffix.lower() in PICTURES), source
     if not found:
         raise InputError(f'no image ({", ".join(PICTURES)}) in {path}')
-    if missing := [p for p in found if not p.is_file()]:
-        raise InputError(f'image {missing[0]} does not exist')
-    targets = {p: Path(out, p.relative_to(root)) for p in found}
-    if any(p.parent.resolve() == target.parent.resolve() for p, target in targets.items()):
-        raise InputError(f'--out {out} holds the images themselves; pictures would overwrite them')
-    if not segmentor:
-        targets = {p: target.with_suffix('.png') for p, target in targets.items()}
-    (name, times), *_ = Counter(targets.values()).most_common(1)
-    if times > 1:
-        raise InputError(f'two images would be drawn as {name}')
-    return targets
+    if not found[0].is_file():
+        raise InputError(f'image {path} does not exist')
+    if root.resolve() in (target.resolve(), *(target.resolve().parents if source.is_dir() else ())):
+        raise InputError(f'--out {out} is among the images; choose another folder')
+    return {p: target / f'{p.relative_to(root)}.png' for p in found}
 
 
 def parse_args(argv=None):
@@ -233,13 +226,13 @@ def run(args) -> None:
     for note in model.notes:
         print(f'note: {note}', file=sys.stderr)
     draw = segment if model.task == 'segmentation' else classify
-    targets = find_images(args.img, args.out, model.task == 'segmentation')
+    targets = find_images(args.img, args.out)
     for source, target in targets.items():
         image = read(source)
         x = prepare(model, image)
         picture, line = draw(model, image, model(x), args.opacity)
         target.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(target, **dict(quality=95) if target.suffix.lower() in ('.jpg', '.jpeg') else {})
+        picture.save(target)
         print(f'{source}: {line} (seen at {x.shape[1]} x {x.shape[0]})')
     print(f'{len(targets)} pictures in {args.out}')
 

@@ -78,7 +78,7 @@ def convert_file(src, dst, *, reverse=False, key=None, force=False):
     return len(state)
 
 
-def parse_args():
+def parse_args(argv=None):
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument('src', type=Path, help='released checkpoint (one of ours with --reverse)')
@@ -86,12 +86,12 @@ def parse_args():
     parser.add_argument('--reverse', action='store_true', help='from our names to the released ones')
     parser.add_argument('--key', help='part of SRC with the weights if it has several, e.g. model_ema')
     parser.add_argument('--force', action='store_true', help='overwrite DST')
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main():
+def main(argv=None):
     """Convert one file."""
-    args = parse_args()
+    args = parse_args(argv)
     with one_line_errors():
         count = convert_file(args.src, args.dst, reverse=args.reverse, key=args.key, force=args.force)
     print(f'{args.dst}: {count} tensors of {args.src} converted')

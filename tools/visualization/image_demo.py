@@ -11,7 +11,6 @@ a test of the config; each line says at what size the model saw the image.
 import argparse
 import csv
 import io
-import json
 import os.path as osp
 import sys
 from collections import Counter
@@ -142,11 +141,9 @@ def line(found: dict, shown: int) -> str:
 
 def write_predictions(rows: dict[str, dict], path: str) -> None:
     """One row per image: its path, the size at which it was seen, and the score or share of each class."""
-    text = io.StringIO(json.dumps(rows, indent=1) + '\n' if path.endswith('.json') else '', newline='')
-    if path.endswith('.csv'):
-        head = ['image', 'height', 'width', *next(iter(rows.values()))['scores']]
-        values = [[k, *row['size'], *(f'{s:.6f}' for s in row['scores'].values())] for k, row in rows.items()]
-        csv.writer(text).writerows([head, *values])
+    text, head = io.StringIO(newline=''), ['image', 'height', 'width', *next(iter(rows.values()))['scores']]
+    values = [[k, *row['size'], *(f'{s:.6f}' for s in row['scores'].values())] for k, row in rows.items()]
+    csv.writer(text).writerows([head, *values])
     write_text(path, text.getvalue())
 
 
@@ -157,7 +154,7 @@ def parse_args(argv=None):
     add_config_options(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out-dir', default='work_dirs/demo', help='folder for the pictures')
-    parser.add_argument('--pred-out', help='write all scores, or shares of the image, to this .csv or .json')
+    parser.add_argument('--pred-out', help='write all scores, or shares of the image, to this .csv')
     parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
     parser.add_argument(
         '--dtype',
@@ -176,8 +173,8 @@ def main(argv=None):
     """Predict and draw."""
     args = parse_args(argv)
     with one_line_errors(args.debug):
-        if args.pred_out and not args.pred_out.endswith(('.csv', '.json')):
-            raise InputError(f'--pred-out ends in .csv or .json, got {args.pred_out}')
+        if args.pred_out and not args.pred_out.endswith('.csv'):
+            raise InputError(f'--pred-out must end in .csv, got {args.pred_out}')
         cfg = prepare_config(args, ('model', 'test_dataloader', 'default_scope'))
         images = find_images(args.img)
         root = args.img if osp.isdir(args.img) else None
