@@ -124,7 +124,8 @@ def test_segmentor(here, capsys):
 
 def test_classifier(here, capsys):
     make_checkpoint(here, CLASSIFICATION, RESIZED)
-    export.main(['small.py', 'small.pth', 'out/model.onnx', '--output', 'scores', 'labels', '--eval'])
+    outputs = ['--output', 'scores', 'labels']
+    export.main(['small.py', 'small.pth', 'out/model.onnx', *outputs, '--int8', '--eval'])
     out = capsys.readouterr().out
     assert 'scores have an RMS error of ' in out
     table = rows(out)

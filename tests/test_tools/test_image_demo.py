@@ -152,7 +152,7 @@ def test_every_tool_gives_the_model_what_a_test_gives_it(task, grey, inputs):
     one = ['--cfg-options', 'test_dataloader.batch_size=1']
     test_tool.main(['tiny.py', 'model.pth', '--work-dir', 'work', *one])
     # Those before are of checks.
-    expected = inputs[-len(images) :]
+    expected, images = inputs[-len(images) :][:3], images[:3]
     for tool in (image_demo, gate_memory, receptive_field):
         inputs.clear()
         for image in images:
