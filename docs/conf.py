@@ -1,5 +1,6 @@
 """Settings of the documentation site; `docs/make` builds it."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -50,6 +51,15 @@ def model_zoo() -> str:
     return '\n'.join(lines) + '\n'
 
 
+def tutorial() -> str:
+    """The page of the notebook: its cells."""
+    cells = json.loads((DOCS / 'tutorial.ipynb').read_text(encoding='utf-8'))['cells']
+    texts = [(cell['cell_type'], ''.join(cell['source'])) for cell in cells]
+    blocks = [text if kind == 'markdown' else f'```python\n{text}\n```' for kind, text in texts]
+    blocks.append('{download}`Download the notebook <tutorial.ipynb>`.')
+    return '\n\n'.join(blocks) + '\n'
+
+
 def link_to_repository(app, docname, source) -> None:
     """Show links to files outside of the site by their path: the site does not carry them."""
     source[0] = re.sub(r'\[([^\]]+)\]\(\.\./([^)#]+)[^)]*\)', _as_path, source[0])
@@ -63,6 +73,7 @@ def _as_path(match: re.Match) -> str:
 
 
 def setup(app) -> None:
-    """Write the generated page, and rewrite links while pages are read."""
+    """Write the generated pages, and rewrite links while pages are read."""
     (DOCS / 'model_zoo.md').write_text(model_zoo(), encoding='utf-8')
+    (DOCS / 'tutorial.md').write_text(tutorial(), encoding='utf-8')
     app.connect('source-read', link_to_repository)

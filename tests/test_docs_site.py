@@ -14,7 +14,7 @@ PAGES = [
     for pattern in ('*.md', 'docs/*.md', 'configs/*/*.md', 'experiments/*.md')
     for path in sorted(ROOT.glob(pattern))
     # Older entries of the changelog speak of what was there then.
-    if path.name not in ('CHANGELOG.md', 'model_zoo.md')
+    if path.name not in ('CHANGELOG.md', 'model_zoo.md', 'tutorial.md')
 ]
 SCRIPT = re.compile(r'(?:tools|benchmarks|experiments)/[\w/-]+\.(?:py|sh)')
 
