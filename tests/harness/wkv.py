@@ -10,12 +10,8 @@ NAMES = ('y', 'dw', 'du', 'dk', 'dv')
 
 def cases(*dtypes, distance='paper'):
     """(device, backend, dtype) of everything that runs here, a backend of later too."""
-    return [
-        (device, name, dtype)
-        for device in DEVICES
-        for dtype in dtypes
-        for name in runnable_backends(device, dtype, distance)
-    ]
+    pairs = [(device, dtype) for device in DEVICES for dtype in dtypes]
+    return [(d, name, dtype) for d, dtype in pairs for name in runnable_backends(d, dtype, distance)]
 
 
 def by_weights(w, u, k, v, distance='paper'):

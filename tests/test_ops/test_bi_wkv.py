@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from mmvisiongru.ops import bi_wkv
-from mmvisiongru.ops.wkv import runnable_backends, torch_wkv
+from mmvisiongru.ops.wkv import runnable_backends
 from tests.harness import ROOT
 from tests.harness.scans import TOLERANCE, assert_within, error
-from tests.harness.wkv import NAMES, by_sums, by_weights, cases, expected, inputs, run_backend
+from tests.harness.wkv import NAMES, by_sums, cases, expected, inputs, run_backend
 
 REAL, HARD = (-5.0, 3.0), (-15.0, 15.0)
 FIXTURE = np.load(ROOT / 'tests/data/official_vrwkv_dim16.npz')
@@ -77,14 +77,6 @@ def test_results_do_not_depend_on_the_number_of_threads(backend, threads):
     assert all(torch.equal(x, one[name]) for name, x in run_backend(backend, tensors).items())
 
 
-def test_tiles_do_not_change_results(monkeypatch):
-    tensors = inputs(3, 150, 5, torch.float64)
-    # One chunk at a time; one image at a time with all its chunks; everything at once.
-    for tile in (1, 2 * 64 * 5 * 3, 1 << 30):
-        monkeypatch.setattr(torch_wkv, 'TILE', tile)
-        assert_within(run_backend('torch', tensors), expected(tensors), torch.float64)
-
-
 @pytest.mark.parametrize('number', range(6))
 @pytest.mark.parametrize('backend', runnable_backends('cpu', torch.float64))
 def test_values_of_the_original_and_of_the_released_kernel(backend, number):
@@ -106,17 +98,6 @@ def test_released_distance_has_exact_gradients(device, backend, dtype, length):
     tensors = inputs(2, length, 4, dtype, seed=length)
     got = run_backend(backend, tensors, device, distance='released')
     assert_within(got, expected(tensors, distance='released'), dtype)
-
-
-def test_the_two_distances_meet_as_sequences_grow():
-    apart = []
-    for length in (6, 33, 196, 3136):
-        w, u, k, v, _ = inputs(1, length, 32, torch.float64, seed=3)
-        y, released = (bi_wkv(w, u, k, v, distance=name, backend='torch') for name in ('paper', 'released'))
-        apart.append(error(released, y, 'max'))
-    assert apart == sorted(apart, reverse=True)
-    assert apart[0] > 0.1
-    assert apart[-1] < 1e-3
 
 
 # Exponents -w T and u that are as far apart as a backend allows, with keys that are farther apart.
@@ -210,21 +191,16 @@ def bad(**changes):
         (dict(u=torch.rand(3).bfloat16()), r'u must be float32 or float64 on cpu, got torch.bfloat16'),
         (dict(w=torch.rand(4)), r'w must be \(C,\) = \(3,\), got \(4,\)'),
         (dict(u=torch.rand(1, 3)), r'u must be \(C,\) = \(3,\), got \(1, 3\)'),
-        (dict(k=torch.rand(2, 5, 3)), r'must both be \(B, T, C\), got \(2, 5, 3\) and \(2, 6, 3\)'),
-        (dict(k=torch.rand(6, 3), v=torch.rand(6, 3)), r'must both be \(B, T, C\)'),
-        (
-            dict(v=torch.rand(2, 6, 3).double()),
-            r'one floating-point dtype and on one device, got torch.float32',
-        ),
+        (dict(k=torch.rand(2, 5, 3)), r'k and v.* got \(2, 5, 3\) and \(2, 6, 3\)'),
+        (dict(k=torch.rand(6, 3), v=torch.rand(6, 3)), r'k and v.* got \(6, 3\)'),
+        (dict(v=torch.rand(2, 6, 3).double()), r'k and v.* got torch.float32 .* torch.float64'),
         (dict(k=torch.ones(2, 6, 3).long(), v=torch.ones(2, 6, 3).long()), r'got torch.int64'),
-        (dict(distance='manhattan'), r"distance must be one of \('paper', 'released'\), got 'manhattan'"),
-        (dict(backend='cuda'), r"bi_wkv backend must be 'auto' or one of \(.*\), got 'cuda'"),
-        (dict(w=torch.tensor([0.0, -20, 0]), backend='torch'), r"'torch'.* -w T.* 64 .* 120.*'reference'"),
-        (
-            dict(w=torch.zeros(3), u=torch.tensor([0.0, 0, 65]), backend='torch'),
-            r"'torch'.* u .* 64 .* 65.*'reference'",
-        ),
-        (dict(w=torch.tensor([0.0, torch.nan, 0]), backend='torch'), r"'torch'.* -w T.* nan.*'reference'"),
+        (dict(distance='manhattan'), r"distance .* \('paper', 'released'\), got 'manhattan'"),
+        (dict(backend='cuda'), r"bi_wkv backend .*'torch'.* got 'cuda'"),
+        (dict(distance='released', backend='cpu'), r"\('auto', 'torch', 'reference'\), got 'cpu'"),
+        (dict(w=torch.tensor([0.0, -20, 0]), backend='torch'), r"-w T.* 64 .* 120.*'reference'"),
+        (dict(w=torch.zeros(3), u=torch.tensor([0.0, 0, 65])), r" u .* 64 .* 65.*'reference'"),
+        (dict(w=torch.tensor([0.0, torch.nan, 0]), backend='torch'), r"-w T.* nan.*'reference'"),
         # Each alone is allowed.
         (dict(w=torch.full((3,), 64 / 6), u=torch.full((3,), 64.0)), r"-w T.* u .* 64 .* 128.*'reference'"),
     ],
@@ -237,24 +213,8 @@ def test_bad_input_is_one_line(changes, message):
     assert '\n' not in str(raised.value)
 
 
-def test_released_distance_names_its_backends():
-    with pytest.raises(ValueError, match=r"one of \('torch', 'reference'\), got 'cpu'"):
-        bi_wkv(**bad(distance='released', backend='cpu'))
-
-
 def test_float64_holds_larger_decays():
     _, *others = inputs(1, 20, 2, torch.float64)
     tensors = (torch.tensor([-30.0, 31.0]).double(), *others)
     ref = run_backend('reference', tensors)
     assert_within(run_backend('torch', tensors), ref, torch.float64)
-
-
-def test_definition_of_one_and_two_tokens():
-    v = torch.tensor([[[2.0], [6.0]]])
-    k = torch.tensor([[[0.0], [0.0]]])
-    w, u = torch.tensor([3.0]), torch.tensor([0.5])
-    own = np.exp(0.5)
-    y = bi_wkv(w, u, k, v)
-    assert y[0, 0, 0].item() == pytest.approx((own * 2 + 6) / (own + 1), rel=1e-6)
-    assert bi_wkv(w, u, k[:, :1], v[:, :1]).item() == pytest.approx(2.0, rel=1e-6)
-    assert by_weights(w, u, k, v)[0, 0, 0].item() == pytest.approx(y[0, 0, 0].item(), rel=1e-6)
