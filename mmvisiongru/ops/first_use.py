@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from subprocess import CalledProcessError
 from types import ModuleType
 
 import torch
@@ -49,6 +50,11 @@ def _compare(example: Callable, device: torch.device) -> str:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             pairs = zip(example('triton', device), example('torch', device), strict=True)
             errors = [((got - ref).abs().max() / ref.abs().max()).item() for got, ref in pairs]
+    except CalledProcessError as failure:
+        # Triton compiles its launcher in C, against Python.h and libcuda.
+        return (
+            f'fails ({failure.cmd[0]} cannot build its launcher: are the headers in python3-dev installed?)'
+        )
     # Whatever fails, 'torch' can run.
     except Exception as failure:
         return f'fails ({type(failure).__name__}: {" ".join(str(failure).split())[:200]})'

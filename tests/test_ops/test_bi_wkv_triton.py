@@ -19,13 +19,7 @@ from tests.harness.children import PATIENCE
 from tests.harness.guarded import PLACES, Guarded
 from tests.harness.interpreter import interpreted, mend
 from tests.harness.scans import TOLERANCE, error
-from tests.harness.triton_compile import (
-    MORE_REGISTERS,
-    MORE_STACK,
-    cross_compile,
-    needs_compiler,
-    resources,
-)
+from tests.harness.triton_compile import cross_compile, needs_compiler, spilled
 from tests.harness.wkv import NAMES, by_sums, expected, inputs
 
 pytest.importorskip('triton', reason='Triton is not installed, as on other systems than Linux')
@@ -96,20 +90,20 @@ def results(interpreter):
     return json.loads(lines[-1])
 
 
-# Name, type of the states, and the bounds on registers and bytes of stack. Measured are 64, 70, 128, 255 and
-# 192 registers, and 256 bytes: what dw needs of 16 tokens in float64 is more than a thread holds.
+# Name, type of the states, and the bound on bytes of stack: what dw needs of 16 tokens in float64 is more
+# than a thread holds in registers, 256 bytes with Triton 3.9 and 128 more before.
 COMPILED = [
-    ('totals', 'fp32', 72, 0),
-    ('totals', 'fp64', 84, 0),
-    ('average', 'fp32', 144, 0),
-    ('adjoint', 'fp64', 255, 256),
-    ('gradients', 'fp32', 208, 0),
+    ('totals', 'fp32', 0),
+    ('totals', 'fp64', 0),
+    ('average', 'fp32', 0),
+    ('adjoint', 'fp64', 256 if triton_launch.triton_version() >= (3, 9) else 384),
+    ('gradients', 'fp32', 0),
 ]
 
 
 @needs_compiler
-@pytest.mark.parametrize(('name', 'states', 'registers', 'stack'), COMPILED)
-def test_kernels_compile(name, states, registers, stack, tmp_path):
+@pytest.mark.parametrize(('name', 'states', 'stack'), COMPILED)
+def test_kernels_compile(name, states, stack, tmp_path):
     from mmvisiongru.ops.wkv import triton_kernels
 
     kernel, map_ = getattr(triton_kernels, name), triton_kernels.Map('*bf16', 48, 48)
@@ -120,10 +114,7 @@ def test_kernels_compile(name, states, registers, stack, tmp_path):
     types.update(triton_wkv.TILE)
     arguments = {argument: types.get(argument, '*bf16') for argument in kernel.arg_names}
     options = dict(triton_launch.OPTIONS, num_warps=triton_wkv.TILE['num_warps'])
-    found = resources(cross_compile(kernel, arguments, 90, options), tmp_path)
-    assert found['REG'] <= min(registers + MORE_REGISTERS, 255)
-    assert found['STACK'] <= (stack and stack + MORE_STACK)
-    assert found['LOCAL'] == 0
+    assert spilled(cross_compile(kernel, arguments, 90, options), tmp_path) <= stack
 
 
 @pytest.mark.parametrize('place', PLACES)

@@ -3,8 +3,6 @@
 In 16-bit types a single launch moves 6 bytes per inner element forward and 12 backward, in chunks 10 and 16.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -15,35 +13,26 @@ from .interface import PreActivations, ScanOptions
 __all__ = ['backward', 'forward', 'unsupported']
 
 
-class _Launch(NamedTuple):
-    """Grid and arguments of the kernels of a forward or backward call."""
+def _launch(shape: torch.Size, device: torch.device, options: ScanOptions, backward: bool):
+    """Grid and arguments for maps of ``shape`` (B, H, W, P, D), and whether they are cut into chunks."""
+    processors = triton_launch.processors(device)
+    grid, arguments = triton_launch.launch(shape, options.paths, backward, processors)
+    return grid, dict(arguments, LINEAR=options.candidate == 'linear'), arguments['chunks'] > 1
 
-    grid: tuple[int, int]
-    arguments: dict
-    backward: bool
-    chunked: bool
 
-    @classmethod
-    def of(cls, x: PreActivations, options: ScanOptions, backward: bool) -> '_Launch':
-        """The launch for maps (B, H, W, P, D)."""
-        processors = triton_launch.processors(x.gate.device)
-        grid, arguments = triton_launch.launch(x.gate.shape, options.paths, backward, processors)
-        arguments = dict(arguments, LINEAR=options.candidate == 'linear')
-        return cls(grid, arguments, backward, arguments['chunks'] > 1)
+def _enter_chunks(grid, arguments: dict, gate, value, state: Tensor | None, backward: bool) -> Tensor:
+    """State before each chunk, (chunks, lanes), from Maps; ``value`` is hidden, or backward dL/dh."""
+    from .. import triton_affine
+    from . import triton_kernels
 
-    def enter_chunks(self, gate, value, state: Tensor | None) -> Tensor:
-        """State before each chunk, (chunks, lanes), from Maps; ``value`` is hidden, or backward dL/dh."""
-        from .. import triton_affine
-        from . import triton_kernels
-
-        chunks, lanes = self.arguments['chunks'], self.arguments['lanes']
-        sums = torch.empty(2, chunks, lanes, dtype=torch.float32, device=gate.data.device)
-        triton_kernels.chunk_sums[self.grid](gate, value, sums, BACKWARD=self.backward, **self.arguments)
-        grid = (-(-lanes // STATES['LANES']),)
-        triton_affine.chunk_states[grid](
-            sums, state, lanes, chunks, STEPS=self.arguments['STEPS'], **STATES, **OPTIONS
-        )
-        return sums[1]
+    chunks, lanes = arguments['chunks'], arguments['lanes']
+    sums = torch.empty(2, chunks, lanes, dtype=torch.float32, device=gate.data.device)
+    triton_kernels.chunk_sums[grid](gate, value, sums, BACKWARD=backward, **arguments)
+    grid = (-(-lanes // STATES['LANES']),)
+    triton_affine.chunk_states[grid](
+        sums, state, lanes, chunks, STEPS=arguments['STEPS'], **STATES, **OPTIONS
+    )
+    return sums[1]
 
 
 def forward(x: PreActivations, out: Tensor, options: ScanOptions, state: Tensor | None = None) -> None:
@@ -54,14 +43,14 @@ def forward(x: PreActivations, out: Tensor, options: ScanOptions, state: Tensor 
 
     assert out.is_contiguous()
     x = kernels.PreActivations(*same_layout(*x))
-    launch = _Launch.of(x, options, backward=False)
+    grid, arguments, chunked = _launch(out.shape, out.device, options, backward=False)
     with on(out.device):
         if state is not None:
             state = state.to(torch.float32).contiguous()
-        if launch.chunked:
+        if chunked:
             gate, hidden = (kernels.Map(data, x.strides) for data in (x.gate, x.hidden))
-            state = launch.enter_chunks(gate, hidden, state)
-        kernels.scan_forward[launch.grid](x, out, state, CHUNKED=launch.chunked, **launch.arguments)
+            state = _enter_chunks(grid, arguments, gate, hidden, state, backward=False)
+        kernels.scan_forward[grid](x, out, state, CHUNKED=chunked, **arguments)
 
 
 def backward(grad: Tensor, x: PreActivations, h: Tensor, out: PreActivations, options: ScanOptions) -> None:
@@ -73,9 +62,10 @@ def backward(grad: Tensor, x: PreActivations, h: Tensor, out: PreActivations, op
     x, out = kernels.PreActivations(*same_layout(*x)), kernels.PreActivations(*out, Strides.of(out.gate))
     assert out.strides == Strides.of(out.hidden)
     grad, h, dense = same_layout(grad.contiguous(), h.contiguous())
-    launch = _Launch.of(x, options, backward=True)
+    grid, arguments, chunked = _launch(h.shape, h.device, options, backward=True)
     state = None
     with on(h.device):
-        if launch.chunked:
-            state = launch.enter_chunks(kernels.Map(x.gate, x.strides), kernels.Map(grad, dense), None)
-        kernels.scan_backward[launch.grid](grad, x, h, out, state, CHUNKED=launch.chunked, **launch.arguments)
+        if chunked:
+            gate, value = kernels.Map(x.gate, x.strides), kernels.Map(grad, dense)
+            state = _enter_chunks(grid, arguments, gate, value, None, backward=True)
+        kernels.scan_backward[grid](grad, x, h, out, state, CHUNKED=chunked, **arguments)

@@ -6,7 +6,6 @@ It uses no atomics, so results are the same from run to run.
 import torch
 from torch import Tensor
 
-from ..chunking import before
 from ..triton_launch import MAX_TOKENS, OPTIONS, on, unsupported
 from .interface import LIMIT, Wkv
 
@@ -35,6 +34,8 @@ class _Launch:
         self.powers = torch.exp(-self.w * step).float()
         self.top = x.k.amax(1).float()
         self.grid = (B * -(-C // TILE['LANES']), -(-self.chunks // TILE['ROWS']))
+        kinds_stride = B * self.chunks * 2 * C
+        self.sizes = dict(D=C, L=T, chunks=self.chunks, kinds_stride=kinds_stride, **TILE, **OPTIONS)
 
     def inputs(self) -> tuple:
         """``triton_kernels.Inputs``."""
@@ -46,11 +47,6 @@ class _Launch:
         """Memory for the states of the chunks: past, future and, for kinds = 4, their moments."""
         B, _, C = self.k.shape
         return torch.empty(kinds, B, self.chunks, 2, C, dtype=dtype, device=self.device)
-
-    def sizes(self) -> dict:
-        """Sizes, as arguments of any kernel."""
-        B, T, C = self.k.shape
-        return dict(D=C, L=T, chunks=self.chunks, kinds_stride=B * self.chunks * 2 * C, **TILE, **OPTIONS)
 
     def enter(self, totals: Tensor) -> Tensor:
         """States entering each chunk, from those leaving each; computed in float64."""
@@ -64,11 +60,17 @@ class _Launch:
         q = torch.arange(self.chunks, device=self.device, dtype=torch.float64).view(-1, 1, 1)
         # A total decays over the q - p - 1 chunks in between.
         grow, decay = torch.exp(self.w * STEPS * q), torch.exp(-self.w * STEPS * (q - 1))
-        sums = before(totals * grow)
+        sums = _before(totals * grow)
         if moments is None:
             return [sums * decay]
-        farther = STEPS * ((q - 1) * sums - before(totals * grow * q))
-        return [sums * decay, (before(moments * grow) + farther) * decay]
+        farther = STEPS * ((q - 1) * sums - _before(totals * grow * q))
+        return [sums * decay, (_before(moments * grow) + farther) * decay]
+
+
+def _before(x: Tensor) -> Tensor:
+    """Exclusive cumulative sum over the chunks; a difference of sums would cancel digits."""
+    sums = x.cumsum(1)
+    return torch.cat((torch.zeros_like(sums[:, :1]), sums[:, :-1]), 1)
 
 
 def forward(x: Wkv, y: Tensor, distance: str) -> None:
@@ -78,7 +80,7 @@ def forward(x: Wkv, y: Tensor, distance: str) -> None:
     assert y.is_contiguous()
     launch = _Launch(x)
     totals = launch.states(2, torch.float32)
-    inputs, sizes = launch.inputs(), launch.sizes()
+    inputs, sizes = launch.inputs(), launch.sizes
     with on(launch.device):
         triton_kernels.totals[launch.grid](inputs, totals, MOMENTS=False, **sizes)
         entered = launch.enter(totals)
@@ -93,19 +95,13 @@ def backward(grad: Tensor, x: Wkv, out: Wkv, distance: str) -> None:
     totals, ratio_totals = launch.states(4, torch.float64), launch.states(2, torch.float32)
     parts = launch.states(1, torch.float64)
     ratios = torch.empty(2, *x.k.shape, dtype=torch.float32, device=launch.device)
-    inputs, sizes = launch.inputs(), launch.sizes()
+    inputs, bonus, grid, sizes = launch.inputs(), launch.bonus, launch.grid, launch.sizes
     with on(launch.device):
-        triton_kernels.totals[launch.grid](inputs, totals, MOMENTS=True, **sizes)
+        triton_kernels.totals[grid](inputs, totals, MOMENTS=True, **sizes)
         sizes['ratios_stride'] = ratios[0].numel()
-        triton_kernels.adjoint[launch.grid](
-            *(triton_kernels.Map.of(grad), inputs, launch.bonus),
-            *(launch.enter(totals), ratios, parts, ratio_totals),
-            **sizes,
-        )
-        triton_kernels.gradients[launch.grid](
-            *(inputs, launch.bonus, launch.powers, ratios, launch.enter(ratio_totals)),
-            *(out.k, out.v),
-            **sizes,
-        )
+        given = triton_kernels.Map.of(grad), inputs, bonus, launch.enter(totals)
+        triton_kernels.adjoint[grid](*given, ratios, parts, ratio_totals, **sizes)
+        given = inputs, bonus, launch.powers, ratios, launch.enter(ratio_totals)
+        triton_kernels.gradients[grid](*given, out.k, out.v, **sizes)
     for target, sums in zip((out.w, out.u), parts.sum((0, 1, 2)), strict=True):
         target.copy_(sums)
