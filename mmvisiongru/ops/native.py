@@ -26,7 +26,6 @@ FLAGS += ['-shared', '-fPIC']
 # Elements, the least work that pays for another thread.
 GRAIN = 1 << 15
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
-DIGEST_LENGTH = 64  # characters of the SHA-256 appended to a library, which loaders ignore
 
 log = logging.getLogger('mmvisiongru')
 
@@ -75,16 +74,12 @@ def library(name: str) -> tuple[ctypes.CDLL | None, str]:
         return None, reason
 
 
-def passes(name: str, prefix: str, **argtypes: list) -> dict:
-    """Functions ``<prefix>_<pass>`` of a library, by pass.
-
-    ctypes raises when an argument is missing or has another type than ``argtypes``.
-    """
-    functions = {}
-    for key, types in argtypes.items():
-        functions[key] = getattr(library(name)[0], f'{prefix}_{key}')
-        functions[key].argtypes, functions[key].restype = types, None
-    return functions
+@cache
+def function(library_name: str, name: str, arguments: tuple):
+    """A function of a library; ctypes raises when an argument is missing or of another type."""
+    found = getattr(library(library_name)[0], name)
+    found.argtypes, found.restype = arguments, None
+    return found
 
 
 def cache_folder() -> Path:
@@ -119,19 +114,12 @@ def _load(name: str) -> ctypes.CDLL:
     if compiler is None:
         raise OSError('no C++ compiler (g++, clang++ or $CXX) on PATH')
     path = cache_folder() / _file_name(name, compiler)
-    exists = os.path.lexists(path)
-    if exists and (reason := _risk(path) or ('' if _is_intact(path) else 'is damaged')):
-        log.warning('%s %s and is built again', path, reason)
-        exists = False
-    if not exists:
+    risk = _risk(path) if os.path.lexists(path) else ''
+    if risk:
+        log.warning('%s %s and is built again', path, risk)
+    if risk or not path.exists():
         _build(name, compiler, path)
     return ctypes.CDLL(str(path))
-
-
-def _is_intact(path: Path) -> bool:
-    """Whether a library ends with its own checksum; loading half of one may kill the process."""
-    data = path.read_bytes()
-    return hashlib.sha256(data[:-DIGEST_LENGTH]).hexdigest().encode() == data[-DIGEST_LENGTH:]
 
 
 def _file_name(name: str, compiler: str) -> str:
@@ -155,7 +143,5 @@ def _build(name: str, compiler: str, path: Path) -> None:
         partial = Path(folder) / path.name
         command = [compiler, *FLAGS, str(SOURCES / f'{name}.cpp'), '-o', str(partial)]
         subprocess.run(command, check=True, capture_output=True, text=True)
-        data = partial.read_bytes()
-        partial.write_bytes(data + hashlib.sha256(data).hexdigest().encode())
         partial.chmod(0o700)
         os.replace(partial, path)

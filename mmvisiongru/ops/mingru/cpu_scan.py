@@ -16,16 +16,10 @@ from ..scan_paths import Path
 from .interface import PreActivations, ScanOptions
 
 LIBRARY = 'mingru_scan'
-
+HEAD = (c_int, c_int, Shape, POINTER(c_uint8), POINTER(c_uint8), c_int)
+ARGUMENTS = dict(forward=(*HEAD, Map, Map, Map, c_void_p), backward=(*HEAD, *[Map] * 6))
 
 unsupported = partial(native.unsupported, LIBRARY)
-
-
-@cache
-def _functions() -> dict:
-    head = [c_int, c_int, Shape, POINTER(c_uint8), POINTER(c_uint8), c_int]
-    forward, backward = [Map, Map, Map, c_void_p], [Map] * 6
-    return native.passes(LIBRARY, 'mingru', forward=head + forward, backward=head + backward)
 
 
 @cache
@@ -40,7 +34,8 @@ def _call(name: str, h: Tensor, options: ScanOptions, *arguments) -> None:
         return
     column, reverse = _flags(options.paths)
     linear, threads = options.candidate == 'linear', native.threads(h.numel())
-    _functions()[name](linear, native.DTYPES[h.dtype], Shape(*h.shape), column, reverse, threads, *arguments)
+    head = linear, native.DTYPES[h.dtype], Shape(*h.shape), column, reverse, threads
+    native.function(LIBRARY, f'mingru_{name}', ARGUMENTS[name])(*head, *arguments)
 
 
 def forward(x: PreActivations, out: Tensor, options: ScanOptions, state: Tensor | None = None) -> None:

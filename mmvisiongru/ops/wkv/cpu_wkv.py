@@ -33,19 +33,15 @@ class Decay(ctypes.Structure):
     _fields_ = [(name, c_void_p) for name in ('delta', 'keep', 'chunk', 'bonus', 'powers')]
 
 
+HEAD = (c_int, Sizes, c_int, Decay, c_void_p, Map, Map)
+ARGUMENTS = dict(forward=(*HEAD, Map, c_void_p), backward=(*HEAD, *[Map] * 5, c_void_p, c_void_p))
+
 unsupported = partial(native.unsupported, LIBRARY)
 
 
 @cache
 def _chunk() -> int:
     return c_int.in_dll(native.library(LIBRARY)[0], 'bi_wkv_chunk').value
-
-
-@cache
-def _functions() -> dict:
-    head = [c_int, Sizes, c_int, Decay, c_void_p, Map, Map]
-    forward, backward = [Map, c_void_p], [*[Map] * 5, c_void_p, c_void_p]
-    return native.passes(LIBRARY, 'bi_wkv', forward=head + forward, backward=head + backward)
 
 
 def _map(x: Tensor) -> Map:
@@ -62,7 +58,8 @@ def _call(name: str, x: Wkv, *arguments) -> None:
     states = torch.empty(B, -(-T // _chunk()), 4 if name == 'forward' else 8, C, dtype=torch.float64)
     head = native.DTYPES[x.k.dtype], Sizes(B, T, C), native.threads(x.k.numel())
     decay = Decay(*(table.data_ptr() for table in tables))
-    _functions()[name](*head, decay, top.data_ptr(), _map(x.k), _map(x.v), *arguments, states.data_ptr())
+    run = native.function(LIBRARY, f'bi_wkv_{name}', ARGUMENTS[name])
+    run(*head, decay, top.data_ptr(), _map(x.k), _map(x.v), *arguments, states.data_ptr())
 
 
 def forward(x: Wkv, y: Tensor, distance: str) -> None:
