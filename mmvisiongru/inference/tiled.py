@@ -25,14 +25,14 @@ def is_large(height: int, width: int) -> bool:
     return height * width >= 4 * TILE_TOKENS
 
 
-def tile_rows(width: int) -> int:
-    """Rows of a tile of a map of this width."""
-    return max(1, TILE_TOKENS // width)
+def tile_lines(length: int) -> int:
+    """Rows of a tile of a map, or columns, that are so long."""
+    return max(1, TILE_TOKENS // length)
 
 
-def row_tiles(x: Tensor) -> tuple[Tensor, ...]:
-    """Split a map (B, H, W, C) into tiles of rows, which are views of it."""
-    return x.split(tile_rows(x.size(2)), 1)
+def tiles_of(x: Tensor, column: bool = False) -> tuple[Tensor, ...]:
+    """Split a map (B, H, W, C) into tiles of rows or of columns, which are views of it."""
+    return x.split(tile_lines(x.size(1 if column else 2)), 2 if column else 1)
 
 
 def cast_once(weight: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def cast_once(weight: Tensor) -> Tensor:
 
 
 class TiledStem(InferenceForm, Stem):
-    """:class:`Stem`."""
+    """:class:`Stem` on tiles of rows."""
 
     @classmethod
     def fits(cls, layer: Stem) -> bool:
@@ -53,12 +53,11 @@ class TiledStem(InferenceForm, Stem):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, in_channels) -> (B, ceil(H / 4), ceil(W / 4), dim)."""
         self.check_inference()
         height, width = (-(-side // 4) for side in x.shape[1:3])
         if not is_large(height, width):
             return super().forward(x)
-        out, rows = None, tile_rows(width)
+        out, rows = None, tile_lines(width)
         for top in range(0, height, rows):
             # A row of the map sees 4 rows of the image and the 3 above them. So a tile begins one row higher,
             # and the row that it computes from its own edge is dropped.
@@ -71,22 +70,21 @@ class TiledStem(InferenceForm, Stem):
 
 
 class TiledBlock(InferenceForm, Block):
-    """:class:`Block`."""
+    """:class:`Block`, whose MLP goes from tile to tile."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, dim) -> (B, H, W, dim)."""
         self.check_inference()
         if not is_large(*x.shape[1:3]):
             return super().forward(x)
         x = x + self.mixer(self.norm1(x))
-        for tile in row_tiles(x):
+        for tile in tiles_of(x):
             # In place is safe: nothing else holds this sum.
             tile += self.mlp(self.norm2(tile))
         return x
 
 
 class TiledMinGRU2D(InferenceForm, MinGRU2D):
-    """:class:`MinGRU2D`."""
+    """:class:`MinGRU2D`, path by path and tile by tile."""
 
     @classmethod
     def fits(cls, layer: MinGRU2D) -> bool:
@@ -94,7 +92,6 @@ class TiledMinGRU2D(InferenceForm, MinGRU2D):
         return layer.in_proj.bias is None and layer.out_proj.bias is None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
         self.check_inference()
         if not is_large(*x.shape[1:3]):
             return super().forward(x)
@@ -106,16 +103,11 @@ class TiledMinGRU2D(InferenceForm, MinGRU2D):
         out = torch.empty_like(x, dtype=dtype if number < 3 else accumulation_dtype(dtype))
         for p, (name, w_in, w_out) in enumerate(zip(self.paths, weights_in, weights_out, strict=True)):
             path, state = PATHS[name], None
-            tiles = zip(row_tiles(path.by_rows(x)), row_tiles(path.by_rows(out)), strict=True)
-            for tile, y in path.in_order(list(tiles)):
-                h = mingru_scan_2d(
-                    linear(tile, w_in),
-                    paths=(path.along_rows,),
-                    candidate=self.candidate,
-                    backend=self.backend,
-                    state=state,
-                )
-                state = path.last(h)
+            tiles = list(zip(tiles_of(x, path.column), tiles_of(out, path.column), strict=True))
+            for tile, y in reversed(tiles) if path.reverse else tiles:
+                projected, options = linear(tile, w_in), dict(candidate=self.candidate, backend=self.backend)
+                h = mingru_scan_2d(projected, paths=(name,), state=state, **options)
+                state = h[:, 0, :1] if path.reverse else h[:, -1, -1:]
                 part = linear(h, w_out)
                 y.add_(part) if p else y.copy_(part)
         return out.to(dtype)

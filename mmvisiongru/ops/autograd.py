@@ -9,22 +9,32 @@ from torch.utils.flop_counter import register_flop_formula
 
 
 def with_gradient(
-    name: str, operator, backward, setup: Callable, gradient: Callable, dim: int, flops: tuple[int, int]
+    name: str, operator, backward, tensors: int, saves_output: bool, dim: int, flops: tuple[int, int]
 ) -> Callable:
-    """Register gradient and FLOPs of a custom operator and return the function to call it by.
+    """Register a custom operator's gradient, with its shapes, and FLOPs; return the function to call it by.
 
     ``torch.library`` registers gradients that compilers understand, but ``torch.func`` does not, and forward
     mode drops tangents silently. Outside of a graph the operator is therefore called by a ``Function``.
 
     Args:
         name (str): Name of the operator, without its namespace.
-        operator, backward: The custom operator, and the one that computes its gradients.
-        setup (Callable): ``setup(ctx, inputs, output)`` saves tensors for backward.
-        gradient (Callable): ``gradient(backward, ctx, grad)`` returns one gradient per input.
+        operator, backward: The custom operator, and the one that computes the gradients of its tensors from
+            that of the output, the saved tensors, and the options, which are strings and truth values.
+        tensors (int): Number of arguments that have a gradient, the first ones.
+        saves_output (bool): Whether ``backward`` takes the output behind these.
         dim (int): 0 or -1, a dimension that all tensors have and that the operator treats element by element;
             ``vmap`` folds its own dimension into it.
         flops (tuple[int, int]): Per element of the output, forward and backward.
     """
+
+    def setup(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:tensors], *([output] if saves_output else []))
+        ctx.options = [x for x in inputs[tensors:] if isinstance(x, (str, bool))]
+        ctx.others = len(inputs) - tensors
+
+    def gradient(backward, ctx, grad):
+        grads = backward(grad, *ctx.saved_tensors, *ctx.options)
+        return *((grads,) if torch.is_tensor(grads) else grads), *(None,) * ctx.others
 
     def refuse(ctx, *_):
         raise RuntimeError(
@@ -59,6 +69,11 @@ def with_gradient(
         forward = staticmethod(lambda *args: operator(*args))
         setup_context = staticmethod(setup)
         backward = staticmethod(lambda ctx, grad: gradient(Gradient.apply, ctx, grad))
+
+    @backward.register_fake
+    def _(grad, *args):
+        grads = tuple(x.new_empty(x.shape) for x in args[:tensors])
+        return grads if tensors > 1 else grads[0]
 
     operator.register_autograd(lambda ctx, grad: gradient(backward, ctx, grad), setup_context=setup)
     backward.register_autograd(refuse)

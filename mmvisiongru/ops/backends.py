@@ -1,11 +1,11 @@
-"""Table of an operator's backends, and the choice among them.
+"""Table of an operator's backends, the choice among them, and checks of arguments.
 
 A backend is a module that exports ``unsupported(device, dtype)``, the reasons why it cannot run there, and
 the functions of its operator's ``interface.py``. It is imported on first use, so that Triton and compiled
 code cost nothing until then.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
 
@@ -33,18 +33,11 @@ class Backends:
     def __iter__(self):
         return iter(self.modules)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.modules
-
     def module(self, name: str) -> ModuleType:
         """Import the module of a backend."""
         if name not in self._imported:
             self._imported[name] = import_module(f'.{self.modules[name]}', self.package)
         return self._imported[name]
-
-    def name(self, module: ModuleType) -> str:
-        """Name of a backend."""
-        return next(name for name in self if self.module(name) is module)
 
     def runnable(self, device='cpu', dtype: torch.dtype = torch.float32) -> list[str]:
         """Names of the backends that can run on ``device``, in the order in which 'auto' prefers them."""
@@ -60,6 +53,10 @@ class Backends:
 
         return problem(self.operator, self.module(name), self.example, device)
 
+    def reasons(self, name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+        """Why 'auto' does not take a backend."""
+        return self.module(name).unsupported(device, dtype) or [*filter(None, [self.distrust(name, device)])]
+
     def resolve(self, name: str, x: Tensor) -> ModuleType:
         """Choose a backend for x: 'auto' takes the first that can run, a named one runs or raises.
 
@@ -67,8 +64,7 @@ class Backends:
             RuntimeError: The named backend cannot run; the message has every reason.
         """
         if name == 'auto':
-            names = (name for name in self if not self.module(name).unsupported(x.device, x.dtype))
-            return self.module(next(name for name in names if not self.distrust(name, x.device)))
+            return self.module(next(name for name in self if not self.reasons(name, x.device, x.dtype)))
         if reasons := self.module(name).unsupported(x.device, x.dtype):
             what = f"{self.operator} backend '{name}' cannot run on {x.device}, {x.dtype}"
             raise RuntimeError(f'{what}: {"; ".join(reasons)}')
@@ -80,7 +76,7 @@ class Backends:
         if name == 'auto':
             taken = self.runnable(device, dtype)[0]
             for other in list(self)[: list(self).index(taken)]:
-                reasons = self.module(other).unsupported(device, dtype) or [self.distrust(other, device)]
+                reasons = self.reasons(other, device, dtype)
                 # A backend for another device needs no explanation.
                 if not any(reason.startswith('tensors are on') for reason in reasons):
                     skipped.append(f"; not '{other}': {'; '.join(reasons)}")
@@ -88,8 +84,24 @@ class Backends:
 
     def check(self, name: str) -> None:
         """Raise ValueError unless ``name`` is 'auto' or a backend."""
-        if name != 'auto' and name not in self:
-            raise ValueError(f"{self.operator} backend must be 'auto' or one of {tuple(self)}, got {name!r}")
+        check_choice(f'{self.operator} backend', name, ('auto', *self))
+
+
+def check_choice(name: str, value: object, known: Sequence) -> None:
+    """Raise ValueError unless the argument ``name`` has one of the known values."""
+    if value not in known:
+        raise ValueError(f'{name} must be one of {tuple(known)}, got {value!r}')
+
+
+def check_sequences(a: Tensor, b: Tensor, names: str) -> None:
+    """Raise ValueError unless two arguments are sequences (B, L, D) of one shape, dtype and device."""
+    if a.dim() != 3 or a.shape != b.shape:
+        raise ValueError(f'{names} must both be (B, L, D), got {tuple(a.shape)} and {tuple(b.shape)}')
+    if (a.dtype, a.device) != (b.dtype, b.device) or not a.is_floating_point():
+        raise ValueError(
+            f'{names} must be of one floating-point dtype and on one device, got {a.dtype} on {a.device} and '
+            f'{b.dtype} on {b.device}'
+        )
 
 
 def runs_everywhere(device: torch.device, dtype: torch.dtype) -> list[str]:

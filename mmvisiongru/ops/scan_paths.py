@@ -12,23 +12,6 @@ class Path(NamedTuple):
     column: bool  # down the columns: the rows of the transposed map
     reverse: bool  # from the last token to the first
 
-    def by_rows(self, x: Tensor) -> Tensor:
-        """View a map (B, H, W, D) so that this path reads it along rows."""
-        return x.transpose(1, 2) if self.column else x
-
-    @property
-    def along_rows(self) -> str:
-        """Name of this path on the map of :meth:`by_rows`."""
-        return 'row_reverse' if self.reverse else 'row'
-
-    def in_order(self, tiles: Sequence) -> Sequence:
-        """Reorder the tiles of a map, given from top to bottom, as the path reads them."""
-        return tiles[::-1] if self.reverse else tiles
-
-    def last(self, h: Tensor) -> Tensor:
-        """State (B, 1, D) after the last token, given the states of a map (B, H, W, D) of :meth:`by_rows`."""
-        return h[:, 0, :1] if self.reverse else h[:, -1, -1:]
-
 
 PATHS = {
     'row': Path(column=False, reverse=False),
@@ -53,3 +36,8 @@ def write_sequence(x: Tensor, column: bool, out: Tensor) -> None:
     """Write a sequence (B, L, D) back into a map ``out`` (B, H, W, D), which may be strided."""
     target = out.transpose(1, 2) if column else out
     target.copy_(x.view(target.shape))
+
+
+def steps(length: int, reverse: bool):
+    """Positions in reading order."""
+    return reversed(range(length)) if reverse else range(length)

@@ -23,8 +23,7 @@ def page() -> str:
     for device, (table, _) in product(DEVICES, OPERATORS):
         lines.append(f'\n{table.operator} on {device}:')
         for name in table:
-            reasons = table.module(name).unsupported(device, torch.float32)
-            reasons = '; '.join(reasons) or table.distrust(name, device)
+            reasons = '; '.join(table.reasons(name, device, torch.float32))
             taken = ", taken by 'auto'" if table.runnable(device)[0] == name else ''
             lines.append(f'  {name:<10} {f"not used: {reasons}" if reasons else f"runs{taken}"}')
     try:

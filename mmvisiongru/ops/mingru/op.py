@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..autograd import with_gradient
-from ..backends import Backends, unit_stride
+from ..backends import Backends, check_choice, check_sequences, unit_stride
 from ..scan_paths import check_paths
 from .interface import PreActivations, ScanOptions
 
@@ -43,14 +43,6 @@ def runnable_backends(device='cpu', dtype: torch.dtype = torch.float32) -> list[
         ['torch', 'reference']
     """
     return BACKENDS.runnable(device, dtype)
-
-
-def _check(x: Tensor, candidate: str, backend: str) -> None:
-    if not x.is_floating_point():
-        raise ValueError(f'the scan takes floating-point tensors, got {x.dtype}')
-    if candidate not in CANDIDATES:
-        raise ValueError(f'candidate must be one of {CANDIDATES}, got {candidate!r}')
-    BACKENDS.check(backend)
 
 
 def _row_map(x: Tensor) -> Tensor:
@@ -116,42 +108,16 @@ def _(gate, hidden, reverse, candidate, backend):
     return gate.new_empty(gate.shape)
 
 
-@_scan_backward_op.register_fake
-def _(grad, gate, hidden, h, reverse, candidate, backend):
-    return gate.new_empty(gate.shape), gate.new_empty(gate.shape)
-
-
 @_scan_2d_op.register_fake
 def _(projected, paths, candidate, backend, state=None):
     return projected.new_empty((*projected.shape[:3], projected.size(3) // 2))
 
 
-@_scan_2d_backward_op.register_fake
-def _(grad, projected, h, paths, candidate, backend):
-    return projected.new_empty(projected.shape)
-
-
-def _scan_setup(ctx, inputs, output):
-    gate, hidden, *ctx.options = inputs
-    ctx.save_for_backward(gate, hidden, output)
-
-
-def _scan_gradient(backward, ctx, grad):
-    return (*backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None)
-
-
-def _scan_2d_setup(ctx, inputs, output):
-    projected, *ctx.options, _ = inputs
-    ctx.save_for_backward(projected, output)
-
-
-def _scan_2d_gradient(backward, ctx, grad):
-    return backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
-
-
-_scan = with_gradient('mingru_scan', _scan_op, _scan_backward_op, _scan_setup, _scan_gradient, 0, FLOPS)
+_scan = with_gradient(
+    'mingru_scan', _scan_op, _scan_backward_op, tensors=2, saves_output=True, dim=0, flops=FLOPS
+)
 _scan_2d = with_gradient(
-    'mingru_scan_2d', _scan_2d_op, _scan_2d_backward_op, _scan_2d_setup, _scan_2d_gradient, 0, FLOPS
+    'mingru_scan_2d', _scan_2d_op, _scan_2d_backward_op, tensors=1, saves_output=True, dim=0, flops=FLOPS
 )
 
 
@@ -185,13 +151,9 @@ def mingru_scan(
         >>> mingru_scan(gate, hidden).flatten()
         tensor([0.2500, 0.3750, 0.4375])
     """
-    if gate.dim() != 3 or gate.shape != hidden.shape:
-        raise ValueError(
-            f'gate and hidden must both be (B, L, D), got {tuple(gate.shape)} and {tuple(hidden.shape)}'
-        )
-    if (gate.dtype, gate.device) != (hidden.dtype, hidden.device):
-        raise ValueError(f'gate is {gate.dtype} on {gate.device}, hidden {hidden.dtype} on {hidden.device}')
-    _check(gate, candidate, backend)
+    check_sequences(gate, hidden, 'gate and hidden')
+    check_choice('candidate', candidate, CANDIDATES)
+    BACKENDS.check(backend)
     return _scan(gate, hidden, reverse, candidate, backend)
 
 
@@ -234,7 +196,10 @@ def mingru_scan_2d(
         raise ValueError(
             f'projected must be (B, H, W, P * 2D) with P = {len(paths)} paths, got {tuple(projected.shape)}'
         )
-    _check(projected, candidate, backend)
+    if not projected.is_floating_point():
+        raise ValueError(f'projected must be floating-point, got {projected.dtype}')
+    check_choice('candidate', candidate, CANDIDATES)
+    BACKENDS.check(backend)
     expected = (projected.size(0), len(paths), projected.size(3) // (2 * len(paths)))
     if state is not None and tuple(state.shape) != expected:
         raise ValueError(f'state must be (B, P, D) = {expected}, got {tuple(state.shape)}')

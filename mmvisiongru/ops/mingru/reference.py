@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ..backends import accumulation_dtype
 from ..backends import runs_everywhere as unsupported
-from ..chunking import steps
-from ..scan_paths import as_sequence, write_sequence
+from ..scan_paths import as_sequence, steps, write_sequence
 from .interface import PreActivations, ScanOptions
 
 __all__ = ['backward', 'forward', 'unsupported']

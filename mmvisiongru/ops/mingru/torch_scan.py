@@ -6,6 +6,7 @@ k more steps write every h. That makes 3 sqrt(L) sequential operations, each on 
 is well conditioned (0 < keep < 1): it needs no logarithm and no cumulative sum that grows with L.
 """
 
+from collections.abc import Callable, Sequence
 from math import isqrt
 
 import torch
@@ -13,8 +14,7 @@ from torch import Tensor
 
 from ..backends import accumulation_dtype
 from ..backends import runs_everywhere as unsupported
-from ..chunking import split, steps
-from ..scan_paths import as_sequence, write_sequence
+from ..scan_paths import as_sequence, steps, write_sequence
 from .interface import PreActivations, ScanOptions
 
 __all__ = ['backward', 'forward', 'unsupported']
@@ -27,43 +27,56 @@ def _candidate(hidden: Tensor, candidate: str) -> Tensor:
     return torch.sigmoid(hidden).clamp_(max=0.5).add_(hidden.clamp(min=0))
 
 
-def _split(*maps: Tensor):
-    """Chunks and tail of each map (B, L, D)."""
-    size = max(1, isqrt(maps[0].size(1)))
-    return zip(*(split(x, size) for x in maps), strict=True)
+def _forward_step(state: Tensor, keep: Tensor, add: Tensor, out: Tensor | None = None) -> None:
+    """h_t = keep_t h_{t-1} + add_t."""
+    torch.addcmul(add, keep, state, out=state)
+    if out is not None:
+        out.copy_(state)
 
 
-def _carry(end: Tensor, keep: Tensor, state: Tensor, reverse: bool) -> Tensor:
-    """Replace the ends (B, n, D) of chunks that started from zero by the state that enters each chunk.
+def _adjoint_step(carry: Tensor, z: Tensor, dh: Tensor, out: Tensor | None = None) -> None:
+    """s_t = dh_t + carry,  carry = s_t - z_t s_t."""
+    carry.add_(dh)
+    if out is not None:
+        out.copy_(carry)
+    _adjoint_decay(carry, z)
 
-    ``state`` (B, D) enters the first chunk; in place, it becomes the state after the last one.
+
+def _adjoint_decay(carry: Tensor, z: Tensor) -> None:
+    # Not keep_t s_t: for a nearly closed gate, keep = 1 - z rounds z away in each token.
+    carry.addcmul_(carry, z, value=-1)
+
+
+def _walk(step: Callable, state: Tensor, maps: Sequence[Tensor], reverse: bool) -> None:
+    for t in steps(maps[0].size(-2), reverse):
+        step(state, *(x[..., t, :] for x in maps))
+
+
+def _scan(step: Callable, decay: Callable, maps: Sequence[Tensor], state: Tensor, reverse: bool) -> None:
+    """Scan maps (B, L, D) into the last of them, from ``state`` (B, D).
+
+    ``step(state, *tokens)`` updates the state in place and writes the last token; ``decay(state, token)``
+    does to the state what ``step`` does without adding anything.
     """
+    length = maps[0].size(1)
+    size = max(1, isqrt(length))
+    whole = length - length % size
+    chunks = [x[:, :whole].unflatten(1, (-1, size)) for x in maps]
+    tail = [x[:, whole:] for x in maps]
+    end = torch.zeros_like(chunks[0][:, :, 0])
+    factor = torch.ones_like(end)
+    _walk(step, end, chunks[:2], reverse)
+    _walk(decay, factor, chunks[:1], reverse)
+    if reverse:
+        _walk(step, state, tail, reverse)
+    # In place, the ends of chunks that started from zero become the states that enter the chunks.
     for i in steps(end.size(1), reverse):
-        after = torch.addcmul(end[:, i], keep[:, i], state)
+        after = torch.addcmul(end[:, i], factor[:, i], state)
         end[:, i] = state
         state.copy_(after)
-    return end
-
-
-def _forward_tokens(keep: Tensor, add: Tensor, out: Tensor, state: Tensor, reverse: bool) -> None:
-    """h_t = keep_t h_{t-1} + add_t along the second to last dimension; updates ``state`` in place."""
-    for t in steps(keep.size(-2), reverse):
-        torch.addcmul(add[..., t, :], keep[..., t, :], state, out=state)
-        out[..., t, :] = state
-
-
-def _scan(keep: Tensor, add: Tensor, out: Tensor, state: Tensor, reverse: bool) -> None:
-    chunks, tail = _split(keep, add, out)
-    end = torch.zeros_like(chunks[0][:, :, 0])
-    product = torch.ones_like(end)
-    for t in steps(chunks[0].size(2), reverse):
-        torch.addcmul(chunks[1][:, :, t], chunks[0][:, :, t], end, out=end)
-        product.mul_(chunks[0][:, :, t])
-    if reverse:
-        _forward_tokens(*tail, state, reverse)
-    _forward_tokens(*chunks, _carry(end, product, state, reverse), reverse)
+    _walk(step, end, chunks, reverse)
     if not reverse:
-        _forward_tokens(*tail, state, reverse)
+        _walk(step, state, tail, reverse)
 
 
 def forward(x: PreActivations, out: Tensor, options: ScanOptions, state: Tensor | None = None) -> None:
@@ -78,42 +91,8 @@ def forward(x: PreActivations, out: Tensor, options: ScanOptions, state: Tensor 
         keep = gate.neg().sigmoid_()
         # A copy, as the scan updates it in place.
         start = add.new_zeros(add.size(0), add.size(2)) if state is None else state[:, p].to(acc, copy=True)
-        if column:
-            h = torch.empty_like(add)
-            _scan(keep, add, h, start, reverse)
-            write_sequence(h, column, out[..., p, :])
-        else:
-            _scan(keep, add, as_sequence(out[..., p, :], column), start, reverse)
-
-
-def _adjoint_tokens(z: Tensor, dh: Tensor, s: Tensor, carry: Tensor, reverse: bool) -> None:
-    """s_t = dh_t + carry,  carry = s_t - z_t s_t, token by token; updates ``carry`` in place.
-
-    Not keep_t s_t: for a nearly closed gate, keep = 1 - z rounds z away in each token.
-    """
-    for t in steps(z.size(-2), reverse):
-        carry.add_(dh[..., t, :])
-        s[..., t, :] = carry
-        carry.addcmul_(carry, z[..., t, :], value=-1)
-
-
-def _adjoint_scan(z: Tensor, dh: Tensor, reverse: bool) -> Tensor:
-    """s_t = dh_t + (1 - z_{t+1}) s_{t+1}, from the last position to the first if ``reverse``."""
-    s = torch.empty_like(z)
-    chunks, tail = _split(z, dh, s)
-    carry = z.new_zeros(z.size(0), z.size(2))
-    end = torch.zeros_like(chunks[0][:, :, 0])
-    keep = torch.ones_like(end)
-    for t in steps(chunks[0].size(2), reverse):
-        end.add_(chunks[1][:, :, t])
-        end.addcmul_(end, chunks[0][:, :, t], value=-1)
-        keep.addcmul_(keep, chunks[0][:, :, t], value=-1)
-    if reverse:
-        _adjoint_tokens(*tail, carry, reverse)
-    _adjoint_tokens(*chunks, _carry(end, keep, carry, reverse), reverse)
-    if not reverse:
-        _adjoint_tokens(*tail, carry, reverse)
-    return s
+        _scan(_forward_step, Tensor.mul_, (keep, add, add), start, reverse)
+        write_sequence(add, column, out[..., p, :])
 
 
 def _previous(h: Tensor, reverse: bool) -> Tensor:
@@ -132,7 +111,9 @@ def backward(grad: Tensor, x: PreActivations, h: Tensor, out: PreActivations, op
         dh, hs, gate, hidden = (as_sequence(t, column).to(acc) for t in maps)
         z = torch.sigmoid(gate)
         c = _candidate(hidden, options.candidate)
-        d_hidden = _adjoint_scan(z, dh, not reverse).mul_(z)
+        d_hidden, carry = torch.empty_like(z), z.new_zeros(z.size(0), z.size(2))
+        _scan(_adjoint_step, _adjoint_decay, (z, dh, d_hidden), carry, not reverse)
+        d_hidden.mul_(z)
         d_gate = (c - _previous(hs, reverse)).mul_(d_hidden).mul_(gate.neg().sigmoid_())
         if options.candidate == 'g':
             d_hidden.mul_(torch.where(hidden >= 0, 1.0, c * (1 - c)))

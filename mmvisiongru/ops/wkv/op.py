@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..autograd import with_gradient
-from ..backends import Backends, accumulation_dtype, unit_stride
+from ..backends import Backends, accumulation_dtype, check_choice, check_sequences, unit_stride
 from .interface import Wkv
 
 
@@ -33,24 +33,18 @@ def runnable_backends(device='cpu', dtype: torch.dtype = torch.float32, distance
     return BACKENDS[distance].runnable(device, dtype)
 
 
-def _span(x: Wkv) -> Tensor:
-    """Largest less smallest of the exponents -w T, 0 and u of the weights, (C)."""
-    exponents = torch.stack((-x.w * x.k.size(1), x.u, torch.zeros_like(x.u)))
-    return exponents.amax(0) - exponents.amin(0)
-
-
 def _within_limit(name: str, distance: str, x: Wkv):
     """The module to run, and x; a channel beyond the limit raises, or becomes NaN on a GPU."""
     backend = BACKENDS[distance].resolve(name, x.k)
-    limit, span = backend.LIMIT[accumulation_dtype(x.k.dtype)], _span(x)
+    exponents = torch.stack((-x.w * x.k.size(1), x.u, torch.zeros_like(x.u)))
+    limit, span = backend.LIMIT[accumulation_dtype(x.k.dtype)], exponents.amax(0) - exponents.amin(0)
     if x.k.device.type != 'cpu':
         # Reading a value would stall the GPU.
         return backend, x._replace(w=x.w.where(span <= limit, torch.nan))
     if span.numel() and not span.max() <= limit:
-        name = BACKENDS[distance].name(backend)
         raise ValueError(
-            f"bi_wkv backend '{name}' needs exponents -w T, 0 and u within {limit:g} of each other for "
-            f"{x.k.dtype}, they span {span.max():.4g}; backend='reference' has no limit"
+            f'bi_wkv needs exponents -w T, 0 and u within {limit:g} of each other for {x.k.dtype}, they span '
+            f"{span.max():.4g}; backend='reference' has no limit"
         )
     return backend, x
 
@@ -87,21 +81,7 @@ def _(w, u, k, v, distance, backend):
     return v.new_empty(v.shape)
 
 
-@_backward_op.register_fake
-def _(grad, w, u, k, v, distance, backend):
-    return tuple(t.new_empty(t.shape) for t in (w, u, k, v))
-
-
-def _setup(ctx, inputs, output):
-    *tensors, ctx.distance, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _gradient(backward, ctx, grad):
-    return (*backward(grad, *ctx.saved_tensors, ctx.distance, ctx.backend), None, None)
-
-
-_bi_wkv = with_gradient('bi_wkv', _op, _backward_op, _setup, _gradient, -1, FLOPS)
+_bi_wkv = with_gradient('bi_wkv', _op, _backward_op, tensors=4, saves_output=False, dim=-1, flops=FLOPS)
 
 
 def bi_wkv(
@@ -140,19 +120,12 @@ def bi_wkv(
         >>> bi_wkv(torch.tensor([2.0]), u, k, v).flatten()
         tensor([1.7852, 3.0000, 4.2148])
     """
-    if k.dim() != 3 or k.shape != v.shape:
-        raise ValueError(f'k and v must both be (B, T, C), got {tuple(k.shape)} and {tuple(v.shape)}')
-    if (k.dtype, k.device) != (v.dtype, v.device) or not k.is_floating_point():
-        raise ValueError(
-            f'k and v must be of one floating-point dtype and on one device, got {k.dtype} on {k.device} '
-            f'and {v.dtype} on {v.device}'
-        )
+    check_sequences(k, v, 'k and v')
     for name, x in (('w', w), ('u', u)):
         if x.shape != k.shape[2:]:
             raise ValueError(f'{name} must be (C,) = {tuple(k.shape[2:])}, got {tuple(x.shape)}')
         if x.dtype not in (torch.float32, torch.float64) or x.device != k.device:
             raise ValueError(f'{name} must be float32 or float64 on {k.device}, got {x.dtype} on {x.device}')
-    if distance not in DISTANCES:
-        raise ValueError(f'distance must be one of {DISTANCES}, got {distance!r}')
+    check_choice('distance', distance, DISTANCES)
     BACKENDS[distance].check(backend)
     return _bi_wkv(w, u, k, v, distance, backend)
