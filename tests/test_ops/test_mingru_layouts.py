@@ -10,10 +10,10 @@ from tests.harness.scans import (
     PATHS,
     TOLERANCE,
     assert_within,
+    by_loop,
     each_backend,
     error,
     expected,
-    loop_scan,
     normal,
     run,
     transposed,
@@ -39,20 +39,9 @@ def test_strides(device, backend, dtype, layout):
     for strided in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)):
         pairs = zip(normal(2, 65, 3), strided, strict=True)
         tensors = [LAYOUTS[layout](x.to(device)) if change else x.to(device) for x, change in pairs]
-        wide = [x.double().cpu().contiguous() for x in tensors]
-        ref = run(partial(loop_scan, reverse=True), *wide[:2], cotangent=wide[2])
         # detach keeps the strides, so the leaves of run() have them too.
-        assert_within(run(scan, *tensors[:2], cotangent=tensors[2]), ref, dtype)
-
-
-@each_backend
-def test_halves_of_one_projection(device, backend, dtype):
-    (gate, hidden, cotangent), ref = expected((2, 65, 3), dtype, False, 'g')
-    both = torch.cat((hidden, gate), -1).to(device).requires_grad_()
-    out = mingru_scan(*both.chunk(2, -1)[::-1], backend=backend)
-    out.backward(cotangent.to(device))
-    d_hidden, d_gate = both.grad.chunk(2, -1)
-    assert_within(dict(out=out.detach(), d_gate=d_gate, d_hidden=d_hidden), ref, dtype)
+        got = run(scan, *tensors[:2], cotangent=tensors[2], device=device)
+        assert_within(got, by_loop(*(x.cpu() for x in tensors), reverse=True), dtype)
 
 
 @pytest.mark.parametrize('empty', range(3))
@@ -60,12 +49,15 @@ def test_halves_of_one_projection(device, backend, dtype):
 def test_empty(device, backend, dtype, empty):
     shape = [0 if n == empty else size for n, size in enumerate((2, 5, 3))]
     for reverse in (False, True):
-        gate, hidden, cotangent = (x.to(device) for x in normal(*shape))
-        got = run(partial(mingru_scan, reverse=reverse, backend=backend), gate, hidden, cotangent=cotangent)
+        gate, hidden, cotangent = normal(*shape)
+        scan = partial(mingru_scan, reverse=reverse, backend=backend)
+        got = run(scan, gate, hidden, cotangent=cotangent, device=device)
         assert all(list(x.shape) == shape and x.dtype == dtype for x in got.values())
-    shape = [0 if n == empty else size for n, size in enumerate((4, 5, 24))]
-    projected, cotangent = (torch.zeros(1, *shape[:2], shape[2] // n, device=device) for n in (1, 2))
-    got = run(partial(mingru_scan_2d, paths=PATHS, backend=backend), projected, cotangent=cotangent)
+    sides, width = [0 if n == empty else 4 for n in range(2)], 0 if empty == 2 else 3 * len(PATHS)
+    projected, cotangent = (torch.zeros(1, *sides, n * width) for n in (2, 1))
+    got = run(
+        partial(mingru_scan_2d, paths=PATHS, backend=backend), projected, cotangent=cotangent, device=device
+    )
     assert (got['out'].shape, got['d_projected'].shape) == (cotangent.shape, projected.shape)
 
 
