@@ -15,10 +15,6 @@ class SegformerHead(MMSegSegformerHead):
 
     Arguments, parameters and state-dict keys are those of mmseg's SegformerHead. Its 1 x 1 fusion commutes
     with the enlargement, so it runs before it, on each map at its own resolution.
-
-    Args:
-        interpolate_mode (str): As in ``F.interpolate``.
-        **kwargs: As in mmseg's ``BaseDecodeHead``; an unknown name raises.
     """
 
     def __init__(self, interpolate_mode: str = 'bilinear', **kwargs):

@@ -30,12 +30,8 @@ class UPerHead(MMSegUPerHead):
         for module in (self.bottleneck, self.fpn_bottleneck):
             module.conv = JoinedConv2d.replace(module.conv, 'bilinear', self.align_corners)
 
-    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Maps (B, C_i, h_i, w_i) of the stages, finest first -> logits (B, classes, H, W)."""
-        return self.cls_seg(self._forward_feature(inputs))
-
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The map that is classified, (B, channels, H, W)."""
+        """Maps (B, C_i, h_i, w_i) of the stages, finest first -> the map to classify, (B, channels, H, W)."""
         *inputs, top = [inputs[i] for i in self.in_index]
         top = self.bottleneck([top, *(pool(top) for pool in self.psp_modules)])
         outs = [top]

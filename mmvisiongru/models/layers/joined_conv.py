@@ -11,32 +11,14 @@ beyond the border. One product with a matrix along each side both enlarges and s
 """
 
 from collections.abc import Sequence
-from functools import reduce
-from operator import add
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class Machine(NamedTuple):
-    """Costs of products of matrices.
-
-    Attributes:
-        tile: Output pixels computed at a time, height and width. A matrix of a side has output x input
-            pixels, so without tiles its cost would grow with the image. Short tiles keep what lies between
-            the products in the caches of a CPU; a GPU wants few large products.
-        overhead: Multiply-accumulates that take as long as the additional calls for one map.
-    """
-
-    tile: tuple[int, int]
-    overhead: float
-
-
-CPU = Machine((64, 128), 5e7)
-# Predicted, not measured: some 30 launches at the speed of bfloat16.
-GPU = Machine((128, 128), 5e9)
+# Rows of the output computed at a time. A matrix of a side has output x input pixels, so that without tiles
+# its cost would grow with the image; and what lies between the products stays in the caches of a CPU.
+TILE_ROWS = 64
 
 
 class JoinedConv2d(nn.Conv2d):
@@ -50,11 +32,7 @@ class JoinedConv2d(nn.Conv2d):
 
     @classmethod
     def replace(cls, conv: nn.Module, mode: str, align_corners: bool) -> 'JoinedConv2d':
-        """A layer with the parameters of a plain ``nn.Conv2d``.
-
-        Raises:
-            ValueError: The layer is of another type, so a ``conv_cfg`` chose it.
-        """
+        """A layer with the parameters of a plain ``nn.Conv2d``; a ``conv_cfg`` that gives another raises."""
         if type(conv) is not nn.Conv2d:
             raise ValueError(
                 f'heads of mmvisiongru convolve with nn.Conv2d, but conv_cfg gives {type(conv).__name__}; '
@@ -73,37 +51,14 @@ class JoinedConv2d(nn.Conv2d):
 
     def _conv_forward(self, maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
         # mmcv's ConvModule calls this name with a folded batch norm.
-        size = maps[0].shape[2:]
-        weights = weight.split([x.shape[1] for x in maps], 1)
-        if self.kernel_size == (1, 1):
-            out = F.conv2d(maps[0], weights[0], bias)
-            for x, weight in zip(maps[1:], weights[1:], strict=True):
-                out = out + self._resize(F.conv2d(x, weight), size)
-            return out
-        whole, small = [(maps[0], weights[0])], []
-        for x, weight in zip(maps[1:], weights[1:], strict=True):
-            if is_cheaper(x, weight, size):
-                small.append((x, weight))
-            else:
-                whole.append((self._resize(x, size), weight))
-        joined, weight = (_cat(parts, 1) for parts in zip(*whole, strict=True))
-        out = F.conv2d(joined, weight, bias, padding=self.padding)
-        return out + mix_and_enlarge(small, size, self.align_corners) if small else out
-
-    def _resize(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        return F.interpolate(x, size, mode=self.mode, align_corners=self.align_corners)
-
-
-def is_cheaper(x: Tensor, weight: Tensor, size: Sequence[int]) -> bool:
-    """Whether mixing channels first saves more multiply-accumulates than its additional calls cost."""
-    (B, C, h, w), (N, _, kh, kw), (H, W) = x.shape, weight.shape, size
-    # A graph for any size cannot branch on it.
-    if not all(isinstance(n, int) for n in (h, w, H, W)):
-        return True
-    tile, overhead = _machine(x)
-    rows, columns = (min(n, side * n // full + 3) for n, full, side in zip((h, w), size, tile, strict=True))
-    mixed_first = kh * kw * C * h * w + kh * kw * w * H * rows + kw * H * W * columns
-    return B * N * (kh * kw * C * H * W - mixed_first) > overhead
+        size, weights = maps[0].shape[2:], weight.split([x.shape[1] for x in maps], 1)
+        out = F.conv2d(maps[0], weights[0], bias, padding=self.padding)
+        smaller = list(zip(maps[1:], weights[1:], strict=True))
+        if self.kernel_size != (1, 1):
+            return out + mix_and_enlarge(smaller, size, self.align_corners) if smaller else out
+        for x, w in smaller:
+            out = out + F.interpolate(F.conv2d(x, w), size, mode=self.mode, align_corners=self.align_corners)
+        return out
 
 
 def mix_and_enlarge(
@@ -111,21 +66,15 @@ def mix_and_enlarge(
 ) -> Tensor:
     """The sum of ``conv2d(interpolate(x, size), weight)``, padded to keep the size, over maps and weights.
 
-    Args:
-        maps (Sequence[tuple]): Maps (B, C_i, h_i, w_i) with weights (N, C_i, kh, kw), kh and kw odd.
-        size (Sequence[int]): H and W.
-        align_corners (bool): As in ``F.interpolate``.
-
-    Returns:
-        Tensor: (B, N, H, W) in channels-last order.
+    Maps (B, C_i, h_i, w_i) with weights (N, C_i, kh, kw), kh and kw odd, -> (B, N, H, W), channels-last.
     """
-    height, width = _machine(maps[0][0]).tile
     levels = [Level(x, weight, size, align_corners) for x, weight in maps]
-    bands = []
-    for rows in _spans(size[0], height):
-        tiles = [reduce(add, (level.tile(rows, c) for level in levels)) for c in _spans(size[1], width)]
-        bands.append(_cat(tiles, 2))
-    return _cat(bands, 1).permute(0, 3, 1, 2)
+    # A compiled graph has one tile: a loop would fix the size.
+    if torch.compiler.is_compiling():
+        spans = [(0, size[0])]
+    else:
+        spans = [(top, min(top + TILE_ROWS, size[0])) for top in range(0, size[0], TILE_ROWS)]
+    return torch.cat([sum(level.tile(*span) for level in levels) for span in spans], 1).permute(0, 3, 1, 2)
 
 
 class Level:
@@ -133,53 +82,33 @@ class Level:
 
     def __init__(self, x: Tensor, weight: Tensor, size: Sequence[int], align_corners: bool):
         self.x, self.align_corners = x.permute(0, 2, 3, 1), align_corners
-        self.rows, self.columns = (
+        self.rows, columns = (
             shifted_enlargement(*sides, align_corners, x)
             for sides in zip(x.shape[2:], size, weight.shape[2:], strict=True)
         )
+        self.columns = columns.transpose(1, 2).flatten(1)
         # For each row of taps one matrix, whose result has the taps of that row side by side.
         self.taps = weight.permute(2, 3, 0, 1).flatten(1, 2)
 
-    def tile(self, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
-        """Rows and columns of the output, each from one to before another: (B, rows, columns, N)."""
-        top, bottom = _source(rows, self.rows, self.align_corners)
-        left, right = _source(columns, self.columns, self.align_corners)
-        x = self.x[:, top:bottom, left:right]
-        mixed = torch.cat([F.linear(x, weight) for weight in self.taps], 1)
-        enlarge_rows = self.rows[slice(*rows), :, top:bottom].flatten(1)
-        enlarge_columns = self.columns[slice(*columns), :, left:right].transpose(1, 2).flatten(1)
-        return enlarge_columns @ (enlarge_rows @ mixed.flatten(2)).unflatten(
-            2, (enlarge_columns.shape[1], -1)
-        )
+    def tile(self, top: int, bottom: int) -> Tensor:
+        """Rows ``top`` to before ``bottom`` of the output: (B, rows, W, N)."""
+        first, last = self._source(top, bottom)
+        mixed = torch.cat([F.linear(self.x[:, first:last], weight) for weight in self.taps], 1)
+        rows = self.rows[top:bottom, :, first:last].flatten(1) @ mixed.flatten(2)
+        return self.columns @ rows.unflatten(2, (self.columns.shape[1], -1))
 
-
-def _machine(x: Tensor) -> Machine:
-    return CPU if x.device.type == 'cpu' else GPU
-
-
-def _spans(length: int, step: int) -> list[tuple[int, int]]:
-    """A side in tiles. A compiled graph has one: a loop would fix the size."""
-    if torch.compiler.is_compiling():
-        return [(0, length)]
-    return [(start, min(start + step, length)) for start in range(0, length, step)]
-
-
-def _source(span: tuple[int, int], matrices: Tensor, align_corners: bool) -> tuple[int, int]:
-    """First input pixel that the output pixels of a span depend on, and the one behind the last."""
-    enlarged, taps, size = matrices.shape
-    if span == (0, enlarged):
-        return 0, size
-    # The first and last output pixels with the taps around them.
-    ends = span[0] - taps // 2, span[1] - 1 + taps // 2
-    if align_corners:
-        first, last = (end * (size - 1) // (enlarged - 1) for end in ends)
-    else:
-        first, last = (((2 * end + 1) * size - enlarged) // (2 * enlarged) for end in ends)
-    return max(0, first), min(size, last + 2)
-
-
-def _cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
+    def _source(self, top: int, bottom: int) -> tuple[int, int]:
+        """First row of the map that rows of the output depend on, and the one behind the last."""
+        enlarged, taps, size = self.rows.shape
+        if (top, bottom) == (0, enlarged):
+            return 0, size
+        # The first and last rows of the output with the taps around them.
+        ends = top - taps // 2, bottom - 1 + taps // 2
+        if self.align_corners:
+            first, last = (end * (size - 1) // (enlarged - 1) for end in ends)
+        else:
+            first, last = (((2 * end + 1) * size - enlarged) // (2 * enlarged) for end in ends)
+        return max(0, first), min(size, last + 2)
 
 
 def shifted_enlargement(size: int, enlarged: int, taps: int, align_corners: bool, like: Tensor) -> Tensor:
