@@ -1,6 +1,6 @@
 """Base class of the backbones: arguments, outputs, frozen parts and pretrained weights."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.fx
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks import build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mmvisiongru.checkpoint import pretrained
 
@@ -21,6 +22,21 @@ def interpolate_pos_embed(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
     pos_embed = pos_embed.permute(0, 3, 1, 2)
     resized = F.interpolate(pos_embed, size=tuple(size), mode='bicubic', align_corners=False)
     return resized.permute(0, 2, 3, 1)
+
+
+def check_positive(**values: int | Sequence[int]) -> None:
+    """Raise ValueError unless each argument, or each of its numbers, is positive."""
+    for name, value in values.items():
+        if min(value if isinstance(value, Sequence) else [value]) < 1:
+            raise ValueError(f'{name} must be positive, got {value}')
+
+
+def recomputed(function: Callable, *args, recompute: bool) -> Tensor:
+    """Call a function; with ``recompute`` its backward pass computes again what it would have saved."""
+    # Whether the arguments need gradients says nothing: behind a frozen stem the weights do.
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(function, *args, use_reentrant=False)
+    return function(*args)
 
 
 def add_pos_embed(x: Tensor, pos_embed: Tensor) -> Tensor:
@@ -41,7 +57,8 @@ class Backbone(BaseModule):
     """
 
     arch_settings: dict[str, dict]
-    # Beginnings of the names of the parameters before the first block, and the number of blocks in all parts.
+    # Beginnings of the names of the parameters before the first block, and the number of blocks in all parts:
+    # modules have a dot behind their name.
     stem_names: tuple[str, ...]
     num_blocks: int
     # In timm's form: channels, stride and module of each map returned.
@@ -129,26 +146,21 @@ class Backbone(BaseModule):
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
             return
+        stem = (getattr(self, name.rstrip('.')) for name in self.stem_names)
+        parts = getattr(self, self.what)[: self.frozen_stages]
         norms = (norm for i, norm in self.out_norms.items() if int(i) < self.frozen_stages)
-        for part in (*list(self._stem_and_parts())[: 1 + self.frozen_stages], norms):
-            for module in part:
-                if isinstance(module, nn.Parameter):
-                    module.requires_grad = False
-                elif module is not None:
-                    module.eval().requires_grad_(False)
+        for frozen in (*stem, *parts, *norms):
+            if isinstance(frozen, nn.Module):
+                frozen.eval()
+            if frozen is not None:
+                frozen.requires_grad_(False)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter for layer-wise learning rate decay.
 
         The stem is layer 0, each block one layer, a downsampling belongs to the block after it, and what
-        follows the last block, such as output norms and heads, is the last layer.
-
-        Args:
-            param_name (str): Name of the parameter.
-            prefix (str): Prefix of the backbone's parameters in the model, e.g. 'backbone.'.
-
-        Returns:
-            tuple[int, int]: Depth of the layer, and number of layers.
+        follows the last block, such as output norms and heads, is the last layer. Parameters of the backbone
+        have the ``prefix`` in the model. Returns the depth of the layer, and the number of layers.
         """
         depth = self.num_blocks + 1
         name = param_name.removeprefix(prefix) if param_name.startswith(prefix) else ''
@@ -164,10 +176,6 @@ class Backbone(BaseModule):
 
     def _cast_to_stem_dtype(self, x: Tensor) -> Tensor:
         """Cast images, which preprocessors give in float32, for a stem with weights of 16 bits."""
-        stem = next(iter(self._stem_and_parts()))[0]
+        stem = getattr(self, self.stem_names[0].rstrip('.'))
         dtype = next((p.dtype for p in stem.parameters()), x.dtype)
         return x.to(dtype) if dtype in (torch.bfloat16, torch.float16) else x
-
-    def _stem_and_parts(self) -> Iterable[Sequence[nn.Module | nn.Parameter | None]]:
-        """The modules and parameters that are frozen together: of the stem, then of each part."""
-        raise NotImplementedError

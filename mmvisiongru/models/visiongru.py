@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint as cp
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
 from mmvisiongru.models.layers import MLP, ChannelsLastConv2d, MinGRU2D
+from mmvisiongru.ops.backends import check_choice
 from mmvisiongru.ops.mingru import BACKENDS, CANDIDATES
 from mmvisiongru.ops.scan_paths import check_paths
 from mmvisiongru.registry import MODELS
 
-from .backbone import Backbone, add_pos_embed
+from .backbone import Backbone, add_pos_embed, check_positive, recomputed
 
 # Side of the grid on which the positional embedding is stored: the stage-1 map of a 224 x 224 image.
 POS_EMBED_GRID = 56
@@ -64,10 +64,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) -> (B, H, W, dim)."""
-        # Not x.requires_grad: behind a frozen stem the first input needs no gradient, but the weights do.
-        if self.with_cp and torch.is_grad_enabled():
-            return cp.checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
+        return recomputed(self._forward, x, recompute=self.with_cp)
 
     def _forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.mixer(self.norm1(x)))
@@ -160,24 +157,20 @@ class VisionGRU(Backbone):
         embed_dims, depths = self._parse_arch(arch)
         super().__init__('stages', len(depths), out_indices, frozen_stages, drop_path_rate, init_cfg)
         self.embed_dims, self.depths, self.num_blocks = embed_dims, depths, sum(depths)
-        self._check_options(scan_paths, dwconv_kernel_size, candidate, pos_embed, scan_backend)
-        widths = dict(in_channels=in_channels, expand_ratio=expand_ratio, mlp_ratio=mlp_ratio)
-        for name, value in widths.items():
-            if value < 1:
-                raise ValueError(f'{name} must be positive, got {value}')
-        mixer = dict(
-            paths=scan_paths,
-            kernel_size=dwconv_kernel_size,
-            expand_ratio=expand_ratio,
-            candidate=candidate,
-            backend=scan_backend,
-        )
+        check_positive(in_channels=in_channels, expand_ratio=expand_ratio, mlp_ratio=mlp_ratio)
+        check_paths(scan_paths, 'scan_paths')
+        check_choice('candidate', candidate, CANDIDATES)
+        check_choice('pos_embed', pos_embed, (None, 'absolute'))
+        check_choice('scan_backend', scan_backend, ('auto', *BACKENDS))
+        if dwconv_kernel_size and (dwconv_kernel_size < 0 or dwconv_kernel_size % 2 == 0):
+            raise ValueError(f'dwconv_kernel_size must be odd or None, got {dwconv_kernel_size}')
+        mixer = dict(paths=scan_paths, kernel_size=dwconv_kernel_size, expand_ratio=expand_ratio)
+        mixer.update(candidate=candidate, backend=scan_backend)
         self.stem = Stem(in_channels, self.embed_dims[0])
+        self.pos_embed = None
         if pos_embed:
             self.pos_embed = nn.Parameter(torch.empty(1, POS_EMBED_GRID, POS_EMBED_GRID, self.embed_dims[0]))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        else:
-            self.pos_embed = None
         rates = iter(self._drop_path_rates())
         self.stages = nn.ModuleList()
         for i, (dim, depth) in enumerate(zip(self.embed_dims, self.depths, strict=True)):
@@ -197,24 +190,10 @@ class VisionGRU(Backbone):
             raise ValueError(
                 f'arch needs one width per stage, got {len(embed_dims)} embed_dims for {len(depths)} depths'
             )
-        if min(embed_dims + depths) < 1:
-            raise ValueError(f'embed_dims and depths must be positive, got {embed_dims} and {depths}')
+        check_positive(embed_dims=embed_dims, depths=depths)
         if embed_dims[0] % 2:
             raise ValueError(f'embed_dims[0] must be even (the stem halves it), got {embed_dims[0]}')
         return embed_dims, depths
-
-    @staticmethod
-    def _check_options(scan_paths, dwconv_kernel_size, candidate, pos_embed, scan_backend) -> None:
-        check_paths(scan_paths, 'scan_paths')
-        if dwconv_kernel_size and (dwconv_kernel_size < 0 or dwconv_kernel_size % 2 == 0):
-            raise ValueError(f'dwconv_kernel_size must be odd or None, got {dwconv_kernel_size}')
-        for name, value, known in (
-            ('candidate', candidate, CANDIDATES),
-            ('pos_embed', pos_embed, (None, 'absolute')),
-            ('scan_backend', scan_backend, ('auto', *BACKENDS)),
-        ):
-            if value not in known:
-                raise ValueError(f'{name} must be one of {known}, got {value!r}')
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the maps of the stages in ``out_indices``.
@@ -236,11 +215,6 @@ class VisionGRU(Backbone):
             if i in self.out_indices:
                 outs.append(self._output(x, i))
         return tuple(outs)
-
-    def _stem_and_parts(self):
-        yield self.stem, self.pos_embed
-        for stage in self.stages:
-            yield (stage,)
 
     def _block_of(self, param_name: str) -> int:
         _, stage, part, *rest = param_name.split('.')

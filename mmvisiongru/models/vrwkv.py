@@ -8,16 +8,16 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint as cp
 from mmcv.cnn.bricks import DropPath
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
 from mmvisiongru.models.layers import ChannelMix, SpatialMix
+from mmvisiongru.ops.backends import check_choice
 from mmvisiongru.ops.wkv import BACKENDS, DISTANCES
 from mmvisiongru.registry import MODELS
 
-from .backbone import Backbone, add_pos_embed
+from .backbone import Backbone, add_pos_embed, check_positive, recomputed
 
 
 def pad_to_multiple(x: Tensor, of: tuple[int, int]) -> Tensor:
@@ -78,9 +78,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        if self.with_cp and torch.is_grad_enabled():
-            return cp.checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
+        return recomputed(self._forward, x, recompute=self.with_cp)
 
 
 @MODELS.register_module()
@@ -152,12 +150,9 @@ class VRWKV(Backbone):
         super().__init__('layers', depth, out_indices, frozen_stages, drop_path_rate, init_cfg)
         self.arch, self.depth, self.embed_dims, self.num_blocks = arch, depth, dim, depth
         img_size, patch_size = tuple(to_2tuple(img_size)), tuple(to_2tuple(patch_size))
-        sizes = dict(in_channels=(in_channels,), hidden_ratio=(hidden_ratio,))
-        for name, value in dict(sizes, img_size=img_size, patch_size=patch_size).items():
-            if min(value) < 1:
-                raise ValueError(f'{name} must be positive, got {", ".join(map(str, value))}')
-        if distance not in DISTANCES:
-            raise ValueError(f'distance must be one of {DISTANCES}, got {distance!r}')
+        check_positive(in_channels=in_channels, hidden_ratio=hidden_ratio)
+        check_positive(img_size=img_size, patch_size=patch_size)
+        check_choice('distance', distance, DISTANCES)
         BACKENDS[distance].check(wkv_backend)
 
         self.patch_embed = PatchEmbed(in_channels, dim, patch_size)
@@ -180,8 +175,7 @@ class VRWKV(Backbone):
                 f"an arch dict has the keys 'embed_dims' and 'depth' and may have "
                 f'{tuple(self.arch_options)}, got {sorted(arch)}'
             )
-        if min(arch['embed_dims'], arch['depth']) < 1:
-            raise ValueError(f'embed_dims and depth must be positive, got {dict(arch)}')
+        check_positive(embed_dims=arch['embed_dims'], depth=arch['depth'])
         return self.arch_options | dict(arch)
 
     def embed(self, x: Tensor) -> Tensor:
@@ -206,11 +200,6 @@ class VRWKV(Backbone):
             if i in self.out_indices:
                 outs.append(self._output(self.ln1(x) if i == self.depth - 1 else x, i))
         return tuple(outs)
-
-    def _stem_and_parts(self):
-        yield self.patch_embed, self.pos_embed
-        for layer in self.layers:
-            yield (layer,)
 
     def _block_of(self, param_name: str) -> int:
         return int(param_name.split('.')[1])

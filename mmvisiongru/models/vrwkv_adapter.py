@@ -4,10 +4,10 @@ Tokens are (B, N, C). Names of parameters are those of the released checkpoints.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint as cp
 from mmcv.cnn.bricks import DropPath, build_norm_layer
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from mmvisiongru.models.layers.deformable import DeformableAttention, cell_centr
 from mmvisiongru.ops.backends import accumulation_dtype
 from mmvisiongru.registry import MODELS
 
+from .backbone import check_positive, recomputed
 from .vrwkv import VRWKV, pad_to_multiple
 
 # Times that the layers and the prior exchange what they found, and strides of the returned maps.
@@ -45,12 +46,8 @@ class SpatialPrior(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) -> maps (B, dim, H / 4, W / 4) to (B, dim, H / 32, W / 32)."""
-        maps = []
-        for conv, project in zip(
-            (self.stem, self.conv2, self.conv3, self.conv4),
-            (self.fc1, self.fc2, self.fc3, self.fc4),
-            strict=True,
-        ):
+        maps, convs = [], (self.stem, self.conv2, self.conv3, self.conv4)
+        for conv, project in zip(convs, (self.fc1, self.fc2, self.fc3, self.fc4), strict=True):
             x = conv(x)
             maps.append(project(x))
         return maps
@@ -128,11 +125,8 @@ class Interaction(nn.Module):
 
 def split_maps(c: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
     """Tokens of maps one after the other, (B, N, C), -> the maps, (B, C, H, W)."""
-    parts = c.split([H * W for H, W in shapes], 1)
-    return [
-        part.transpose(1, 2).unflatten(2, shape).contiguous()
-        for part, shape in zip(parts, shapes, strict=True)
-    ]
+    parts = c.transpose(1, 2).split([H * W for H, W in shapes], 2)
+    return [part.unflatten(2, shape).contiguous() for part, shape in zip(parts, shapes, strict=True)]
 
 
 @MODELS.register_module()
@@ -184,28 +178,16 @@ class VRWKVAdapter(VRWKV):
         wkv_backend: str = 'auto',
         init_cfg: dict | list[dict] | None = None,
     ):
-        super().__init__(
-            arch,
-            in_channels,
-            img_size,
-            drop_path_rate=drop_path_rate,
-            frozen_stages=frozen_stages,
-            with_cp=with_cp,
-            distance=distance,
-            wkv_backend=wkv_backend,
-            init_cfg=init_cfg,
-        )
+        options = dict(drop_path_rate=drop_path_rate, frozen_stages=frozen_stages, with_cp=with_cp)
+        options.update(distance=distance, wkv_backend=wkv_backend, init_cfg=init_cfg)
+        super().__init__(arch, in_channels, img_size, **options)
         if self.depth % INTERACTIONS:
             raise ValueError(f'depth must be a multiple of {INTERACTIONS}, got {self.depth}')
-        for name, value in dict(prior_channels=prior_channels, points=points).items():
-            if value < 1:
-                raise ValueError(f'{name} must be positive, got {value}')
+        check_positive(prior_channels=prior_channels, points=points)
         # The returned maps are sums with norms of their own.
         del self.ln1
         dim, self.with_cp = self.embed_dims, with_cp
-        attention = dict(
-            num_heads=self.arch['num_heads'], points=points, value_ratio=self.arch['value_ratio']
-        )
+        attention = {name: self.arch[name] for name in ('num_heads', 'value_ratio')} | dict(points=points)
         self.level_embed = nn.Parameter(torch.randn(len(STRIDES) - 1, dim))
         self.spm = SpatialPrior(in_channels, prior_channels, dim, norm_cfg)
         self.interactions = nn.ModuleList()
@@ -243,12 +225,7 @@ class VRWKVAdapter(VRWKV):
         x, c = self._interact(self.embed(x), c, shapes)
         c2, c3, c4 = split_maps(c, shapes)
         # Each map meets the tokens of another depth, all at stride 16.
-        sums = (
-            self.up(c2) + c1 + _resize(x[0], 4),
-            c2 + _resize(x[1], 2),
-            c3 + x[2],
-            c4 + _resize(x[3], 0.5),
-        )
+        sums = self.up(c2) + c1 + _resize(x[0], 4), c2 + _resize(x[1], 2), c3 + x[2], c4 + _resize(x[3], 0.5)
         norms = (self.norm1, self.norm2, self.norm3, self.norm4)
         return tuple(
             norm(out)[:, :, : -(-size[0] // stride), : -(-size[1] // stride)]
@@ -260,20 +237,15 @@ class VRWKVAdapter(VRWKV):
         shape, maps = tuple(x.shape[1:3]), []
         dtype = accumulation_dtype(x.dtype)
         of_x, of_c = (cell_centres(s, dtype, x.device) for s in ([shape], shapes))
-        share = self.depth // INTERACTIONS
+        share, run = self.depth // INTERACTIONS, partial(recomputed, recompute=self.with_cp)
         for i, interaction in enumerate(self.interactions):
-            x = self._run(interaction.injector, x.flatten(1, 2), of_x, c, shapes).unflatten(1, shape)
+            x = run(interaction.injector, x.flatten(1, 2), of_x, c, shapes).unflatten(1, shape)
             for layer in self.layers[share * i : share * (i + 1)]:
                 x = layer(x)
             for extractor in interaction.extractors():
-                c = self._run(extractor, c, of_c, x.flatten(1, 2), shape, shapes)
+                c = run(extractor, c, of_c, x.flatten(1, 2), shape, shapes)
             maps.append(x.permute(0, 3, 1, 2))
         return maps, c
-
-    def _run(self, module: nn.Module, *args) -> Tensor:
-        if self.with_cp and torch.is_grad_enabled():
-            return cp.checkpoint(module, *args, use_reentrant=False)
-        return module(*args)
 
 
 def _resize(x: Tensor, scale: float) -> Tensor:

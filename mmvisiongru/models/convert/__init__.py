@@ -3,31 +3,21 @@
 from . import visiongru, vrwkv
 from .common import first
 
-FAMILIES = (visiongru, vrwkv)
-
 __all__ = ['arch_of', 'first', 'name_of', 'to_mmvisiongru', 'to_released']
 
 
 def _family(state):
     """The family that knows the keys; without one, the first family says what is missing."""
-    return next((family for family in FAMILIES if family.knows(state)), FAMILIES[0])
+    return vrwkv if vrwkv.knows(state) else visiongru
 
 
 def to_mmvisiongru(state):
-    """Rename a released state dict, whatever wrappers it came through.
-
-    Raises:
-        InputError: A key is missing, unmapped or of another shape.
-    """
+    """Rename a released state dict; InputError names keys that are missing, unmapped or of another shape."""
     return _family(state).to_mmvisiongru(state)
 
 
 def to_released(state):
-    """Undo :func:`to_mmvisiongru`.
-
-    Raises:
-        InputError: The model has keys that the released format lacks.
-    """
+    """Undo :func:`to_mmvisiongru`; InputError names keys that the released format lacks."""
     return _family(state).to_released(state)
 
 

@@ -6,23 +6,22 @@ from collections import Counter
 import torch
 from torch import nn
 
-from mmvisiongru.checkpoint import unfit_keys
 from mmvisiongru.errors import InputError
 from mmvisiongru.models import VisionGRU
 
-from .common import SEG_HEADS, first, without_wrappers
+from .common import SEG_HEADS, first, require_fit, without_wrappers
+
+# Modules of a block.
+BLOCK = {
+    'norm1': 'norm', 'mixer.dwconv': 'dw_conv', 'norm2': 'norm2', 'mlp.fc1': 'projection1',
+    'mlp.fc2': 'projection2',
+}  # fmt: skip
 
 
 def name_table(depths, names):
-    """Pair every name of ours with the released names of its parts.
+    """For stages of so many blocks: our name, the released names of its parts, the dimension that joins them.
 
-    Args:
-        depths (Sequence[int]): Blocks of each stage.
-        names (Iterable[str]): Keys in either format; they tell which heads exist.
-
-    Returns:
-        list[tuple[str, tuple[str, ...], int]]: Our name, the released names of its parts, and the
-        dimension along which the parts are joined.
+    ``names`` are keys in either format and tell which heads exist.
     """
     modules = [(f'backbone.stem.{m}', f'tokenizer.{m}') for m in ('conv1', 'norm1', 'conv2', 'norm2')]
     table = []
@@ -32,13 +31,7 @@ def name_table(depths, names):
             modules += [(f'{here}.{m}', f'snake_gru.{m}{i}') for m in ('conv', 'norm')]
         for j in range(depth):
             here, there = f'backbone.stages.{i}.blocks.{j}', f'snake_gru.layers.{i}.{j}'
-            modules += [
-                (f'{here}.norm1', f'{there}.norm'),
-                (f'{here}.mixer.dwconv', f'{there}.dw_conv'),
-                (f'{here}.norm2', f'{there}.norm2'),
-                (f'{here}.mlp.fc1', f'{there}.projection1'),
-                (f'{here}.mlp.fc2', f'{there}.projection2'),
-            ]
+            modules += [(f'{here}.{ours}', f'{there}.{theirs}') for ours, theirs in BLOCK.items()]
             # Path 0, 'row', is min_gru_1 and path 1, 'row_reverse', is min_gru_2. Rows of the input
             # projection are outputs, columns of the output projection are inputs of a path.
             for ours, theirs, dim in (('in_proj', 'to_hidden_and_gate', 0), ('out_proj', 'to_out', 1)):
@@ -75,11 +68,6 @@ def require_names(expected, found):
         raise InputError('; '.join(wrong))
 
 
-def knows(names):
-    """Whether names in either format belong to this family."""
-    return any('snake_gru.' in name or 'backbone.stages.' in name for name in names)
-
-
 def arch_of(state):
     """The ``arch`` argument of a model, from the shapes of its weights under our names."""
     depths = count_blocks(state, 'backbone.stages.')
@@ -103,17 +91,11 @@ def require_model(state):
         if 'head.fc.weight' in state:
             fc = nn.Linear(arch['embed_dims'][-1], len(state['head.fc.weight']))
             model['head'] = nn.ModuleDict({'fc': fc})
-    unfit = unfit_keys(model, {k: v for k, v in state.items() if not k.startswith(SEG_HEADS)})
-    if unfit:
-        raise InputError(f'{len(unfit)} keys do not fit the model, first {first(unfit)}')
+    require_fit(model, state)
 
 
 def to_mmvisiongru(state):
-    """Rename and fuse a released state dict, whatever wrappers it came through.
-
-    Raises:
-        InputError: A key is missing, unmapped or of another shape.
-    """
+    """Rename and fuse a released state dict, whatever wrappers it came through."""
     released = without_wrappers(state, r'((backbone\.)?vig\.)?')
     table = name_table(count_blocks(released, 'snake_gru.layers.'), released)
     require_names([name for _, parts, _ in table for name in parts], released)
@@ -132,9 +114,6 @@ def to_released(state):
 
     The released model reads rows and their reverse with candidate 'g'. Weights do not tell whether theirs
     did; a model with other ``scan_paths`` of the same number, or another ``candidate``, has no released form.
-
-    Raises:
-        InputError: The model has keys that the released format lacks, such as a positional embedding.
     """
     table = name_table(count_blocks(state, 'backbone.stages.'), state)
     require_names([name for name, _, _ in table], state)

@@ -6,11 +6,10 @@ Their names are ours except for the two linear layers of VRWKV-L's head, which m
 import torch
 from torch import nn
 
-from mmvisiongru.checkpoint import unfit_keys
 from mmvisiongru.errors import InputError
 from mmvisiongru.models import VRWKV, VRWKVAdapter
 
-from .common import SEG_HEADS, first, without_wrappers
+from .common import require_fit, without_wrappers
 
 # Released prefix: ours.
 HEAD = {'head.0.': 'head.layers.pre_logits.', 'head.2.': 'head.layers.head.'}
@@ -49,34 +48,26 @@ def name_of(state):
 
 
 def to_mmvisiongru(state):
-    """Check a released state dict and rename the head of VRWKV-L; of a backbone alone, add ``backbone.``.
-
-    Raises:
-        InputError: A key is missing, of no use or of another shape.
-    """
+    """Check a released state dict and rename the head of VRWKV-L; of a backbone alone, add ``backbone.``."""
     plain = without_wrappers(state)
     if 'pos_embed' in plain:
         plain = {f'backbone.{name}': value for name, value in plain.items()}
-    return _renamed(plain, HEAD)
+    renamed = _renamed(plain, HEAD)
+    require_model(renamed)
+    return renamed
 
 
 def to_released(state):
-    """Undo :func:`to_mmvisiongru`; a backbone alone keeps ``backbone.``, which the released code takes off.
-
-    Raises:
-        InputError: The model has what the released one has not, such as output norms.
-    """
+    """Undo :func:`to_mmvisiongru`; a backbone alone keeps ``backbone.``, which the released code deletes."""
     require_model(state)
-    return _renamed(state, {ours: theirs for theirs, ours in HEAD.items()}, check=False)
+    return _renamed(state, {ours: theirs for theirs, ours in HEAD.items()})
 
 
-def _renamed(state, prefixes, check=True):
+def _renamed(state, prefixes):
     renamed = {}
     for name, value in state.items():
         prefix = next((p for p in prefixes if name.startswith(p)), '')
         renamed[prefixes.get(prefix, '') + name.removeprefix(prefix)] = value
-    if check:
-        require_model(renamed)
     return renamed
 
 
@@ -92,9 +83,7 @@ def require_model(state):
                 model['head'] = nn.ModuleDict({'layers': nn.ModuleDict(parts)})
     except KeyError as error:
         raise InputError(f'1 missing keys, first {error.args[0]}') from None
-    unfit = unfit_keys(model, {k: v for k, v in state.items() if not k.startswith(SEG_HEADS)})
-    if unfit:
-        raise InputError(f'{len(unfit)} keys do not fit the model, first {first(unfit)}')
+    require_fit(model, state)
 
 
 def _linear(state, name):

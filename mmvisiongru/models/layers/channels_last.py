@@ -11,24 +11,7 @@ class ChannelsLastConv2d(nn.Conv2d):
     """``nn.Conv2d`` on (B, H, W, C), padded with zeros.
 
     The permutes are views of the channels-last memory format.
-
-    Examples:
-        >>> import torch
-        >>> from mmvisiongru.models.layers import ChannelsLastConv2d
-        >>> ChannelsLastConv2d(3, 8, kernel_size=3, stride=2, padding=1)(torch.rand(1, 9, 6, 3)).shape
-        torch.Size([1, 5, 3, 8])
     """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
-        groups: int = 1,
-    ):
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, in_channels) -> (B, H', W', out_channels)."""
@@ -64,15 +47,11 @@ class RecomputedGELU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors
-        d_x = d_weight = d_bias = None
+        (x, weight), tokens = ctx.saved_tensors, grad.reshape(-1, grad.size(-1))
+        d_x, d_weight = torch.ops.aten.gelu_backward(grad @ weight, x), None
         if ctx.needs_input_grad[1]:
-            d_weight = grad.reshape(-1, grad.size(-1)).mT @ F.gelu(x).reshape(-1, x.size(-1))
-        if ctx.needs_input_grad[0]:
-            d_x = torch.ops.aten.gelu_backward(grad @ weight, x)
-        if ctx.needs_input_grad[2]:
-            d_bias = grad.reshape(-1, grad.size(-1)).sum(0)
-        return d_x, d_weight, d_bias
+            d_weight = tokens.mT @ F.gelu(x).reshape(-1, x.size(-1))
+        return d_x, d_weight, tokens.sum(0)
 
 
 class GELULinear(nn.Module):
@@ -80,9 +59,6 @@ class GELULinear(nn.Module):
 
     The map before the GELU is the widest of a block: saved for backward once, not once more after the GELU.
     It is no ``nn.Linear``, so that no adapter takes x for the input of the product.
-
-    Args:
-        in_features, out_features (int): As of ``nn.Linear``.
     """
 
     def __init__(self, in_features: int, out_features: int):
@@ -101,19 +77,9 @@ class GELULinear(nn.Module):
             x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
         return RecomputedGELU.apply(x, weight, bias)
 
-    def extra_repr(self) -> str:
-        return f'in_features={self.weight.size(1)}, out_features={self.weight.size(0)}'
-
 
 class MLP(nn.Module):
-    """W2 GELU(W1 x) on the last axis.
-
-    Examples:
-        >>> import torch
-        >>> from mmvisiongru.models.layers import MLP
-        >>> MLP(dim=8, ratio=4)(torch.rand(1, 5, 6, 8)).shape
-        torch.Size([1, 5, 6, 8])
-    """
+    """W2 GELU(W1 x) on the last axis."""
 
     def __init__(self, dim: int, ratio: int):
         super().__init__()

@@ -28,9 +28,7 @@ class DeformableAttention(nn.Module):
 
     Args:
         dim (int): Channels C.
-        num_heads (int): Heads.
-        levels (int): Maps that are read.
-        points (int): Places of each map.
+        num_heads, levels, points (int): Heads, maps that are read, and places in each map.
         value_ratio (float): Width of V over C.
     """
 
@@ -62,16 +60,9 @@ class DeformableAttention(nn.Module):
             self.sampling_offsets.bias.copy_(steps.expand(-1, self.levels, -1, -1).flatten())
 
     def forward(self, query: Tensor, places: Tensor, x: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-        """Attend.
+        """Queries (B, Q, C) at ``places`` (Q, 2) as of :func:`cell_centres` read ``x`` -> (B, Q, C).
 
-        Args:
-            query (Tensor): (B, Q, C).
-            places (Tensor): Of the queries, in [0, 1], x first, (Q, 2), in at least float32.
-            x (Tensor): The maps one after the other, (B, N, C).
-            shapes (Sequence[tuple[int, int]]): Height and width of each map.
-
-        Returns:
-            Tensor: (B, Q, C).
+        ``x`` (B, N, C) holds maps of ``shapes`` (H, W) one after the other.
         """
         B, Q, _ = query.shape
         # A place in 16 bit would be off by cells.

@@ -53,11 +53,9 @@ class MinGRU2D(nn.Module):
         super().__init__()
         self.paths, self.candidate, self.backend = tuple(paths), candidate, backend
         inner = dim * expand_ratio
-        self.dwconv = (
-            ChannelsLastConv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
-            if kernel_size
-            else nn.Identity()
-        )
+        self.dwconv = nn.Identity()
+        if kernel_size:
+            self.dwconv = ChannelsLastConv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.in_proj = nn.Linear(dim, len(self.paths) * 2 * inner, bias=False)
         self.out_proj = nn.Linear(len(self.paths) * inner, dim, bias=False)
         # The fan-in of one path's projection, not of the fused matrix, sets its scale.
@@ -65,10 +63,6 @@ class MinGRU2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        x = self.dwconv(x)
-        x = self.in_proj(x)
+        x = self.in_proj(self.dwconv(x))
         h = mingru_scan_2d(x, paths=self.paths, candidate=self.candidate, backend=self.backend)
         return self.out_proj(h)
-
-    def extra_repr(self) -> str:
-        return f'paths={self.paths}, candidate={self.candidate!r}, backend={self.backend!r}'

@@ -16,10 +16,8 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
 
 
 def converted_once() -> AbstractContextManager:
-    """Let all passes in this context share the weights that autocast converts; they must not change.
-
-    Autocast frees its cache of weights when the outermost of its contexts exits, otherwise after each pass.
-    """
+    """Let all passes in this context share the weights that autocast converts; they must not change."""
+    # Autocast frees its cache of weights when the outermost of its contexts exits.
     return torch.autocast('cpu', enabled=False)
 
 
@@ -35,13 +33,10 @@ class WideConv2d(nn.Conv2d):
 
 
 def score_in_float32(model: nn.Module) -> list[nn.Conv2d]:
-    """Make the ``conv_seg`` of mmseg's heads in a model a :class:`WideConv2d`, in place.
+    """Make the ``conv_seg`` of mmseg's heads in a model a :class:`WideConv2d`, in place; returns them.
 
     A bfloat16 has less than three digits: two classes often have the same score at a pixel, and again once
     the scores are resized. Then the class that comes first wins.
-
-    Returns:
-        list[nn.Conv2d]: The layers that were changed. Each stays the same object, with its hooks.
     """
     changed = []
     for head in model.modules():

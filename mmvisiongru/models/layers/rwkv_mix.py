@@ -48,9 +48,8 @@ class SpatialMix(nn.Module):
         self.spatial_mix_k = nn.Parameter(_mix(channel, fall))
         self.spatial_mix_v = nn.Parameter(_mix(channel, fall) + 0.3 * rise)
         self.spatial_mix_r = nn.Parameter(_mix(channel, 0.5 * fall))
-        self.key, self.value, self.receptance, self.output = (
-            nn.Linear(dim, dim, bias=False) for _ in range(4)
-        )
+        linears = (nn.Linear(dim, dim, bias=False) for _ in range(4))
+        self.key, self.value, self.receptance, self.output = linears
         self.key_norm = nn.LayerNorm(dim) if key_norm else nn.Identity()
 
     @property
@@ -68,9 +67,6 @@ class SpatialMix(nn.Module):
         w, u = (parameter.to(dtype) / tokens for parameter in (self.spatial_decay, self.spatial_first))
         y = bi_wkv(w, u, k.flatten(1, 2), v.flatten(1, 2), distance=self.distance, backend=self.backend)
         return self.output(torch.sigmoid(r) * self.key_norm(y.view(x.shape)))
-
-    def extra_repr(self) -> str:
-        return f'distance={self.distance!r}, backend={self.backend!r}'
 
 
 class ChannelMix(nn.Module):
