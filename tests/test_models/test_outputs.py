@@ -4,10 +4,7 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
-from mmengine.registry import MODELS
 from mmpretrain.models.utils import LayerNorm2d
-from mmseg.models.decode_heads import DMHead
 from torch import nn
 
 from mmvisiongru.models import VisionGRU
@@ -23,13 +20,6 @@ def build(**options):
 
 def image():
     return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.mark.parametrize('name', ['Tiny', 'TINY', 'tiny', 'Pico'])
-def test_arch_in_any_case(name):
-    with torch.device('meta'):
-        model = VisionGRU(arch=name)
-    assert model.embed_dims == tuple(VisionGRU.arch_settings[name.lower()]['embed_dims'])
 
 
 @pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 2, 3])
@@ -52,6 +42,8 @@ def test_frozen_stages_freeze_the_norm_of_their_maps(norm, frozen_stages):
 
 def by_definition(norm, raw, axes):
     """Over ``axes`` of a map (B, C, H, W), with affine parameters by channel."""
+    if isinstance(norm, nn.RMSNorm):
+        return raw / (raw.square().mean(axes, keepdim=True) + 1e-5).sqrt() * norm.weight[:, None, None]
     out = (raw - raw.mean(axes, keepdim=True)) / (raw.var(axes, keepdim=True, correction=0) + norm.eps).sqrt()
     if norm.weight is None:
         return out
@@ -64,6 +56,7 @@ def by_definition(norm, raw, axes):
         (dict(type='LN'), 1),
         (dict(type=nn.LayerNorm, eps=1e-3), 1),
         (dict(type=LayerNorm2d), 1),
+        (dict(type=nn.RMSNorm), 1),
         (dict(type='BN'), (0, 2, 3)),
         (dict(type='BN', requires_grad=False), (0, 2, 3)),
         (dict(type='IN'), (2, 3)),
@@ -83,13 +76,6 @@ def test_norms_of_tokens_and_norms_of_maps(cfg, axes):
         torch.testing.assert_close(got, ref, rtol=1e-4, atol=1e-4)
 
 
-def test_rms_norm():
-    model = build(out_norm_cfg=dict(type=nn.RMSNorm))
-    for i, (got, raw) in enumerate(zip(model(image()), build()(image()), strict=True)):
-        ref = F.rms_norm(raw.permute(0, 2, 3, 1), (ARCH['embed_dims'][i],), eps=1e-5)
-        torch.testing.assert_close(got, ref.permute(0, 3, 1, 2))
-
-
 @pytest.mark.parametrize('norm', [None, dict(type='LN'), dict(type='BN')], ids=str)
 def test_contiguous_maps(norm):
     plain, contiguous = build(out_norm_cfg=norm), build(out_norm_cfg=norm, out_contiguous=True)
@@ -97,18 +83,3 @@ def test_contiguous_maps(norm):
         assert a.is_contiguous(memory_format=torch.channels_last)
         assert b.is_contiguous()
         assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize('fusion', [False, True])
-def test_a_head_that_calls_view_runs_on_contiguous_maps(fusion):
-    head = DMHead(
-        filter_sizes=(1, 3), fusion=fusion, in_channels=12, in_index=2, channels=4, num_classes=2,
-        norm_cfg=dict(type='BN'),
-    )  # fmt: skip
-    model = MODELS.build(
-        dict(type='mmvisiongru.VisionGRU', arch=ARCH, out_indices=(0, 1, 2), out_contiguous=True)
-    )
-    out = head(model(image()))
-    assert out.shape == (2, 2, 4, 4)
-    out.square().sum().backward()
-    assert model.stem.conv1.weight.grad.abs().sum() > 0

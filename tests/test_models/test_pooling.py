@@ -1,6 +1,5 @@
 """Pooling as two matrix products, and whether UperNet can be trained with deterministic algorithms."""
 
-from collections import Counter
 from unittest.mock import patch
 
 import pytest
@@ -11,15 +10,15 @@ from mmseg.models.decode_heads.psp_head import PPM
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmvisiongru.models.layers.pooling import AveragePool, replace_pools
 from tests.harness.config_builders import load
+from tests.harness.operators import Operators
 
 UPERNET = 'segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py'
 # Of the operators that torch.use_deterministic_algorithms refuses on CUDA, those that a segmentor may meet.
 REFUSED = ('adaptive_avg_pool', 'adaptive_max_pool', 'upsample', 'grid_sampl', 'reflection_pad', 'max_unpool')
-REFUSED += ('histc', 'bincount', 'median', 'kthvalue', 'scatter_reduce', 'put_.', 'ctc_loss', 'nll_loss')
+REFUSED += ('histc', 'bincount', 'median', 'kthvalue', 'scatter_reduce', 'put_', 'ctc_loss')
 
 
 @pytest.mark.parametrize('output_size', [1, 2, 3, 6, (3, 6), (None, 2)])
@@ -55,22 +54,6 @@ def test_the_pyramid_of_mmseg():
     torch.testing.assert_close(pyramid(x), expected, rtol=1e-10, atol=1e-10)
 
 
-class _Operators(TorchDispatchMode):
-    """Counts the operators that would be refused."""
-
-    def __init__(self):
-        super().__init__()
-        self.refused = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = str(func).removeprefix('aten.')
-        # Without a reduction each pixel has a loss, and a gradient, of its own.
-        lone = name.startswith('nll_loss2d') and args[3 + ('backward' in name)] == 0
-        if name.strip('_').startswith(REFUSED) and not lone:
-            self.refused[name.strip('_').partition('.')[0]] += 1
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.fixture
 def _deterministic():
     torch.use_deterministic_algorithms(True)
@@ -93,11 +76,12 @@ def test_a_step_of_upernet_is_refused_for_its_pooling_alone():
     def refused():
         # The accuracy for the log selects pixels, which tensors without values cannot.
         accuracy = patch('mmseg.models.decode_heads.decode_head.accuracy', return_value=torch.zeros(1))
-        with _Operators() as operators, accuracy:
+        with Operators() as operators, accuracy:
             images = torch.empty(2, 3, 128, 96, device='meta')
             losses = model(images, [sample, sample], mode='loss')
             model.parse_losses(losses)[0].backward()
-        return operators.refused
+        names = {name: name.strip('_') for name in operators.count}
+        return {names[n]: k for n, k in operators.count.items() if names[n].startswith(REFUSED)}
 
     # Pooling to 1 x 1 is a mean.
     assert refused() == dict(adaptive_avg_pool2d=3, adaptive_avg_pool2d_backward=3)
