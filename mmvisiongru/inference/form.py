@@ -10,11 +10,7 @@ from mmvisiongru.models.visiongru import Block, Stem
 
 
 class InferenceForm:
-    """Mixin of a subclass of a layer with another ``forward`` for inference.
-
-    A layer is converted by setting its class, so that it keeps its place in the model, its parameters with
-    their names, and its other attributes.
-    """
+    """Mixin of a layer's subclass with another ``forward``; a layer is converted by setting its class."""
 
     @classmethod
     def fits(cls, layer: nn.Module) -> bool:
@@ -28,13 +24,12 @@ class InferenceForm:
 
     def check_inference(self) -> None:
         """Raise RuntimeError unless the layer is called for inference."""
-        untraced = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-        if untraced and not self.training and not torch.is_grad_enabled():
-            return
-        raise RuntimeError(
-            f'{type(self).__name__} was made by optimize_for_inference: call it in evaluation mode under '
-            'torch.no_grad(); train, trace or compile a model that was not converted'
-        )
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if traced or self.training or torch.is_grad_enabled():
+            raise RuntimeError(
+                f'{type(self).__name__} was made by optimize_for_inference: call it in evaluation mode under '
+                'torch.no_grad(); train, trace or compile a model that was not converted'
+            )
 
 
 # The children of a layer as it is built; those of other layers do not matter.

@@ -15,7 +15,6 @@ class FusedLinear(InferenceForm, nn.Linear):
     """``nn.Linear``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
         self.check_inference()
         return linear(x, self.weight, self.bias)
 
@@ -24,7 +23,6 @@ class FusedLinearGELU(InferenceForm, nn.Linear):
     """``nn.Linear`` with the GELU that follows it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
         self.check_inference()
         return linear(x, self.weight, self.bias, gelu=True)
 
@@ -33,7 +31,6 @@ class FusedMLP(InferenceForm, MLP):
     """:class:`MLP`, whose hidden map is written once."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., dim)."""
         self.check_inference()
         x = linear(x, self.fc1.weight, self.fc1.bias, gelu=True)
         return linear(x, self.fc2.weight, self.fc2.bias)
@@ -55,11 +52,8 @@ class FoldedConvModule(InferenceForm, ConvModule):
     @classmethod
     def fits(cls, layer: ConvModule) -> bool:
         """Whether a batch norm follows a convolution, both as built."""
-        is_pair = type(layer.conv) in (nn.Conv2d, JoinedConv2d) and type(layer.norm) in (
-            nn.BatchNorm2d,
-            SyncBatchNorm,
-        )
-        return is_pair and is_as_built(layer.conv) and is_as_built(layer.norm)
+        kinds = {layer.conv: (nn.Conv2d, JoinedConv2d), layer.norm: (nn.BatchNorm2d, SyncBatchNorm)}
+        return all(type(part) in known and is_as_built(part) for part, known in kinds.items())
 
     @classmethod
     def convert(cls, layer: ConvModule) -> None:

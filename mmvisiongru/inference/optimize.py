@@ -70,7 +70,7 @@ def optimize_for_inference(model: nn.Module, target: str = 'cpu') -> nn.Module:
     model.eval()
     if target == 'cpu':
         _fuse_gelus(model)
-    # Parents come before their children, which are as built only before they are converted themselves.
+    # Parents come first: they are as built only before their children are converted.
     for layer in list(model.modules()):
         form = forms.get(type(layer))
         if form and is_as_built(layer) and form.fits(layer):
