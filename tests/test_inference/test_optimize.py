@@ -241,11 +241,6 @@ def test_is_for_inference_alone(call):
         call(optimize_for_inference(small()))
 
 
-def test_unknown_target():
-    with pytest.raises(ValueError, match=r"target.*'tpu'"):
-        optimize_for_inference(small(), 'tpu')
-
-
 # ---- layers that were changed
 
 

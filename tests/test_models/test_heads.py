@@ -70,8 +70,7 @@ def distance(found, wanted):
 
 @pytest.mark.parametrize('kind', HEADS)
 @pytest.mark.parametrize('sizes', SIZES, ids=str)
-@pytest.mark.parametrize('align_corners', [False, True])
-@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize(('align_corners', 'training'), [(False, True), (True, False)])
 def test_values_and_gradients(kind, sizes, align_corners, training):
     widths = [3, 7, 4, 9][: len(sizes)]
     options = dict(align_corners=align_corners) | (dict(pool_scales=(1, 4)) if kind is UPerHead else {})

@@ -24,6 +24,8 @@ from .interface import LIMIT, Wkv, piece_length
 
 __all__ = ['LIMIT', 'backward', 'forward', 'unsupported']
 
+ELEMENTS = 1 << 19  # processed at a time: a pass has some fifty float64 numbers for each
+
 
 def _past(z: Tensor, w: Tensor, chunk: int, kinds: int, carry: bool) -> Tensor:
     """P and, for two kinds, M of z (B, T, 2, C), as (kinds, B, T, 2, C).
@@ -87,22 +89,29 @@ def _pair(x: Wkv) -> Tensor:
     return torch.stack((e * x.v, e), 2)
 
 
+def _blocks(x: Wkv, *tensors: Tensor):
+    """Blocks of channels of x in float64, with those of other tensors."""
+    channels = max(1, ELEMENTS // (x.k.size(0) * x.k.size(1)))
+    for block in zip(*(t.split(channels, -1) for t in (*x, *tensors)), strict=True):
+        yield Wkv(*(t.double() for t in block[:4])), *block[4:]
+
+
 def forward(x: Wkv, y: Tensor, distance: str) -> None:
     """Average, see ``interface.py``."""
-    x = Wkv(*(t.double() for t in x))
-    sums, _ = _mix(_pair(x), x, distance)
-    y.copy_(sums[:, :, 0] / sums[:, :, 1])
+    for part, out in _blocks(x, y):
+        sums, _ = _mix(_pair(part), part, distance)
+        out.copy_(sums[:, :, 0] / sums[:, :, 1])
 
 
 def backward(grad: Tensor, x: Wkv, out: Wkv, distance: str) -> None:
     """Write the gradients of :func:`forward`, see ``interface.py``."""
-    x = Wkv(*(t.double() for t in x))
-    z = _pair(x)
-    sums, slopes = _mix(z, x, distance, kinds=2)
-    y, r = sums[:, :, 0] / sums[:, :, 1], grad / sums[:, :, 1]
-    out.w.copy_((r * (slopes[:, :, 0] - y * slopes[:, :, 1])).sum((0, 1)))
-    out.u.copy_((r * (z[:, :, 0] - y * z[:, :, 1])).sum((0, 1)) * x.u.exp())
-    adjoint, _ = _mix(torch.stack((r, r * y), 2), x, distance, transpose=True)
-    ar, ars = (adjoint * z[:, :, 1:]).unbind(2)
-    out.v.copy_(ar)
-    out.k.copy_(x.v * ar - ars)
+    for part, g, dw, du, dk, dv in _blocks(x, grad, *out):
+        z = _pair(part)
+        sums, slopes = _mix(z, part, distance, kinds=2)
+        y, r = sums[:, :, 0] / sums[:, :, 1], g / sums[:, :, 1]
+        dw.copy_((r * (slopes[:, :, 0] - y * slopes[:, :, 1])).sum((0, 1)))
+        du.copy_((r * (z[:, :, 0] - y * z[:, :, 1])).sum((0, 1)) * part.u.exp())
+        adjoint, _ = _mix(torch.stack((r, r * y), 2), part, distance, transpose=True)
+        ar, ars = (adjoint * z[:, :, 1:]).unbind(2)
+        dv.copy_(ar)
+        dk.copy_(part.v * ar - ars)
