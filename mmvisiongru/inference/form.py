@@ -32,19 +32,22 @@ class InferenceForm:
             )
 
 
+class MixerForm(InferenceForm):
+    """Form of a :class:`MinGRU2D` whose projections have no bias, as built."""
+
+    @classmethod
+    def fits(cls, layer: MinGRU2D) -> bool:
+        return layer.in_proj.bias is None and layer.out_proj.bias is None
+
+
+LINEAR, NORM, CONV = (nn.Linear,), (nn.LayerNorm,), (ChannelsLastConv2d,)
 # The children of a layer as it is built; those of other layers do not matter.
 CHILDREN: dict[type, dict[str, tuple[type, ...]]] = {
-    Stem: dict(
-        conv1=(ChannelsLastConv2d,), norm1=(nn.LayerNorm,), conv2=(ChannelsLastConv2d,), norm2=(nn.LayerNorm,)
-    ),
-    Block: dict(
-        norm1=(nn.LayerNorm,), mixer=(MinGRU2D,), norm2=(nn.LayerNorm,), mlp=(MLP,), drop_path=(DropPath,)
-    ),
-    MinGRU2D: dict(dwconv=(ChannelsLastConv2d, nn.Identity), in_proj=(nn.Linear,), out_proj=(nn.Linear,)),
-    MLP: dict(fc1=(nn.Linear,), fc2=(GELULinear,)),
-    ChannelMix: dict(
-        key=(nn.Linear,), receptance=(nn.Linear,), value=(nn.Linear,), key_norm=(nn.LayerNorm, nn.Identity)
-    ),
+    Stem: dict(conv1=CONV, norm1=NORM, conv2=CONV, norm2=NORM),
+    Block: dict(norm1=NORM, mixer=(MinGRU2D,), norm2=NORM, mlp=(MLP,), drop_path=(DropPath,)),
+    MinGRU2D: dict(dwconv=(*CONV, nn.Identity), in_proj=LINEAR, out_proj=LINEAR),
+    MLP: dict(fc1=LINEAR, fc2=(GELULinear,)),
+    ChannelMix: dict(key=LINEAR, receptance=LINEAR, value=LINEAR, key_norm=(*NORM, nn.Identity)),
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmvisiongru.models.layers import MinGRU2D
 from mmvisiongru.ops.scan_paths import PATHS
 
-from .form import InferenceForm
+from .form import MixerForm
 
 torch.library.define(
     'mmvisiongru::scan_lines', '(Tensor gate, Tensor hidden, str candidate, bool reverse) -> Tensor'
@@ -25,13 +25,8 @@ def _(gate, hidden, candidate, reverse):
     return torch.empty_like(gate)
 
 
-class SplitMixer(InferenceForm, MinGRU2D):
+class SplitMixer(MixerForm, MinGRU2D):
     """A :class:`MinGRU2D`, each path by itself: (B, H, W, C) -> (B, H, W, C)."""
-
-    @classmethod
-    def fits(cls, layer: MinGRU2D) -> bool:
-        """Whether the projections have no bias, as built."""
-        return layer.in_proj.bias is None and layer.out_proj.bias is None
 
     @classmethod
     def convert(cls, layer: MinGRU2D) -> None:
@@ -63,7 +58,7 @@ def steps_first(x: Tensor, column: bool) -> Tensor:
     """A map (B, H, W, C) as (W, B, H, C), the steps along its rows, or (H, B, W, C) for columns.
 
     The transposition is of a flattened map. A plain one would follow that of the convolution, the two would
-    become one, and ONNX Runtime takes 10 times as long for it, as it moves single numbers.
+    become one, and ONNX Runtime takes 10 times as long for it, as it moves single values.
     """
     if column:
         return x.flatten(2).transpose(0, 1).unflatten(2, x.shape[2:])

@@ -14,7 +14,7 @@ from mmvisiongru.ops import mingru_scan_2d
 from mmvisiongru.ops.backends import accumulation_dtype
 from mmvisiongru.ops.scan_paths import PATHS
 
-from .form import InferenceForm
+from .form import InferenceForm, MixerForm
 
 # Tokens of a tile: enough for a product of matrices to run at full speed, few enough to stay in the cache.
 TILE_TOKENS = 2048
@@ -26,7 +26,7 @@ def is_large(height: int, width: int) -> bool:
 
 
 def tile_lines(length: int) -> int:
-    """Rows of a tile of a map, or columns, that are so long."""
+    """Rows, or columns, of a tile, given their length."""
     return max(1, TILE_TOKENS // length)
 
 
@@ -83,13 +83,8 @@ class TiledBlock(InferenceForm, Block):
         return x
 
 
-class TiledMinGRU2D(InferenceForm, MinGRU2D):
+class TiledMinGRU2D(MixerForm, MinGRU2D):
     """:class:`MinGRU2D`, path by path and tile by tile."""
-
-    @classmethod
-    def fits(cls, layer: MinGRU2D) -> bool:
-        """Whether the projections have no bias, as built."""
-        return layer.in_proj.bias is None and layer.out_proj.bias is None
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_inference()

@@ -25,7 +25,7 @@ def interpolate_pos_embed(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def check_positive(**values: int | Sequence[int]) -> None:
-    """Raise ValueError unless each argument, or each of its numbers, is positive."""
+    """Raise ValueError unless each argument, or each of its elements, is positive."""
     for name, value in values.items():
         if min(value if isinstance(value, Sequence) else [value]) < 1:
             raise ValueError(f'{name} must be positive, got {value}')

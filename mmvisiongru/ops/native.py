@@ -48,7 +48,7 @@ class Map(ctypes.Structure):
 
 
 def threads(elements: int) -> int:
-    """Number of threads to use for so many elements."""
+    """Number of threads that a number of elements is worth."""
     return min(torch.get_num_threads(), 1 + elements // GRAIN)
 
 

@@ -60,7 +60,7 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
 
 
 def plan(sequences: int, length: int, inner: int, processors: int) -> tuple[int, int, int]:
-    """Spread a scan over a GPU of so many processors.
+    """Spread a scan over the processors of a GPU.
 
     Returns:
         tuple[int, int, int]: Channels and warps of a program, and tokens of a chunk: all for a single launch.

@@ -19,9 +19,9 @@ BLOCK = {
 
 
 def name_table(depths, names):
-    """For stages of so many blocks: our name, the released names of its parts, the dimension that joins them.
+    """Our names, with the released names of the parts of each and the dimension that joins them.
 
-    ``names`` are keys in either format and tell which heads exist.
+    ``depths`` are the blocks of each stage; ``names``, keys in either format, tell which heads exist.
     """
     modules = [(f'backbone.stem.{m}', f'tokenizer.{m}') for m in ('conv1', 'norm1', 'conv2', 'norm2')]
     table = []

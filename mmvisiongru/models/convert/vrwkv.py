@@ -72,7 +72,7 @@ def _renamed(state, prefixes):
 
 
 def require_model(state):
-    """Raise unless our names and shapes are those of the model that they seem to be of."""
+    """Raise InputError unless names and shapes are those of the model that they describe."""
     try:
         with torch.device('meta'):
             model = nn.ModuleDict({'backbone': _backbone(state)})

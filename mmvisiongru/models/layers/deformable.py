@@ -60,7 +60,7 @@ class DeformableAttention(nn.Module):
             self.sampling_offsets.bias.copy_(steps.expand(-1, self.levels, -1, -1).flatten())
 
     def forward(self, query: Tensor, places: Tensor, x: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-        """Queries (B, Q, C) at ``places`` (Q, 2) as of :func:`cell_centres` read ``x`` -> (B, Q, C).
+        """Queries (B, Q, C) at ``places`` (Q, 2), see :func:`cell_centres`, read ``x`` -> (B, Q, C).
 
         ``x`` (B, N, C) holds maps of ``shapes`` (H, W) one after the other.
         """

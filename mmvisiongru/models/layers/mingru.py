@@ -21,7 +21,7 @@ class MinGRU2D(nn.Module):
     Args:
         dim (int): Channels C.
         paths (Sequence[str]): Scan paths, see :func:`mmvisiongru.ops.mingru_scan_2d`.
-        kernel_size (int, optional): Of the depthwise convolution; None leaves it out.
+        kernel_size (int, optional): Of the depthwise convolution; None for none.
         expand_ratio (int): Inner width D over C.
         candidate (str): 'g' or 'linear', see :func:`mmvisiongru.ops.mingru_scan`.
         backend (str): Scan backend.

@@ -24,13 +24,13 @@ from .interface import LIMIT, Wkv, piece_length
 
 __all__ = ['LIMIT', 'backward', 'forward', 'unsupported']
 
-ELEMENTS = 1 << 19  # processed at a time: a pass has some fifty float64 numbers for each
+ELEMENTS = 1 << 19  # at a time: backward takes some fifty float64 values for each
 
 
 def _past(z: Tensor, w: Tensor, chunk: int, kinds: int, carry: bool) -> Tensor:
     """P and, for two kinds, M of z (B, T, 2, C), as (kinds, B, T, 2, C).
 
-    Without ``carry``, every chunk of so many tokens begins with sums of zero.
+    Chunks have ``chunk`` tokens; without ``carry``, the sums of each one begin at zero.
     """
     T = z.size(1)
     z = F.pad(z, (0, 0, 0, 0, 0, -T % chunk)).unflatten(1, (-1, chunk))
