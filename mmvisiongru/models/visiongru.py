@@ -188,7 +188,7 @@ class VisionGRU(Backbone):
         embed_dims, depths = tuple(arch['embed_dims']), tuple(arch['depths'])
         if len(embed_dims) != len(depths) or not depths:
             raise ValueError(
-                f'arch needs one width per stage, got {len(embed_dims)} embed_dims for {len(depths)} depths'
+                f'arch: one width per stage, got {len(embed_dims)} embed_dims, {len(depths)} depths'
             )
         check_positive(embed_dims=embed_dims, depths=depths)
         if embed_dims[0] % 2:

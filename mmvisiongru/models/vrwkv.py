@@ -171,10 +171,8 @@ class VRWKV(Backbone):
         arch = self._settings_of(arch)
         needed = {'embed_dims', 'depth'}
         if not needed <= set(arch) <= needed | set(self.arch_options):
-            raise ValueError(
-                f"an arch dict has the keys 'embed_dims' and 'depth' and may have "
-                f'{tuple(self.arch_options)}, got {sorted(arch)}'
-            )
+            options = tuple(self.arch_options)
+            raise ValueError(f"an arch has 'embed_dims', 'depth' and maybe {options}, got {sorted(arch)}")
         check_positive(embed_dims=arch['embed_dims'], depth=arch['depth'])
         return self.arch_options | dict(arch)
 

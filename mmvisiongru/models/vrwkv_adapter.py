@@ -139,8 +139,7 @@ class VRWKVAdapter(VRWKV):
     Args:
         arch (str | dict): 'tiny', 'small', 'base', 'large' or 'pico', or a dict as of :class:`VRWKV`, of a
             depth that four divides, with ``num_heads`` (int) and ``value_ratio`` (float) of the deformable
-            attention.
-            'tiny' has factors of the branches here, which its classifier has not.
+            attention; 'tiny' has factors of the branches here, which its classifier lacks.
         prior_channels (int): Width of the convolutions at stride 4.
         points (int): Places that a query of the deformable attention reads in a map.
         norm_cfg (dict): Norm of the convolutions and of the returned maps; the released model has SyncBN,

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Rows of the output computed at a time. A matrix of a side has output x input pixels, so that without tiles
-# its cost would grow with the image; and what lies between the products stays in the caches of a CPU.
-TILE_ROWS = 64
+# Output pixels computed at a time, height and width. A matrix of a side has output x input pixels, so that
+# without tiles its cost would grow with the image; and what lies between products stays in a CPU's caches.
+TILE = 64, 128
 
 
 class JoinedConv2d(nn.Conv2d):
@@ -68,13 +68,11 @@ def mix_and_enlarge(
 
     Maps (B, C_i, h_i, w_i) with weights (N, C_i, kh, kw), kh and kw odd, -> (B, N, H, W), channels-last.
     """
-    levels = [Level(x, weight, size, align_corners) for x, weight in maps]
-    # A compiled graph has one tile: a loop would fix the size.
-    if torch.compiler.is_compiling():
-        spans = [(0, size[0])]
-    else:
-        spans = [(top, min(top + TILE_ROWS, size[0])) for top in range(0, size[0], TILE_ROWS)]
-    return torch.cat([sum(level.tile(*span) for level in levels) for span in spans], 1).permute(0, 3, 1, 2)
+    levels, bands = [Level(x, weight, size, align_corners) for x, weight in maps], []
+    for rows in _spans(size[0], TILE[0]):
+        tiles = [sum(level.tile(rows, columns) for level in levels) for columns in _spans(size[1], TILE[1])]
+        bands.append(torch.cat(tiles, 2))
+    return torch.cat(bands, 1).permute(0, 3, 1, 2)
 
 
 class Level:
@@ -82,33 +80,43 @@ class Level:
 
     def __init__(self, x: Tensor, weight: Tensor, size: Sequence[int], align_corners: bool):
         self.x, self.align_corners = x.permute(0, 2, 3, 1), align_corners
-        self.rows, columns = (
+        self.rows, self.columns = (
             shifted_enlargement(*sides, align_corners, x)
             for sides in zip(x.shape[2:], size, weight.shape[2:], strict=True)
         )
-        self.columns = columns.transpose(1, 2).flatten(1)
         # For each row of taps one matrix, whose result has the taps of that row side by side.
         self.taps = weight.permute(2, 3, 0, 1).flatten(1, 2)
 
-    def tile(self, top: int, bottom: int) -> Tensor:
-        """Rows ``top`` to before ``bottom`` of the output: (B, rows, W, N)."""
-        first, last = self._source(top, bottom)
-        mixed = torch.cat([F.linear(self.x[:, first:last], weight) for weight in self.taps], 1)
-        rows = self.rows[top:bottom, :, first:last].flatten(1) @ mixed.flatten(2)
-        return self.columns @ rows.unflatten(2, (self.columns.shape[1], -1))
+    def tile(self, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+        """Rows and columns of the output, each from one to before another: (B, rows, columns, N)."""
+        top, bottom = _source(rows, self.rows, self.align_corners)
+        left, right = _source(columns, self.columns, self.align_corners)
+        x = self.x[:, top:bottom, left:right]
+        mixed = torch.cat([F.linear(x, weight) for weight in self.taps], 1)
+        tall = self.rows[slice(*rows), :, top:bottom].flatten(1) @ mixed.flatten(2)
+        enlarge_columns = self.columns[slice(*columns), :, left:right].transpose(1, 2).flatten(1)
+        return enlarge_columns @ tall.unflatten(2, (enlarge_columns.shape[1], -1))
 
-    def _source(self, top: int, bottom: int) -> tuple[int, int]:
-        """First row of the map that rows of the output depend on, and the one behind the last."""
-        enlarged, taps, size = self.rows.shape
-        if (top, bottom) == (0, enlarged):
-            return 0, size
-        # The first and last rows of the output with the taps around them.
-        ends = top - taps // 2, bottom - 1 + taps // 2
-        if self.align_corners:
-            first, last = (end * (size - 1) // (enlarged - 1) for end in ends)
-        else:
-            first, last = (((2 * end + 1) * size - enlarged) // (2 * enlarged) for end in ends)
-        return max(0, first), min(size, last + 2)
+
+def _spans(length: int, step: int) -> list[tuple[int, int]]:
+    """A side in tiles. A compiled graph has one: a loop would fix the size."""
+    if torch.compiler.is_compiling():
+        return [(0, length)]
+    return [(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _source(span: tuple[int, int], matrices: Tensor, align_corners: bool) -> tuple[int, int]:
+    """First input pixel that the output pixels of a span depend on, and the one behind the last."""
+    enlarged, taps, size = matrices.shape
+    if span == (0, enlarged):
+        return 0, size
+    # The first and last output pixels with the taps around them.
+    ends = span[0] - taps // 2, span[1] - 1 + taps // 2
+    if align_corners:
+        first, last = (end * (size - 1) // (enlarged - 1) for end in ends)
+    else:
+        first, last = (((2 * end + 1) * size - enlarged) // (2 * enlarged) for end in ends)
+    return max(0, first), min(size, last + 2)
 
 
 def shifted_enlargement(size: int, enlarged: int, taps: int, align_corners: bool, like: Tensor) -> Tensor:
