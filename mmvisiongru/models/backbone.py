@@ -57,8 +57,7 @@ class Backbone(BaseModule):
     """
 
     arch_settings: dict[str, dict]
-    # Beginnings of the names of the parameters before the first block, and the number of blocks in all parts:
-    # modules have a dot behind their name.
+    # Parameters, and modules with a dot behind their name, before the first block; number of blocks in all.
     stem_names: tuple[str, ...]
     num_blocks: int
     # In timm's form: channels, stride and module of each map returned.

@@ -142,8 +142,7 @@ class VRWKVAdapter(VRWKV):
             attention; 'tiny' has factors of the branches here, which its classifier lacks.
         prior_channels (int): Width of the convolutions at stride 4.
         points (int): Places that a query of the deformable attention reads in a map.
-        norm_cfg (dict): Norm of the convolutions and of the returned maps; the released model has SyncBN,
-            which needs a GPU.
+        norm_cfg (dict): Norm of convolutions and returned maps; the released model has SyncBN, for GPUs only.
         drop_path_rate (float): Of the last layer, rising linearly from 0, and of every Extractor.
         in_channels, img_size, frozen_stages, with_cp, distance, wkv_backend: As of :class:`VRWKV`; patches
             are of 16 pixels.
