@@ -50,10 +50,7 @@ def parts(cfg: Config, *keys: str) -> Iterator[tuple[str, dict]]:
 
 
 def check_names(cfg: Config) -> None:
-    """Refuse types and arguments that do not exist and are close to one that does.
-
-    mmengine refuses the others when it builds the part, except of hooks, whose arguments must all be known.
-    """
+    """Refuse misspelt types and arguments, and any unknown one of a hook. mmengine refuses the others."""
     scope, found = cfg.get('default_scope'), {}
     for place, node in parts(cfg, *filter(KNOWN_KEYS.__contains__, cfg)):
         key, _, name = place.partition('.')
@@ -164,10 +161,7 @@ def datasets(cfg: Config, dataloaders: Iterable[str]) -> Iterator[tuple[str, dic
 
 
 def check_data(cfg: Config, dataloaders: Iterable[str]) -> None:
-    """Refuse folders of data that are missing, empty, or have a hidden folder, which would be read as data.
-
-    The message ends with the config's ``data_hint``, a text that says how to get the data.
-    """
+    """Refuse data folders that are missing, empty, or have a hidden folder, which would be read as data."""
     for place, dataset in datasets(cfg, dataloaders):
         ann_file = dataset.get('ann_file') or ''
         if not isinstance(ann_file, str):

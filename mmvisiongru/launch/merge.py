@@ -8,9 +8,6 @@ from mmengine.config import Config
 from mmvisiongru.errors import InputError
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-AMP_WRAPPERS = ('AmpOptimWrapper', 'mmvisiongru.CPUAmpOptimWrapper')
-# About how many lines a trial logs.
-TRIAL_LINES = 10
 
 
 def merge_common_options(cfg: Config, args: Namespace) -> None:
@@ -37,16 +34,13 @@ def merge_training_options(cfg: Config, args: Namespace) -> float | None:
     if args.amp and wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')
-    elif args.amp and wrapper.type not in AMP_WRAPPERS:
+    elif args.amp and wrapper.type not in ('AmpOptimWrapper', 'mmvisiongru.CPUAmpOptimWrapper'):
         raise InputError(f'--amp replaces an OptimWrapper, the config has {wrapper.type}')
     return shorten(cfg, args) if args.trial else None
 
 
 def shorten(cfg: Config, args: Namespace) -> float:
-    """Make a trial of a run: a validation and a checkpoint at its end, a log of a few lines.
-
-    ``--trial`` counts iterations or epochs, as the config does. Returns its length over that of the run.
-    """
+    """Make a trial, in iterations or epochs as in the config. Returns its length over that of the run."""
     # Not where the run would find a checkpoint to resume.
     cfg.work_dir = args.work_dir or f'{cfg.work_dir.rstrip("/")}_trial'
     by_epoch, length = bool(cfg.train_cfg.get('max_epochs')), args.trial
@@ -62,5 +56,5 @@ def shorten(cfg: Config, args: Namespace) -> float:
         saving.interval = min(saving.get('interval', length), length)
         saving.pop('save_begin', None)
     if logger and not by_epoch:
-        logger.interval = min(logger.get('interval', 10), max(1, length // TRIAL_LINES))
+        logger.interval = min(logger.get('interval', 10), max(1, length // 10))
     return length / before

@@ -56,8 +56,7 @@ def heads(cfg: Config, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def check_model(cfg: Config, model: nn.Module) -> list[str]:
     """Compare the parts of a model with the maps that they get from each other, for a small image.
 
-    A part that fails for another reason is let pass: the first iteration will tell. Returns the batch norms
-    that get one value per channel from one image.
+    Returns the batch norms that get one value per channel from one image.
     """
     for place, head in heads(cfg, model):
         if getattr(head, 'out_channels', None) == 1:

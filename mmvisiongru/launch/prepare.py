@@ -1,8 +1,4 @@
-"""From a config to a checked Runner, in the one order that every script keeps: cheap checks come first.
-
-Check the config and its folders; join the processes; build the Runner with its loops; compare the model and
-its data. The Runner then compares the checkpoint with the model. Nothing is left for iteration 1.
-"""
+"""From a config to a checked Runner, in the one order that every script keeps: cheap checks come first."""
 
 import logging
 from argparse import Namespace
@@ -47,15 +43,12 @@ def train(args: Namespace) -> None:
 
 
 def prepare_training(cfg: Config, trial: float | None = None) -> Runner:
-    """Get the Runner of a training, whose next step is ``train()``.
-
-    ``trial`` is the length of a trial over that of the run whose schedule the config has.
-    """
+    """Get the Runner of a training. ``trial``: its length over that of the run that the schedule is for."""
     return _prepare(cfg, TRAINING_DATA, trial)
 
 
 def prepare_test(cfg: Config, checkpoint: str) -> Runner:
-    """Get the Runner of a test of a checkpoint, whose next step is ``test()``."""
+    """Get the Runner of a test of a checkpoint."""
     cfg.load_from, cfg.resume = checkpoint, False
     return _prepare(cfg, ('test_dataloader',))
 

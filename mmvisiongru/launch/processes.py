@@ -27,13 +27,10 @@ def has_gpu() -> bool:
 
 
 def prepare_launch(cfg: Config) -> list[str]:
-    """Set the process up as ``cfg.launcher`` says, before a Runner is built.
+    """Set the process up as ``cfg.launcher`` says, before a Runner is built. Returns what to log.
 
     mmengine starts its process group and mixed precision on GPUs only. Without a GPU, the group is started
-    here, with gloo, and ``cfg`` is adapted. Returns what was changed, for the log.
-
-    Raises:
-        InputError: The launcher of the config is not the one that started this process.
+    here, with gloo, and ``cfg`` is adapted. InputError if another launcher started this process.
     """
     wrapper, launcher = cfg.get('optim_wrapper') or {}, cfg.setdefault('launcher', 'none')
     if wrapper.get('type') == 'AmpOptimWrapper' and not has_gpu():

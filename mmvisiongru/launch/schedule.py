@@ -1,7 +1,5 @@
 """The schedule of a run against its length, and of a trial in proportion to that of the long run."""
 
-import math
-
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -15,10 +13,7 @@ def schedulers(cfg: Config) -> list[tuple[str, dict]]:
 
 
 def build_schedule(runner: Runner, trial: float | None) -> list[str]:
-    """Build the schedulers of a Runner after its loops, as only the data tells how long an epoch is.
-
-    ``trial`` is the length of a trial over that of the long run. Returns what to log.
-    """
+    """Build the schedulers after the loops: only data tell how long an epoch is. Returns what to log."""
     lengths, notes = (runner.max_iters, runner.max_epochs), []
     if trial:
         fit_schedule(runner.cfg, trial, *lengths)
@@ -86,4 +81,6 @@ def fit_schedule(cfg: Config, ratio: float, max_iters: int, max_epochs: int) -> 
             if scheduler.get('milestones'):
                 scheduler.milestones = sorted({max(1, int(m * ratio)) for m in scheduler.milestones})
     if isinstance(cfg.get('param_scheduler'), (list, tuple)):
-        cfg.param_scheduler = [s for s in cfg.param_scheduler if s.get('begin', 0) < s.get('end', math.inf)]
+        cfg.param_scheduler = [
+            s for s in cfg.param_scheduler if s.get('begin', 0) < s.get('end', float('inf'))
+        ]

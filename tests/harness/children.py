@@ -21,7 +21,7 @@ def environment(**variables: str) -> dict[str, str]:
 def torchrun(processes: int, *options: str) -> list[str]:
     """Arguments of python that start a script in several processes."""
     options = options or ('--standalone',)
-    return ['-m', 'mmvisiongru.launch.torchrun', *options, f'--nproc-per-node={processes}']
+    return [str(ROOT / 'tools/misc/torchrun.py'), *options, f'--nproc-per-node={processes}']
 
 
 def in_child(action) -> int:

@@ -5,6 +5,7 @@ import os
 import pickle
 import runpy
 import zipfile
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
@@ -83,18 +84,14 @@ def test_no_checkpoint_runs_code(tmp_path, monkeypatch, attack):
     assert target.exists()
 
 
-class Recipe:
-    """What someone may keep beside the weights."""
-
-
 def test_what_the_user_registered_is_kept(tmp_path):
     path = str(tmp_path / 'a.pth')
-    torch.save({'w': torch.ones(1), 'recipe': Recipe()}, path)
-    with torch.serialization.safe_globals([Recipe, HistoryBuffer]):
+    torch.save({'w': torch.ones(1), 'recipe': PurePosixPath('a')}, path)
+    with torch.serialization.safe_globals([PurePosixPath, HistoryBuffer]):
         assert list(read_checkpoint(path).state_dict) == ['w']
         assert HistoryBuffer in torch.serialization.get_safe_globals()
     loaders = dict(CheckpointLoader._schemes)
-    with pytest.raises(InputError, match=r'asks for .*Recipe'):
+    with pytest.raises(InputError, match=r'asks for .*PurePosixPath'):
         read_checkpoint(path)
     assert CheckpointLoader._schemes == loaders
 
@@ -142,12 +139,6 @@ def test_every_damage_is_found_or_harmless(tmp_path):
                 assert torch.equal(content['state_dict']['w'], weight)
                 assert content['meta'] == dict(iter=5)
     assert found > 2 * len(good) // 7
-    # Torch alone does not notice a flipped weight.
-    at = good.index(weight[4:8].numpy().tobytes())
-    path.write_bytes(good[:at] + bytes([good[at] ^ 4]) + good[at + 1 :])
-    assert not torch.equal(torch.load(path, weights_only=True)['state_dict']['w'], weight)
-    with pytest.raises(InputError, match=r'a\.pth is damaged: .*data/0'):
-        load_checkpoint_file(str(path))
 
 
 @pytest.mark.parametrize('module', [b'numpy.core.multiarray', b'numpy._core.multiarray'])

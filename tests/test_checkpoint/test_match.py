@@ -29,10 +29,7 @@ def pretrained(path, **options):
 
 
 def assert_has(model, state):
-    got = model.state_dict()
-    assert got.keys() == state.keys()
-    for name, value in state.items():
-        assert torch.equal(got[name], value), name
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

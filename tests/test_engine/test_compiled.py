@@ -53,14 +53,7 @@ def test_a_compiled_run_is_the_same_run(tmp_path, wrapper):
     assert counters['stats']['unique_graphs'] == 2
     assert not counters['graph_break']
     tolerance = dict(rtol=1e-2, atol=1e-3) if wrapper else dict(rtol=1e-4, atol=1e-5)
-    expected, got = eager.model.state_dict(), compiled.model.state_dict()
-    assert expected.keys() == got.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(
-            got[name], value, **tolerance, msg=lambda text, name=name: f'{name}: {text}'
-        )
-    losses = [r.message_hub.get_scalar('train/loss').data[0] for r in (eager, compiled)]
-    torch.testing.assert_close(*map(torch.as_tensor, losses), rtol=1e-3 if wrapper else 1e-5, atol=0)
+    torch.testing.assert_close(compiled.model.state_dict(), eager.model.state_dict(), **tolerance)
     # Otherwise a copy of the model would call the parts of this one.
     assert not any('forward' in vars(module) for module in compiled.model.modules())
 

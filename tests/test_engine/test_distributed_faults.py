@@ -55,8 +55,7 @@ def test_signal_that_reaches_the_workers(tmp_path, by_epoch, during, what):
     assert in_child(stop) == 128 + signal.SIGTERM
     checkpoint, notes = find_checkpoint(str(tmp_path / 'stopped'))
     # The next iteration is done if its batch was there already.
-    assert checkpoint.meta['iter'] in (at, at + (during == 'between'))
-    assert notes == []
+    assert (checkpoint.meta['iter'] in (at, at + (during == 'between')), notes) == (True, [])
     run(tmp_path / 'stopped', by_epoch=by_epoch, interval=99, resume=True)
     run(tmp_path / 'whole', by_epoch=by_epoch, interval=99)
     last = LAST[by_epoch]

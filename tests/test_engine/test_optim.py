@@ -47,11 +47,9 @@ def test_steps_are_those_of_a_group_for_each_parameter(task, fused, rtol):
     for constructor in ('DefaultOptimWrapperConstructor', GROUPED):
         torch.manual_seed(0)
         model = build_model(cfg, 'cpu')
-        optimizer = optimizer_of(
-            cfg, model, constructor, fused if constructor == GROUPED else None, custom_keys=dict(
-                stem=dict(lr_mult=0.1), mixer=dict(decay_mult=0.5)
-            ), dwconv_decay_mult=0.0,
-        )  # fmt: skip
+        paramwise = dict(custom_keys=dict(stem=dict(lr_mult=0.1), mixer=dict(decay_mult=0.5)))
+        paramwise |= dict(dwconv_decay_mult=0.0, fused=fused if constructor == GROUPED else None)
+        optimizer = optimizer_of(cfg, model, constructor, **paramwise)
         for _ in range(3):
             for parameter in model.parameters():
                 parameter.grad = torch.randn_like(parameter)

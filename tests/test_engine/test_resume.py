@@ -1,5 +1,6 @@
 """Runs that are resumed with other batches, to another length, or with another optimizer."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -142,9 +143,7 @@ def test_the_scaled_lr_knows_of_accumulation(tmp_path, counts, batch_size, expec
     groups = runner.optim_wrapper.param_groups
     assert [group['initial_lr'] for group in groups] == pytest.approx([0.05 * expected] * 3)
     # The table of groups in the log, too.
-    lines = next(tmp_path.rglob('*.log')).read_text().splitlines()
-    header = next(
-        i for i, line in enumerate(lines) if line.split() == ['lr', 'decay', 'tensors', 'parameters']
-    )
-    rows = [list(map(float, line.split())) for line in lines[header + 1 : header + 3]]
-    assert sorted(rows) == [pytest.approx([0.05 * expected, *r]) for r in ([0, 2, 16], [0.05, 4, 58])]
+    text = next(tmp_path.rglob('*.log')).read_text()
+    rows = re.findall(r'^ +([\d.e-]+) +([\d.]+) +(\d+) +(\d+)$', text, re.MULTILINE)
+    rows = sorted([*map(float, row)] for row in rows)
+    assert rows == [pytest.approx([0.05 * expected, *row]) for row in ([0, 2, 16], [0.05, 4, 58])]

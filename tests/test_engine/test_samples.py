@@ -58,7 +58,6 @@ FAULTS = {
         lambda r: Image.new('RGB', (31, 24)).save(r / 'img/1.jpg'),
         r'map/1\.png has \(32, 24\) pixels, its image \(31, 24\)',
     ),
-    'empty map': (lambda r: (r / 'map/1.png').write_bytes(b''), r'map/1\.png is empty'),
     'cut map': (lambda r: cut(r / 'map/1.png'), r'map/1\.png is cut short'),
     'missing map': (lambda r: (r / 'map/1.png').unlink(), r'map/1\.png does not exist'),
     'label out of range': (

@@ -36,8 +36,6 @@ def test_a_run_starts_with_a_summary_of_at_most_20_lines(tmp_path):
         assert any(what in line for line in start), what
     (log,) = tmp_path.glob('work_dirs/tiny/*/*.log')
     text = log.read_text()
-    for kept in ('System environment:', 'Config:\n', 'Hooks will be executed', 'work dir: '):
-        assert text.count(kept) == 1
     (bad,) = (line for line in lines if 'bad sample skipped' in line)
     assert str(broken) in bad
     assert 'logger.py' not in out + text

@@ -11,7 +11,6 @@ from mmengine.registry import DefaultScope
 from mmvisiongru.config import check_keys
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.checks import check_config, check_data
-from mmvisiongru.zoo import dataset_meta
 from tests.harness import ROOT
 
 SEGMENTATION = ROOT / 'configs/segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py'
@@ -87,9 +86,3 @@ def test_split_of_imagenet(tmp_path):
     dataset = dict(type='mmpretrain.ImageNet', data_root=str(tmp_path), split='train')
     with pytest.raises(InputError, match=rf'{tmp_path}/train .* does not exist'):
         check_data(data_config(dataset), ('train_dataloader',))
-
-
-def test_classes_are_known_without_the_data():
-    meta = dataset_meta(Config.fromfile(SEGMENTATION))
-    assert (len(meta['classes']), len(meta['palette'])) == (150, 150)
-    assert dataset_meta(Config(dict(test_dataloader=dict(dataset=dict(type='X', data_root=''))))) is None

@@ -22,32 +22,23 @@ FOLDERS = (ROOT / 'configs/classification', ROOT / 'configs/segmentation')
 RECIPES = sorted(path for folder in FOLDERS for path in folder.glob('*.py') if 'tta' not in path.stem)
 
 
-def rates(cfg: Config, epoch_length: int = 7) -> list[float]:
-    """The lr of each iteration over the full one, as mmengine's own schedulers give it."""
+def rates(cfg: Config) -> list[float]:
+    """The lr of each iteration over the full one, by mmengine's own schedulers; an epoch has 7 iterations."""
     by_epoch = 'max_epochs' in cfg.train_cfg
     total = cfg.train_cfg.max_epochs if by_epoch else cfg.train_cfg.max_iters
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    iters = total * epoch_length if by_epoch else total
-    built = []
+    iters, built, found = 7 * total if by_epoch else total, [], []
     for scheduler in cfg.param_scheduler or []:
         end = total if scheduler.get('by_epoch', True) else iters
         common = dict(optimizer=optimizer, epoch_length=7)
         built.append(PARAM_SCHEDULERS.build(dict(dict(end=end), **scheduler), default_args=common))
-    found = []
     for i in range(iters):
         found.append(optimizer.param_groups[0]['lr'])
         optimizer.step()
         for scheduler in built:
-            if not scheduler.by_epoch or (i + 1) % epoch_length == 0:
+            if not scheduler.by_epoch or (i + 1) % 7 == 0:
                 scheduler.step()
     return found
-
-
-def make_trial(cfg: Config, length: int, epoch_length: int = 7) -> None:
-    """As a training makes a trial of its config."""
-    ratio = shorten(cfg, Namespace(trial=length, work_dir='trial'))
-    lengths = (length * epoch_length, length) if 'max_epochs' in cfg.train_cfg else (length, 1)
-    fit_schedule(cfg, ratio, *lengths)
 
 
 @pytest.mark.parametrize('recipe', RECIPES, ids=lambda path: path.stem)
@@ -55,7 +46,9 @@ def test_a_trial_reaches_the_full_rate_and_comes_down(recipe):
     long = get_config(str(recipe))
     for length in (1, 3, 4, 20):
         cfg = deepcopy(long)
-        make_trial(cfg, length)
+        # As a training makes a trial of its config.
+        ratio = shorten(cfg, Namespace(trial=length, work_dir='trial'))
+        fit_schedule(cfg, ratio, *((7 * length, length) if 'max_epochs' in cfg.train_cfg else (length, 1)))
         assert length in (cfg.train_cfg.get('max_epochs'), cfg.train_cfg.get('max_iters'))
         assert cfg.train_cfg.val_interval <= length
         assert cfg.default_hooks.checkpoint.interval <= length
@@ -69,14 +62,19 @@ def test_a_trial_reaches_the_full_rate_and_comes_down(recipe):
 @pytest.fixture
 def work(workplace):
     """A folder with a long config and data of each task."""
-    cycle = 'train_cfg.update(max_iters=160000, val_interval=16000)\nparam_scheduler = ['
-    cycle += "dict(type='LinearLR', start_factor=1e-6, by_epoch=False, end=1500),"
-    cycle += "dict(type='PolyLR', by_epoch=False, begin=1500)]\n"
-    write_config(workplace / 'seg.py', SEGMENTATION, 'ade', cycle)
-    cycle = "launcher = 'none'\ntrain_cfg.update(max_epochs=30, val_interval=10)\nparam_scheduler = ["
-    cycle += "dict(type='LinearLR', start_factor=1e-3, end=5, convert_to_iter_based=True),"
-    cycle += "dict(type='CosineAnnealingLR', begin=5)]\n"
-    write_config(workplace / 'cls.py', CLASSIFICATION, 'inet', cycle)
+    long = """
+train_cfg.update(max_iters=160000, val_interval=16000)
+param_scheduler = [dict(type='LinearLR', start_factor=1e-6, by_epoch=False, end=1500),
+                   dict(type='PolyLR', by_epoch=False, begin=1500)]
+"""
+    write_config(workplace / 'seg.py', SEGMENTATION, 'ade', long)
+    long = """
+launcher = 'none'
+train_cfg.update(max_epochs=30, val_interval=10)
+param_scheduler = [dict(type='LinearLR', start_factor=1e-3, end=5, convert_to_iter_based=True),
+                   dict(type='CosineAnnealingLR', begin=5)]
+"""
+    write_config(workplace / 'cls.py', CLASSIFICATION, 'inet', long)
     return workplace
 
 

@@ -7,7 +7,7 @@ if [[ ! $GPUS =~ ^([0-9]+|auto|gpu|cpu)$ ]]; then
     exit 2
 fi
 PORT=${MASTER_PORT:-${PORT:-}}
-TORCHRUN=("${PYTHON:-python}" -m mmvisiongru.launch.torchrun "--nproc-per-node=$GPUS")
+TORCHRUN=("${PYTHON:-python}" "$TOOLS/misc/torchrun.py" "--nproc-per-node=$GPUS")
 if [ "${NNODES:-1}" = 1 ] && [ -z "$PORT" ]; then
     TORCHRUN+=(--standalone)
 elif [ "${NNODES:-1}" != 1 ] && [ -z "${NODE_RANK:+${MASTER_ADDR:-}}" ]; then

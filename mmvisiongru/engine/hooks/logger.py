@@ -5,9 +5,6 @@ from mmengine.hooks import LoggerHook
 
 from mmvisiongru.registry import HOOKS
 
-# At most about this many lines of a validation.
-VALIDATION_LINES = 10
-
 
 @HOOKS.register_module()
 class AtomicLoggerHook(LoggerHook):
@@ -18,7 +15,7 @@ class AtomicLoggerHook(LoggerHook):
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         """Log about ten lines of a validation at most, however often training is logged."""
-        interval = max(self.interval, len(runner.val_dataloader) // VALIDATION_LINES)
+        interval = max(self.interval, len(runner.val_dataloader) // 10)
         if self.every_n_inner_iters(batch_idx, interval):
             runner.logger.info(runner.log_processor.get_log_after_iter(runner, batch_idx, 'val')[1])
 

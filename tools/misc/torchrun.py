@@ -1,6 +1,6 @@
 """torch.distributed.run that ends with the exit code of its processes, and without its own traceback.
 
-python -m mmvisiongru.launch.torchrun [OPTIONS OF torchrun] SCRIPT [ARGS]
+python tools/misc/torchrun.py [OPTIONS OF torchrun] SCRIPT [ARGS]
 """
 
 import logging
