@@ -16,7 +16,7 @@ from .fused import FoldedConvModule, FusedLinear, FusedLinearGELU, FusedMLP, InP
 from .split_mixer import SplitMixer
 from .tiled import TiledBlock, TiledMinGRU2D, TiledStem
 
-# Of each target the layers that have another form, by their exact type.
+# By target: layers that have another form, by their exact type.
 FORMS: dict[str, dict[type, type[InferenceForm]]] = {
     'cpu': {
         Stem: TiledStem,
@@ -38,12 +38,10 @@ def optimize_for_inference(model: nn.Module, target: str = 'cpu') -> nn.Module:
     """Convert the layers of a model to those forms in which inference is fast, in place and once.
 
     On a CPU large maps go through VisionGRU tile by tile, and linear layers of any model through oneDNN, with
-    the GELU that follows them. Values stay the same but for rounding. A layer is converted if its type is one
-    of those known and if it was not hooked, patched, replaced, quantised or offloaded; any other stays as it
-    is. A hook that is registered later may not see the layers inside a converted one.
-
-    A converted layer raises RuntimeError if it is called in training mode, with gradients enabled, traced or
-    compiled. For those keep a copy of the model.
+    the GELU that follows them. Values stay the same but for rounding. A layer whose type is unknown, or that
+    was hooked, patched, replaced, quantised or offloaded, stays as it is; a hook that is registered later may
+    not see the layers inside a converted one. A converted layer raises RuntimeError if it is called in
+    training mode, with gradients enabled, traced or compiled: keep a copy of the model for those.
 
     Args:
         model (nn.Module): A backbone, classifier, segmentor or any other model.

@@ -1,9 +1,7 @@
 r"""Mixers of VisionGRU in the form in which they are exported: each path by itself, its projections split.
 
-In torch all paths are one product and one operator, which splits the map where it reads it. In a graph the
-splitting would be an operator of its own, and so would be the join: both copy the widest maps of a mixer. So
-each path, its gate and its candidate have a product each here, and only the recurrence is left to a
-translation (:mod:`mmvisiongru.deployment.translations.mingru`).
+In a graph, splitting the projected map of all paths and joining theirs would be operators that copy the
+widest maps of a mixer. The recurrence is left to :mod:`mmvisiongru.deployment.translations.mingru`.
 """
 
 import torch
@@ -57,8 +55,8 @@ class SplitMixer(MixerForm, MinGRU2D):
 def steps_first(x: Tensor, column: bool) -> Tensor:
     """A map (B, H, W, C) as (W, B, H, C), the steps along its rows, or (H, B, W, C) for columns.
 
-    The transposition is of a flattened map. A plain one would follow that of the convolution, the two would
-    become one, and ONNX Runtime takes 10 times as long for it, as it moves single values.
+    The transposition is of a flattened map: a plain one would become one with that of the convolution, for
+    which ONNX Runtime takes 10 times as long.
     """
     if column:
         return x.flatten(2).transpose(0, 1).unflatten(2, x.shape[2:])
