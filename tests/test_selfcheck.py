@@ -77,7 +77,7 @@ def test_bench_writes_tables_and_figures(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, 'MAPS', ((2, 56, 56),))
     monkeypatch.setattr(bench, 'WIDTH', 8)
     monkeypatch.setattr(bench, 'MAX_ROUNDS', 2)
-    main(['--bench', '--minutes', '5', '--json', str(tmp_path / 'b.json')])
+    main(['--bench', '--minutes', '60', '--json', str(tmp_path / 'b.json')])
     found = json.loads((tmp_path / 'b.json').read_text())['results']
     out = capsys.readouterr().out
     assert {title.split(', ')[0] for title in found} == {'Operators', 'Models', 'UperNet'}
