@@ -7,6 +7,7 @@ import mmseg
 import pytest
 from mmengine.config import Config
 
+from mmvisiongru.checkpoint import load_checkpoint_file, published_weights
 from tests.harness import ROOT
 from tests.harness.config_builders import build_model
 
@@ -41,3 +42,12 @@ def test_links_lead_to_files(page):
     text = re.sub(r'```.*?```', '', (ROOT / page).read_text(), flags=re.DOTALL)
     links = [link for link in re.findall(r'\]\(([^)]+)\)', text) if '://' not in link]
     assert [link for link in links if not ((ROOT / page).parent / link.split('#')[0]).exists()] == []
+
+
+@pytest.mark.parametrize(('name', 'path'), published_weights().items())
+def test_the_readme_quotes_the_metric_of_the_published_file(name, path):
+    (row,) = [
+        line for line in (ROOT / 'README.md').read_text().splitlines() if line.startswith(f'| `{name}` |')
+    ]
+    ((metric, value),) = load_checkpoint_file(str(path))['meta']['metric'].items()
+    assert f'| {value:.2f} {"mIoU" if metric == "mIoU" else "top-1"} |' in row
