@@ -19,6 +19,8 @@ from torch import Tensor, nn
 # Output pixels computed at a time, height and width. A matrix of a side has output x input pixels, so that
 # without tiles its cost would grow with the image; and what lies between products stays in a CPU's caches.
 TILE = 64, 128
+# Multiply-accumulates that take a CPU as long as the additional calls for one map.
+CALLS = 5e7
 
 
 class JoinedConv2d(nn.Conv2d):
@@ -52,13 +54,33 @@ class JoinedConv2d(nn.Conv2d):
     def _conv_forward(self, maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
         # mmcv's ConvModule calls this name with a folded batch norm.
         size, weights = maps[0].shape[2:], weight.split([x.shape[1] for x in maps], 1)
-        out = F.conv2d(maps[0], weights[0], bias, padding=self.padding)
-        smaller = list(zip(maps[1:], weights[1:], strict=True))
-        if self.kernel_size != (1, 1):
-            return out + mix_and_enlarge(smaller, size, self.align_corners) if smaller else out
-        for x, w in smaller:
-            out = out + F.interpolate(F.conv2d(x, w), size, mode=self.mode, align_corners=self.align_corners)
+        whole, small = [(maps[0], weights[0])], []
+        for x, w in zip(maps[1:], weights[1:], strict=True):
+            if self.kernel_size == (1, 1) or is_cheaper(x, w, size):
+                small.append((x, w))
+            else:
+                whole.append((self._resize(x, size), w))
+        joined, weight = (torch.cat(parts, 1) for parts in zip(*whole, strict=True))
+        out = F.conv2d(joined, weight, bias, padding=self.padding)
+        if small and self.kernel_size != (1, 1):
+            return out + mix_and_enlarge(small, size, self.align_corners)
+        for x, w in small:
+            out = out + self._resize(F.conv2d(x, w), size)
         return out
+
+    def _resize(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        return F.interpolate(x, size, mode=self.mode, align_corners=self.align_corners)
+
+
+def is_cheaper(x: Tensor, weight: Tensor, size: Sequence[int]) -> bool:
+    """Whether mixing channels first saves more multiply-accumulates than its additional calls cost."""
+    (B, C, h, w), (N, _, kh, kw), (H, W) = x.shape, weight.shape, size
+    # A graph for any size cannot branch on it.
+    if not all(isinstance(n, int) for n in (h, w, H, W)):
+        return True
+    rows, columns = (min(n, tile * n // full + 3) for n, full, tile in zip((h, w), size, TILE, strict=True))
+    mixed_first = kh * kw * C * h * w + kh * kw * w * H * rows + kw * H * W * columns
+    return B * N * (kh * kw * C * H * W - mixed_first) > CALLS
 
 
 def mix_and_enlarge(
