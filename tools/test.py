@@ -49,7 +49,7 @@ def parse_args(argv=None):
     parser.add_argument(
         '--show-dir',
         metavar='DIR',
-        help='write pictures of the predictions to this folder (only the first process does)',
+        help='write pictures of the predictions to this folder',
     )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds to show each window')
     parser.add_argument('--interval', type=at_least_one, default=1, help='show every n-th image')
@@ -136,37 +136,34 @@ class PictureHook(Hook):
     """Draws every ``interval``-th image of a test with truth and prediction, of classifiers and segmentors.
 
     The pictures lie below ``out_dir``, if it is given, as the images do below the folder that all of them are
-    in. With ``show`` each is shown for ``wait_time`` seconds. The first process draws those that it tested.
+    in. Each process draws those that it tests; with ``show`` the first shows its own for ``wait_time`` seconds.
     """
 
     def __init__(self, out_dir: str | None, interval: int = 1, show: bool = False, wait_time: float = 0):
         self.out_dir, self.interval, self.show, self.wait_time = out_dir, interval, show, wait_time
-        self.seen = self.written = 0
 
     def before_test(self, runner) -> None:
-        """Settle the file of each image."""
-        self.paths = output_paths(_images(runner), self.out_dir) if self.out_dir else {}
+        """Settle which images are drawn, and the file of each."""
+        images = _images(runner)
+        self.drawn = set(images[:: self.interval])
+        self.paths = output_paths(images, self.out_dir) if self.out_dir else {}
 
     def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        """Draw every n-th image of a batch."""
-        if not is_main_process():
-            return
+        """Draw images of a batch."""
         meta = runner.test_loop.dataloader.dataset.metainfo
         for image, sample in zip(_plain_view(data_batch), outputs, strict=True):
-            self.seen += 1
-            if (self.seen - 1) % self.interval:
+            if sample.img_path not in self.drawn:
                 continue
             picture = draw_sample(as_rgb(image), sample, meta.get('classes'), meta.get('palette'))
             if self.out_dir:
                 write_picture(self.paths[sample.img_path], picture)
-                self.written += 1
-            if self.show:
+            if self.show and is_main_process():
                 runner.visualizer.show(picture, sample.img_path, self.wait_time)
 
     def after_test(self, runner) -> None:
         """Say where the pictures are."""
         if self.out_dir and is_main_process():
-            runner.logger.info(f'{self.written} pictures in {self.out_dir}')
+            runner.logger.info(f'{len(self.drawn)} pictures in {self.out_dir}')
 
 
 class LabelMapHook(Hook):

@@ -51,7 +51,6 @@ def test_precision_is_that_of_the_computation(precision):
     ('arguments', 'named'),
     [
         ([PICO, '--mode', 'train', '--dtype', 'bfloat16-weights'], '--dtype'),
-        (['no_such_model'], 'no_such_model'),
         (['mmvisiongru.VisionGRU:pikko'], 'pikko'),
         ([PICO, '--cfg-options', 'model.scan_pathes=row'], 'scan_pathes'),
     ],

@@ -1,4 +1,4 @@
-"""analyze_logs.py and print_config.py, on real runs of a few iterations and on logs written by hand."""
+"""analyze_logs.py, on real runs of a few iterations and on logs written by hand."""
 
 import json
 
@@ -9,7 +9,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
 from tools import train
 from tools.analysis_tools import analyze_logs
-from tools.misc import print_config
 
 TRACKER = """
 visualizer = dict(vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
@@ -94,13 +93,3 @@ def test_a_run_without_a_metric_is_named_and_the_others_are_drawn(tmp_path, caps
     (named,) = capsys.readouterr().err.splitlines()
     assert runs[1] in named
     assert 'mIoU' in named
-
-
-def test_printed_config_is_whole(tmp_path, capsys):
-    (tmp_path / 'base.py').write_text("model = dict(type='A')\nrandomness = dict(seed=0)\n")
-    (tmp_path / 'leaf.py').write_text("_base_ = 'base.py'\nmodel = dict(b=1)\n")
-    print_config.main([str(tmp_path / 'leaf.py'), '--cfg-options', 'randomness.seed=3'])
-    printed = {}
-    exec(capsys.readouterr().out, printed)
-    assert printed['model'] == dict(type='A', b=1)
-    assert printed['randomness'] == dict(seed=3)

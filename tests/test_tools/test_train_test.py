@@ -90,7 +90,8 @@ def test_segmentation_in_two_processes(segmentor, start):
     assert [two[k] for k in ('aAcc', 'mIoU')] == [one[k] for k in ('aAcc', 'mIoU')]
     for i in range(3):
         np.testing.assert_array_equal(Image.open(f'maps/{i}.png'), Image.open(f'alone/{i}.png'))
-    assert list(Path('pictures').rglob('*.png'))
+    # Each process draws what it tested.
+    assert sorted(os.listdir('pictures')) == ['0.png', '1.png', '2.png']
 
 
 def test_two_nodes_test_as_one_process_does(classifier, start):
@@ -142,15 +143,6 @@ def test_options_of_training(classifier):
     dumped = Config.fromfile('work/tiny.py')
     assert dumped.train_dataloader.pin_memory is False
     assert dumped.resume_schedule == 'config'
-
-
-def test_part_of_a_checkpoint_needs_a_stated_coverage(classifier):
-    fits = torch.load('fits.pth')['state_dict']
-    torch.save({k.replace('head.fc.weight', 'head.cf.weight'): v for k, v in fits.items()}, 'part.pth')
-    args = (classifier, '--no-validate', '--work-dir', 'work', '--cfg-options', 'load_from=part.pth')
-    run(train, *args, 'load_coverage=0.9')
-    log = max(Path('work').glob('*/*.log')).read_text()
-    assert 'of part.pth, not loaded: missing head.fc.weight' in log
 
 
 @pytest.fixture

@@ -22,14 +22,6 @@ train_dataloader = dict(dataset=dict(type='RepeatDataset', times=1, dataset=dict
 val_dataloader = dict(dataset=train_dataloader['dataset']['dataset'])
 test_dataloader = val_dataloader
 """
-FOLDERS = """
-default_scope = 'mmpretrain'
-train_dataloader = dict(dataset=dict(
-    type='CustomDataset', data_root='{root}',
-    pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')],
-))
-data_preprocessor = dict(num_classes=2)
-"""
 
 
 IMAGE = np.ones((16, 16, 3))
@@ -137,12 +129,10 @@ def test_labels_of_turned_images(root, capsys):
     assert 'map/2.png has' in fault
 
 
-def test_a_hidden_folder_is_no_class(root, refused):
+def test_a_hidden_folder_is_no_class(classifier, refused):
     """Jupyter leaves .ipynb_checkpoints, which would be class 0 and shift the others."""
-    for name in ('ant', 'bee', '.ipynb_checkpoints'):
-        save(f'data/{name}/0.png', IMAGE)
-    (root / 'config.py').write_text(FOLDERS.format(root='data'))
-    line = refused(verify_dataset, 'config.py', named=['.ipynb_checkpoints'])
+    save('inet/train/.ipynb_checkpoints/0.png', IMAGE)
+    line = refused(verify_dataset, classifier, named=['.ipynb_checkpoints'])
     # Not what would let a run begin with it as a class.
     assert 'num_classes=3' not in line
 
