@@ -136,7 +136,7 @@ class PictureHook(Hook):
     """Draws every ``interval``-th image of a test with truth and prediction, of classifiers and segmentors.
 
     The pictures lie below ``out_dir``, if it is given, as the images do below the folder that all of them are
-    in. Each process draws those that it tests; with ``show`` the first shows its own for ``wait_time`` seconds.
+    in. Each process draws those that it tests; with ``show`` the first shows its own for ``wait_time`` s.
     """
 
     def __init__(self, out_dir: str | None, interval: int = 1, show: bool = False, wait_time: float = 0):
