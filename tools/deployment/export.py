@@ -88,12 +88,13 @@ def build(cfg: Config, checkpoint: Checkpoint):
 
 def write(args, cfg: Config, checkpoint: Checkpoint) -> dict[str, str]:
     """Export, verify and quantise. Returns the files by the name of what runs them."""
-    from mmvisiongru.deployment.export import PER_BATCH, export, quantize, save
+    from mmvisiongru.deployment.export import export
     from mmvisiongru.deployment.runtimes import onnx_runtime
     from mmvisiongru.deployment.verify import SHAPES, verify
     from mmvisiongru.deployment.wrapper import Deployed
     from tools.deployment.describe import describe
     from tools.deployment.evaluate import loss
+    from tools.deployment.files import PER_BATCH, quantize, save
 
     segmentor = cfg.default_scope != 'mmpretrain'
     outputs = args.output or (['labels'] if segmentor else ['scores'])
