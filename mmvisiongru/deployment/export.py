@@ -21,15 +21,12 @@ EXAMPLE = (2, 3, 256, 320)
 
 
 def export(module: nn.Module, outputs: Sequence[str], size: tuple[int, int] | None = None) -> onnx.ModelProto:
-    """Translate a module that takes images (B, 3, H, W), named 'images'.
+    """Translate a module that takes images (B, 3, H, W), named 'images'; InputError gives the reason if not.
 
     Args:
         module (nn.Module): In evaluation mode, on the CPU; gives a tensor for each of ``outputs``.
         outputs (Sequence[str]): Their names.
         size (tuple, optional): Height and width of the only image, B = 1, that the graph takes. Default: any.
-
-    Raises:
-        InputError: A layer cannot be exported. The message ends with the reason of the exporter.
     """
     module = deepcopy(module)
     optimize_for_inference(module, target='onnx')

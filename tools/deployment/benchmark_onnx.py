@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from logging import ERROR
+from pathlib import Path
 
 import torch
 from mmengine.logging import MMLogger
@@ -25,6 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+# A script has only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru import measure
 from mmvisiongru.deployment import check_stack
 from mmvisiongru.deployment.runtimes import has_openvino, onnx_runtime, openvino
@@ -77,7 +80,8 @@ def start(runner: str, model: str, folder: str) -> Callable[[Tensor], list[Tenso
 
 def write_files(model: str, folder: str) -> None:
     """Export the model, and quantise it."""
-    from mmvisiongru.deployment.export import export, quantize, save
+    from mmvisiongru.deployment.export import export
+    from tools.deployment.files import quantize, save
 
     torch.manual_seed(0)
     raw = Raw(build_model(model)).eval()
