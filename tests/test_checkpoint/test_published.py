@@ -43,7 +43,7 @@ def test_a_backbone_starts_from_them_by_init_cfg():
 
 def test_the_tool_reaches_the_metric_of_the_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    digits.write_classification(tmp_path / 'data/digits/classification', progress=False)
+    digits.write_classification(tmp_path / 'data/digits/classification')
     main = runpy.run_path(str(TOOLS / 'test.py'))['main']
     main([CONFIG, NAME, '--out', 'metrics.json', '--out-item', 'metrics', '--no-optimize'])
     metrics = json.loads((tmp_path / 'metrics.json').read_text())
