@@ -32,6 +32,7 @@ def find_published(path: str) -> Path | None:
     Raises:
         InputError: There are no published weights of this name.
     """
+    path = str(path)
     name, known = path.removeprefix(SCHEME), published_weights()
     if name in known and (path != name or not os.path.exists(path)):
         return known[name]

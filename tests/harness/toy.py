@@ -242,7 +242,9 @@ def python(*arguments, **settings) -> subprocess.Popen:
 def start(processes: int, work_dir, **settings) -> subprocess.Popen:
     """Start the toy run in processes of its own."""
     launcher, how = ('pytorch', torchrun(processes)) if processes > 1 else ('none', [])
-    return python(*how, __file__, work_dir, json.dumps(settings | dict(launcher=launcher)))
+    settings = json.dumps(settings | dict(launcher=launcher))
+    # A signal to its process group must not reach the tests.
+    return python(*how, __file__, work_dir, settings, start_new_session=True)
 
 
 def finish(process: subprocess.Popen, timeout=PATIENCE) -> tuple[int, str]:

@@ -17,7 +17,8 @@ if __name__ == '__main__':
     # What torchrun sets, without its banner.
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     try:
-        run.main(sys.argv[1:])
+        # It returns after --help, too.
+        sys.exit(run.main(sys.argv[1:]))
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         # A script that exits with 2, or with 128 + a signal that asked it to stop, has printed why.

@@ -32,9 +32,10 @@ class UPerHead(MMSegUPerHead):
 
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, h_i, w_i) of the stages, finest first -> the map to classify, (B, channels, H, W)."""
-        # On a CPU the loss is several times slower on channels-last logits, and these are as the maps are.
-        maps = (inputs[i] for i in self.in_index)
-        *inputs, top = [x.contiguous() if x.device.type == 'cpu' else x for x in maps]
+        *inputs, top = [inputs[i] for i in self.in_index]
+        if self.training and top.device.type == 'cpu':
+            # The loss is several times slower on channels-last logits, and these are as the maps are.
+            *inputs, top = [x.contiguous() for x in (*inputs, top)]
         top = self.bottleneck([top, *(pool(top) for pool in self.psp_modules)])
         outs = [top]
         for x, lateral, conv in reversed(list(zip(inputs, self.lateral_convs, self.fpn_convs, strict=True))):

@@ -11,6 +11,8 @@ beyond the border. One product with a matrix along each side both enlarges and s
 """
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +62,7 @@ class JoinedConv2d(nn.Conv2d):
                 small.append((x, w))
             else:
                 whole.append((self._resize(x, size), w))
-        joined, weight = (torch.cat(parts, 1) for parts in zip(*whole, strict=True))
+        joined, weight = (_cat(parts, 1) for parts in zip(*whole, strict=True))
         out = F.conv2d(joined, weight, bias, padding=self.padding)
         if small and self.kernel_size != (1, 1):
             return out + mix_and_enlarge(small, size, self.align_corners)
@@ -92,9 +94,14 @@ def mix_and_enlarge(
     """
     levels, bands = [Level(x, weight, size, align_corners) for x, weight in maps], []
     for rows in _spans(size[0], TILE[0]):
-        tiles = [sum(level.tile(rows, columns) for level in levels) for columns in _spans(size[1], TILE[1])]
-        bands.append(torch.cat(tiles, 2))
-    return torch.cat(bands, 1).permute(0, 3, 1, 2)
+        tiles = [reduce(add, (level.tile(rows, c) for level in levels)) for c in _spans(size[1], TILE[1])]
+        bands.append(_cat(tiles, 2))
+    return _cat(bands, 1).permute(0, 3, 1, 2)
+
+
+def _cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    # One tensor would be copied.
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
 class Level:
