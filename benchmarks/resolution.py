@@ -3,7 +3,7 @@
     python benchmarks/resolution.py --out docs/figures/resolution_cpu
     python benchmarks/resolution.py --out docs/figures/resolution_gpu --device cuda
 
-Writes OUT.csv and OUT.png. Parameters and FLOPs are counted (mmvisiongru/flops.py). Memory and time of
+Writes OUT.csv and OUT.png. Operations are counted by tools/analysis_tools/flops.py. Memory and time of
 inference are measured: runs of the models are interleaved at each size, and medians are written. The curve of
 a model ends before the size that does not fit into memory. About 15 minutes on two CPU cores, most of them at
 1536 and 2048.

@@ -7,6 +7,7 @@ from torch import nn
 from mmvisiongru._compat import set_inference_attributes
 from mmvisiongru.checkpoint import SCHEME, Checkpoint, load_weights, read_checkpoint, state_dict_of
 from mmvisiongru.config import get_config, list_configs
+from mmvisiongru.errors import InputError
 from mmvisiongru.inference import optimize_for_inference
 from mmvisiongru.models.layers.precision import score_in_float32
 from mmvisiongru.zoo import build_model, dataset_meta, model_config
@@ -55,6 +56,8 @@ def get_model(
         >>> [tuple(x.shape[2:]) for x in backbone(torch.rand(1, 3, 64, 96))]
         [(16, 24), (8, 12), (4, 6), (2, 3)]
     """
+    if pretrained and (checkpoint or not isinstance(name, str)):
+        raise InputError('pretrained=True takes the name of published weights, and no checkpoint besides')
     loaded = read_checkpoint(SCHEME + name) if pretrained else checkpoint and read_checkpoint(checkpoint)
     name = loaded.meta['config'] if pretrained else name
     cfg = model_config(name) if isinstance(name, str) else name

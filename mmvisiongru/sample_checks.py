@@ -28,9 +28,10 @@ def check_files(info: dict, upright: bool = True) -> None:
             the size of the image.
     """
     paths = [info.get(key) for key in ('img_path', 'seg_map_path')]
+    for path in paths:
+        if isinstance(path, str) and osp.isfile(path):
+            _check_end(path)
     image, label = (path if _is_picture(path) else None for path in paths)
-    for path in filter(None, (image, label)):
-        _check_end(path)
     if label:
         size = _check_map(label)
         if image:
@@ -42,14 +43,19 @@ def _is_picture(path) -> bool:
 
 
 def _check_end(path: str) -> None:
-    data = Path(path).read_bytes()
-    if not data:
+    with open(path, 'rb') as file:
+        start = file.read(4)
+        file.seek(max(0, osp.getsize(path) - 12))
+        end = file.read()
+    if not start:
         raise ValueError(f'{path} is empty')
     complete = True
-    if data.startswith(b'\x89PNG'):
-        complete = b'IEND' in data[-12:] or b'IEND\xaeB`\x82' in data
-    elif data.startswith(b'\xff\xd8') and not data.endswith(b'\xff\xd9'):
-        # More may follow a complete image. An end marker before the last scan is that of a thumbnail.
+    # More may follow a complete image.
+    if start == b'\x89PNG':
+        complete = b'IEND' in end or b'IEND\xaeB`\x82' in Path(path).read_bytes()
+    elif start.startswith(b'\xff\xd8') and not end.endswith(b'\xff\xd9'):
+        data = Path(path).read_bytes()
+        # An end marker before the last scan is that of a thumbnail.
         complete = data.rfind(b'\xff\xd9') > data.rfind(b'\xff\xda')
     if not complete:
         raise ValueError(f'{path} is cut short')

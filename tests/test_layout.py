@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tests.harness import ROOT
 
 GROUND = {
-    '_compat', 'version', 'errors', 'files', 'outputs', 'drawing', 'sample_checks', 'registry', 'checkpoint',
+    '_compat', 'version', 'errors', 'files', 'outputs', 'sample_checks', 'registry', 'checkpoint',
 }  # fmt: skip
 # Each part of mmvisiongru with the other parts that it may import. 'mmvisiongru' is its __init__.py.
 MAY_IMPORT = {
@@ -23,7 +23,6 @@ MAY_IMPORT = {
     'errors': set(),
     'files': {'errors'},
     'outputs': {'config', 'errors', 'files'},
-    'drawing': set(),
     'sample_checks': {'errors', 'files'},
     'registry': {'checkpoint'},
     'checkpoint': {'_compat', 'errors', 'files'},

@@ -8,6 +8,8 @@ The metrics go to the screen and to WORK_DIR/TIME/TIME.json.
 
 import argparse
 import os.path as osp
+import sys
+from pathlib import Path
 
 import mmengine
 import numpy as np
@@ -16,14 +18,16 @@ from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
+# A script has only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmvisiongru.config import get_config
-from mmvisiongru.drawing import as_rgb, draw_sample
 from mmvisiongru.errors import InputError
 from mmvisiongru.inference import optimize_for_inference
 from mmvisiongru.launch.merge import merge_common_options
 from mmvisiongru.launch.options import add_common_options, add_config_options, at_least_one, one_line_errors
 from mmvisiongru.launch.prepare import TESTING, prepare_test
 from mmvisiongru.outputs import check_output, data_folders, output_paths, write_picture
+from tools.visualization.drawing import as_rgb, draw_sample
 
 # Metrics of mmseg that write predictions in a form of their own.
 WRITING_METRICS = ('CityscapesMetric', 'DepthMetric')

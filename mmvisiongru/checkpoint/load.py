@@ -212,4 +212,8 @@ def _register_own(known: dict[str, dict]) -> None:
         return known[path] if path in known else load_checkpoint_file(path, map_location or 'cpu')
 
     load_from_mmvisiongru.known = known
-    CheckpointLoader.register_scheme([*MMENGINE, SCHEME], load_from_mmvisiongru, force=True)
+    registered, own = checkpoint_loaders(CheckpointLoader), {*MMENGINE.values(), load_checkpoint_file, None}
+    for prefix in (*MMENGINE, SCHEME):
+        # A loader that somebody else registered is trusted.
+        if registered.get(prefix) in own or hasattr(registered[prefix], 'known'):
+            CheckpointLoader.register_scheme(prefix, load_from_mmvisiongru, force=True)

@@ -47,7 +47,7 @@ def weights_hash(state_dict: dict[str, Tensor]) -> str:
     found = hashlib.sha256()
     for key in sorted(state_dict):
         found.update(key.encode())
-        found.update(state_dict[key].contiguous().numpy().tobytes())
+        found.update(state_dict[key].cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
 
 

@@ -10,15 +10,14 @@ from torch import nn
 def compile_parts(model: nn.Module, settings: dict) -> dict[str, nn.Module]:
     """Compile the children of a model with the ``settings`` of torch.compile. Returns them by name.
 
-    The model around them is not compiled: it is given the names of the files in a batch, and would be
-    compiled again for each. Neither is evaluation, where each image may have a size of its own. A wrapper for
-    several processes is left outside: in its forward, torch splits what it compiles so that gradients are
-    exchanged while others are computed.
+    The model around them is given the names of the files in a batch, and would be compiled again for each. So
+    would evaluation, where each image may have a size of its own. In the forward of a wrapper for several
+    processes, torch splits what it compiles so that gradients are exchanged while others are computed.
     """
     parts = {}
     for name, child in model.named_children():
         if isinstance(child, nn.ModuleList):
-            parts.update({f'{name}.{i}': part for i, part in enumerate(child)})
+            parts.update({f'{name}.{i}': part for i, part in child.named_children()})
         elif not isinstance(child, BaseDataPreprocessor):
             parts[name] = child
     for part in parts.values():

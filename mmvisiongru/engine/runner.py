@@ -99,8 +99,7 @@ class ReliableRunner(Runner):
             return
         model = self.model.module if is_model_wrapper(self.model) else self.model
         self.compiled = compile_parts(model, {} if settings is True else dict(settings))
-        names = ', '.join(self.compiled)
-        self.logger.info(f'compiled for training: {names}; the first iterations take longer')
+        self.logger.info(f'compiled: {", ".join(self.compiled)}; the first iterations take longer')
 
     @contextmanager
     def _restoring(self):
@@ -113,7 +112,8 @@ class ReliableRunner(Runner):
             self.call_hook('restore')
             # A copy of the model would call the parts of this one.
             while self.compiled:
-                del self.compiled.popitem()[1].forward
+                part = self.compiled.popitem()[1]
+                part.forward = part.forward.args[1]
 
     def scale_lr(self, optim_wrapper, auto_scale_lr: dict | None = None) -> None:
         """Scale the lr by the samples of an optimizer step, over all processes and accumulated iterations."""
@@ -137,7 +137,8 @@ class ReliableRunner(Runner):
 
     def build_train_loop(self, loop):
         """Build the loop. A loop by epochs can be resumed at any iteration."""
-        settings = loop if isinstance(loop, dict) else {}
+        # mmengine refuses both keys together.
+        settings = loop if isinstance(loop, dict) and not {'type', 'by_epoch'} <= loop.keys() else {}
         if settings.get('type', settings.get('by_epoch') and EpochBasedTrainLoop) in EPOCH_LOOPS:
             loop = {k: v for k, v in loop.items() if k != 'by_epoch'} | dict(type=ResumableEpochLoop)
         self.may_skip = self.cfg.get('max_bad_samples', 0)

@@ -32,8 +32,7 @@ def summary(runner: Runner) -> list[str]:
     lines = [f'model: {type(model).__name__} ({parts}), {total / 1e6:.2f} M parameters']
     lines[0] += f', {frozen / 1e6:.2f} M of them frozen' if frozen else ''
     loops = built_loops(runner)
-    for name, loop in loops.items():
-        data = loop.dataloader
+    for name, data in ((name, loop.dataloader) for name, loop in loops.items()):
         size = f'{len(data.dataset)} samples, {data.batch_size} per process'
         lines.append(f'{name} data: {size}, {data.num_workers} workers')
     if 'train' in loops:

@@ -110,6 +110,10 @@ class _Asked(dict):
         self.asked.add(key)
         return super().get(key, default)
 
+    def __getitem__(self, key):
+        self.asked.add(key)
+        return super().__getitem__(key)
+
     def __deepcopy__(self, memo):
         return self
 

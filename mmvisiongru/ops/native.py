@@ -114,12 +114,19 @@ def _load(name: str) -> ctypes.CDLL:
     if compiler is None:
         raise OSError('no C++ compiler (g++, clang++ or $CXX) on PATH')
     path = cache_folder() / _file_name(name, compiler)
-    risk = _risk(path) if os.path.lexists(path) else ''
-    if risk:
-        log.warning('%s %s and is built again', path, risk)
-    if risk or not path.exists():
+    exists = os.path.lexists(path)
+    if exists and (reason := _risk(path) or ('' if _is_intact(path) else 'is damaged')):
+        log.warning('%s %s and is built again', path, reason)
+        exists = False
+    if not exists:
         _build(name, compiler, path)
     return ctypes.CDLL(str(path))
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a library ends with its own checksum; loading half of one may kill the process."""
+    data = path.read_bytes()
+    return hashlib.sha256(data[:-32]).digest() == data[-32:]
 
 
 def _file_name(name: str, compiler: str) -> str:
@@ -143,5 +150,7 @@ def _build(name: str, compiler: str, path: Path) -> None:
         partial = Path(folder) / path.name
         command = [compiler, *FLAGS, str(SOURCES / f'{name}.cpp'), '-o', str(partial)]
         subprocess.run(command, check=True, capture_output=True, text=True)
+        data = partial.read_bytes()
+        partial.write_bytes(data + hashlib.sha256(data).digest())
         partial.chmod(0o700)
         os.replace(partial, path)

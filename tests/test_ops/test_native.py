@@ -66,6 +66,16 @@ def test_a_changed_source_or_header_is_another_library(monkeypatch, tmp_path, ow
     assert len(list(own_cache.iterdir())) == 2
 
 
+@pytest.mark.parametrize('damage', ['empty', 'cut', 'flipped'])
+def test_a_damaged_library_is_built_again(path, caplog, damage):
+    whole = path.read_bytes()
+    flipped = bytes([*whole[:4000], whole[4000] ^ 1, *whole[4001:]])
+    path.unlink()
+    path.write_bytes({'empty': b'', 'cut': whole[: len(whole) // 2], 'flipped': flipped}[damage])
+    assert_loads(path, caplog, 'damaged')
+    assert_loads(path, caplog)
+
+
 @pytest.mark.skipif(not hasattr(os, 'geteuid'), reason='users and modes of POSIX')
 class TestTrust:
     """Nothing is loaded that somebody else may have written."""

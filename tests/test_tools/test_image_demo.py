@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mmvisiongru.drawing import enlarge
 from mmvisiongru.models import VisionGRU
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, save, save_weights, write_config
 from tools import test as test_tool
 from tools.visualization import gate_memory, image_demo, receptive_field
+from tools.visualization.drawing import enlarge
 
 COLOURS = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
 CLASSES = dict(segmentation=('wall', 'building', 'sky'), classification=('a', 'b'))

@@ -72,6 +72,8 @@ def mistake(work, refused):
         # Types.
         ('seg.py', 'model.backbone.type=mmvisiongru.VisonGRU', ["did you mean 'mmvisiongru.VisionGRU'"]),
         ('seg.py', 'model.decode_head.type=mmvisiongru.UperHead', ["did you mean 'mmvisiongru.UPerHead'"]),
+        ('cls.py', 'train_cfg.type=EpochBasedTrainLoop', ['cls.py', 'by_epoch']),
+        ('seg.py', 'default_hooks.stall.timeout=0', ['seg.py', 'timeout', '0']),
         ('seg.py', 'model.backbone.type=nowhere.VisionGRU', ['model.backbone.type', 'is nowhere installed']),
         ('seg.py', 'model.decode_head.norm_cfg.type=BNN', ['decode_head.norm_cfg.type', "'BN'"]),
         ('seg.py', 'optim_wrapper.optimizer.type=Adamm', ['optim_wrapper.optimizer.type', "'Adam'"]),

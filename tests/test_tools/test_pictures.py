@@ -14,11 +14,11 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 from PIL import Image
 
-from mmvisiongru.drawing import draw_sample, font_for, paint
 from mmvisiongru.errors import InputError
 from mmvisiongru.outputs import output_paths, write_picture
 from tools import test as test_tool
 from tools.visualization import browse_dataset
+from tools.visualization.drawing import draw_sample, font_for, paint
 
 
 def files(folder):
@@ -168,7 +168,7 @@ def test_a_font_that_has_the_letters_is_found(tmp_path, monkeypatch):
     assert 'DejaVu' in default
     known, more = (font_manager.get_font(path).get_charmap().keys() for path in (default, stix))
     messages = []
-    monkeypatch.setattr('mmvisiongru.drawing.print_log', lambda text, **_: messages.append(text))
+    monkeypatch.setattr('tools.visualization.drawing.print_log', lambda text, **_: messages.append(text))
     monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: [str(tmp_path / 'none.ttf'), stix])
     assert font_for(chr(min(more - known)), 12).path == stix
     assert messages == []

@@ -6,11 +6,11 @@ from mmengine.config import Config
 from torch import nn
 
 from mmvisiongru.deployment.wrapper import Deployed
-from mmvisiongru.drawing import palette_of
 from mmvisiongru.errors import InputError
 from mmvisiongru.registry import MODELS
 from mmvisiongru.version import __version__
 from mmvisiongru.zoo import dataset_meta
+from tools.visualization.drawing import palette_of
 
 # Steps of a test pipeline that change no size, and those that tools/deployment/demo_onnx.py follows.
 NEUTRAL = ('LoadImageFromFile', 'LoadAnnotations', 'PackInputs', 'PackSegInputs')

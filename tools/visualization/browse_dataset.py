@@ -14,10 +14,10 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmvisiongru.drawing import as_rgb, draw_sample
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import building, prepare_config
 from mmvisiongru.outputs import check_output, data_folders, output_paths, write_picture
+from tools.visualization.drawing import as_rgb, draw_sample
 
 
 def draw(cfg: Config, split: str, number: int, out: str) -> int:

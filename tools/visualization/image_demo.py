@@ -31,7 +31,6 @@ from torch.nn.functional import interpolate
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.apis import get_model
 from mmvisiongru.checkpoint.match import plain_model
-from mmvisiongru.drawing import draw_sample, paint
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
 from mmvisiongru.launch.options import add_config_options, one_line_errors
@@ -39,6 +38,7 @@ from mmvisiongru.launch.prepare import prepare_config
 from mmvisiongru.measure import progress_bar
 from mmvisiongru.outputs import check_output, data_folders, output_paths, write_picture
 from mmvisiongru.zoo import dataset_meta
+from tools.visualization.drawing import draw_sample, paint
 from tools.visualization.images import find_images, image_reader
 
 # Classes that a line names, of a segmentor and of a classifier.

@@ -19,12 +19,12 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmvisiongru.checkpoint import load_weights
-from mmvisiongru.drawing import as_rgb
 from mmvisiongru.errors import InputError, in_one_line
 from mmvisiongru.launch.options import add_config_options
 from mmvisiongru.sample_checks import IMAGE_SUFFIXES
 from mmvisiongru.zoo import build_model, image_channels, model_config
 from tools.analysis_tools.flops import image_size
+from tools.visualization.drawing import as_rgb
 
 # For a backbone alone, which says nothing about its input.
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)

@@ -15,8 +15,7 @@ class AtomicLoggerHook(LoggerHook):
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         """Log about ten lines of a validation at most, however often training is logged."""
-        interval = max(self.interval, len(runner.val_dataloader) // 10)
-        if self.every_n_inner_iters(batch_idx, interval):
+        if self.every_n_inner_iters(batch_idx, max(self.interval, len(runner.val_dataloader) // 10)):
             runner.logger.info(runner.log_processor.get_log_after_iter(runner, batch_idx, 'val')[1])
 
     def after_test_epoch(self, runner, metrics=None) -> None:

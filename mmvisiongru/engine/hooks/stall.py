@@ -21,6 +21,8 @@ class StallHook(Hook):
     priority = 'VERY_HIGH'
 
     def __init__(self, timeout: float = 1800):
+        if timeout <= 0:
+            raise ValueError(f'timeout must be above 0, got {timeout}')
         self.timeout, self.armed = timeout, 0.0
 
     def _arm(self, runner, *args, **kwargs) -> None:
