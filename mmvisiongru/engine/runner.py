@@ -110,10 +110,12 @@ class ReliableRunner(Runner):
             raise
         finally:
             self.call_hook('restore')
-            # A copy of the model would call the parts of this one.
+            # A copy of the model would call the parts of this one. A forward that somebody replaced stays.
             while self.compiled:
                 part = self.compiled.popitem()[1]
-                part.forward = part.forward.args[1]
+                eager = vars(part).pop('forward').args[1]
+                if eager != part.forward:
+                    part.forward = eager
 
     def scale_lr(self, optim_wrapper, auto_scale_lr: dict | None = None) -> None:
         """Scale the lr by the samples of an optimizer step, over all processes and accumulated iterations."""

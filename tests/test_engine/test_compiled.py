@@ -7,8 +7,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
+from torch import nn
 from torch._dynamo.utils import counters
 
+from mmvisiongru.engine.compiled import compile_parts
 from tests.harness.children import torchrun
 from tests.harness.small_runs import SEGMENTATION, TOOLS, make_scenes, write_config
 from tests.harness.toy import finish, python
@@ -56,6 +58,16 @@ def test_a_compiled_run_is_the_same_run(tmp_path, wrapper):
     torch.testing.assert_close(compiled.model.state_dict(), eager.model.state_dict(), **tolerance)
     # Otherwise a copy of the model would call the parts of this one.
     assert not any('forward' in vars(module) for module in compiled.model.modules())
+
+
+def test_a_replaced_forward_survives_and_a_part_of_two_names_is_compiled_once():
+    head = nn.Linear(2, 2)
+    model = nn.ModuleDict(dict(heads=nn.ModuleList([head, head]), neck=nn.Linear(2, 2)))
+    model['neck'].forward = replaced = lambda x: 2 * x
+    parts = compile_parts(model, COMPILE)
+    assert list(parts) == ['heads.0', 'neck']
+    eager = [vars(part)['forward'].args[1] for part in parts.values()]
+    assert eager == [nn.Linear.forward.__get__(head), replaced]
 
 
 @pytest.mark.long

@@ -8,10 +8,7 @@ from mmvisiongru.registry import HOOKS
 
 @HOOKS.register_module()
 class AtomicLoggerHook(LoggerHook):
-    """mmengine's LoggerHook, in which the main process alone writes the metrics of a test.
-
-    mmengine's processes all write that file; where they share a disk, nodes included, it may be a mixture.
-    """
+    """mmengine's LoggerHook; one process writes a test's metrics: several would mix them on a shared disk."""
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         """Log about ten lines of a validation at most, however often training is logged."""
