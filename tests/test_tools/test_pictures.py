@@ -50,14 +50,16 @@ def test_maps_and_pictures_of_equal_names_stay_apart(segmentor, capfd):
 def test_a_segmentor_writes_nothing_among_its_data(segmentor, option, folder, refused):
     os.symlink('ade/images/validation', 'link')
     before = files('ade')
-    refused(test_tool, segmentor, 'fits.pth', option, folder, named=[folder, 'among the data'])
+    line = refused(test_tool, segmentor, 'fits.pth', option, folder)
+    assert [part for part in (folder, 'among the data') if part not in line] == []
     assert files('ade') == before
 
 
 def test_a_picture_never_becomes_a_sample(classifier, refused):
     before = files('inet')
-    refused(test_tool, classifier, 'fits.pth', '--show-dir', 'inet/val/shown', named=['is among the data'])
-    refused(browse_dataset, classifier, '--out', 'inet/train', named=['is among the data'])
+    line = refused(test_tool, classifier, 'fits.pth', '--show-dir', 'inet/val/shown')
+    assert 'is among the data' in line
+    assert 'is among the data' in refused(browse_dataset, classifier, '--out', 'inet/train')
     assert files('inet') == before
 
 

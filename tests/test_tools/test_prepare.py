@@ -35,7 +35,8 @@ def needed(script) -> list[str]:
     ],
 )
 def test_every_script_makes_the_same_checks(segmentor, refused, script, option, named):
-    refused(script, *needed(script), '--cfg-options', option, named=named)
+    line = refused(script, *needed(script), '--cfg-options', option)
+    assert [part for part in named if part not in line] == []
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_every_script_makes_the_same_checks(segmentor, refused, script, option, 
     ],
 )
 def test_print_config_refuses_what_training_refuses(segmentor, capsys, refused, option, named):
-    refused(train, 'tiny.py', '--cfg-options', option, named=[named])
+    assert named in refused(train, 'tiny.py', '--cfg-options', option)
     with pytest.raises(SystemExit, match='2'):
         print_config.main(['tiny.py', '--cfg-options', option])
     captured = capsys.readouterr()
