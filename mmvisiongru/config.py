@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmvisiongru.errors import InputError, did_you_mean, in_one_line
+from mmvisiongru.files import shipped
 
-PACKAGE = Path(__file__).resolve().parent
 # Top-level keys that have an effect: the arguments of Runner, and what mmengine or our scripts read besides.
 KNOWN_KEYS = set(inspect.signature(Runner).parameters) - {'cfg'} | {
     'activation_checkpointing', 'channels_last', 'compile', 'custom_imports', 'data_hint', 'load_coverage',
@@ -25,12 +25,9 @@ VARIABLES = {'gallery_dataloader', 'pipeline', 'test_pipeline', 'train_pipeline'
 
 def config_files() -> dict[str, Path]:
     """Path of each config that comes with the package, by its file name without ``.py``; no ``_base_``."""
-    # An installed package carries its configs; in a clone they lie beside it.
-    for folder in (PACKAGE / '.mim/configs', PACKAGE.parent / 'configs'):
-        if folder.is_dir():
-            paths = sorted(folder.resolve().rglob('*.py'))
-            return {path.stem: path for path in paths if '_base_' not in path.parts}
-    raise InputError(f'no configs in {PACKAGE / ".mim"}; install mmvisiongru again')
+    if not (folder := shipped('configs')):
+        raise InputError('this installation has no configs; install mmvisiongru again')
+    return {path.stem: path for path in sorted(folder.rglob('*.py')) if '_base_' not in path.parts}
 
 
 def list_configs(pattern: str = '*') -> list[str]:

@@ -9,11 +9,19 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from mmvisiongru.errors import InputError
 
+PACKAGE = Path(__file__).resolve().parent
 # Ends the names of files being written, after the process that writes them.
 UNFINISHED = '.unfinished'
+
+
+def shipped(name: str) -> Path | None:
+    """A folder that comes with the package, or lies beside it in a clone; None if there is none."""
+    folder = next(filter(Path.is_dir, (PACKAGE / '.mim' / name, PACKAGE.parent / name)), None)
+    return folder and folder.resolve()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmvisiongru import VisionGRU, config
+from mmvisiongru import VisionGRU, files
 from mmvisiongru.apis import get_config, get_model, list_configs
 from mmvisiongru.errors import InputError
 from tests.harness import ROOT
@@ -44,7 +44,7 @@ def test_names_are_filtered():
 
 def test_an_installed_package_has_its_own_configs(monkeypatch, tmp_path):
     package = tmp_path / 'site-packages' / 'mmvisiongru'
-    monkeypatch.setattr(config, 'PACKAGE', package)
+    monkeypatch.setattr(files, 'PACKAGE', package)
     with pytest.raises(InputError, match='install mmvisiongru again'):
         list_configs()
     shutil.copytree(ROOT / 'configs', package / '.mim' / 'configs')

@@ -13,17 +13,15 @@ from pathlib import Path
 from torch import Tensor
 
 from mmvisiongru.errors import InputError, did_you_mean
+from mmvisiongru.files import shipped
 
 SCHEME = 'mmvisiongru://'
-PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def published_weights() -> dict[str, Path]:
     """File of each set of weights that comes with the package, by name."""
-    # An installed package carries them; in a clone they lie beside it.
-    folder = next(filter(Path.is_dir, (PACKAGE / '.mim/weights', PACKAGE.parent / 'weights')), None)
-    files = sorted(folder.resolve().glob('*-*.pth')) if folder else []
-    return {path.stem.rpartition('-')[0]: path for path in files}
+    folder = shipped('weights')
+    return {path.stem.rpartition('-')[0]: path for path in sorted(folder.glob('*-*.pth') if folder else ())}
 
 
 def find_published(path: str) -> Path | None:
