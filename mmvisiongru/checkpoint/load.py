@@ -20,9 +20,6 @@ from mmvisiongru.errors import InputError, did_you_mean
 
 from .published import SCHEME, check_hash, find_published, published_weights
 
-# mmengine's loaders for files and http(s), by the beginning of an address.
-MMENGINE = {'': load_from_local, 'http://': load_from_http, 'https://': load_from_http}
-
 
 class Checkpoint(NamedTuple):
     """A checkpoint in memory: where it was read, and what the file holds."""
@@ -117,6 +114,11 @@ def load_checkpoint_file(path: str, map_location='cpu') -> dict:
         raise InputError(f'checkpoint {path} {_reason(error)}') from error
 
 
+# By the beginning of an address: mmengine's loaders for files and http(s), and that of published weights.
+LOADERS = {'': load_from_local, 'http://': load_from_http, 'https://': load_from_http}
+LOADERS[SCHEME] = load_checkpoint_file
+
+
 def check_file(path: str) -> None:
     """Refuse a path that is neither a file nor the name of published weights."""
     if not find_published(path) and not os.path.isfile(os.path.expanduser(path)):
@@ -185,8 +187,7 @@ def data_only(*known: Checkpoint) -> Iterator[None]:
     a file can call any function. Other addresses, such as ``s3://``, are read as mmengine reads them.
     """
     registered = checkpoint_loaders(CheckpointLoader)
-    loaders = MMENGINE | {SCHEME: load_checkpoint_file}
-    before = {prefix: registered.get(prefix, loader) for prefix, loader in loaders.items()}
+    before = {prefix: registered.get(prefix, loader) for prefix, loader in LOADERS.items()}
     # A backbone may do so inside of a Runner that has read its file.
     outer = getattr(registered.get(''), 'known', {})
     _register_own(outer | {checkpoint.path: checkpoint.content for checkpoint in known})
@@ -212,8 +213,8 @@ def _register_own(known: dict[str, dict]) -> None:
         return known[path] if path in known else load_checkpoint_file(path, map_location or 'cpu')
 
     load_from_mmvisiongru.known = known
-    registered, own = checkpoint_loaders(CheckpointLoader), {*MMENGINE.values(), load_checkpoint_file, None}
-    for prefix in (*MMENGINE, SCHEME):
+    registered = checkpoint_loaders(CheckpointLoader)
+    for prefix, loader in LOADERS.items():
         # A loader that somebody else registered is trusted.
-        if registered.get(prefix) in own or hasattr(registered[prefix], 'known'):
+        if registered.get(prefix, loader) == loader or hasattr(registered[prefix], 'known'):
             CheckpointLoader.register_scheme(prefix, load_from_mmvisiongru, force=True)
