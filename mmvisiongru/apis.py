@@ -58,12 +58,14 @@ def get_model(
     """
     if pretrained and (checkpoint or not isinstance(name, str)):
         raise InputError('pretrained=True takes the name of published weights, and no checkpoint besides')
-    loaded = read_checkpoint(SCHEME + name) if pretrained else checkpoint and read_checkpoint(checkpoint)
+    checkpoint = SCHEME + name if pretrained else checkpoint
+    loaded = read_checkpoint(checkpoint) if checkpoint else None
     name = loaded.meta['config'] if pretrained else name
     cfg = model_config(name) if isinstance(name, str) else name
     model = build_model(cfg)
-    meta = _load(model, loaded).meta if loaded else {}
-    classes = meta.get('dataset_meta') or dataset_meta(cfg)
+    if loaded:
+        _load(model, loaded)
+    classes = (loaded and loaded.meta.get('dataset_meta')) or dataset_meta(cfg)
     set_inference_attributes(model, cfg, classes)
     score_in_float32(model)
     model.to(device, dtype)
@@ -72,8 +74,8 @@ def get_model(
     return optimize_for_inference(model) if optimize else model
 
 
-def _load(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
+def _load(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Load a checkpoint into a model; a backbone takes the weights under ``backbone.`` if there are any."""
     if not hasattr(model, 'backbone') and (weights := state_dict_of(checkpoint.content, prefix='backbone.')):
         checkpoint = checkpoint._replace(content=checkpoint.content | dict(state_dict=weights))
-    return load_weights(model, checkpoint)
+    load_weights(model, checkpoint)
