@@ -24,7 +24,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 # A script has only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mmvisiongru.checkpoint import Checkpoint, check_weights, load_weights, read_checkpoint
+from mmvisiongru.checkpoint import Checkpoint, load_weights, read_checkpoint
 from mmvisiongru.deployment import check_stack
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import check_folder, new_file, write_text
@@ -157,7 +157,6 @@ def evaluate_files(args, cfg: Config, checkpoint: Checkpoint, files: dict[str, s
         cfg.test_dataloader.persistent_workers = False
     with building(cfg):
         runner = build_runner(cfg)
-    check_weights(runner.model, checkpoint)
     runner.loaded = checkpoint
     table = evaluate(runner, runs)
     names = list(table['torch'])
