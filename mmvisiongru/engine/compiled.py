@@ -7,8 +7,8 @@ from mmengine.model import BaseDataPreprocessor
 from torch import nn
 
 
-def compile_parts(model: nn.Module, settings: dict) -> dict[str, nn.Module]:
-    """Compile the children of a model with the ``settings`` of torch.compile. Returns them by name.
+def compile_parts(model: nn.Module, settings: dict) -> dict[str, tuple]:
+    """Compile the children of a model with the ``settings`` of torch.compile. Returns each with its forward.
 
     The model around them is given the names of the files in a batch, and would be compiled again for each. So
     would evaluation, where each image may have a size of its own. In the forward of a wrapper for several
@@ -20,7 +20,8 @@ def compile_parts(model: nn.Module, settings: dict) -> dict[str, nn.Module]:
             parts.update({f'{name}.{i}': part for i, part in child.named_children()})
         elif not isinstance(child, BaseDataPreprocessor):
             parts[name] = child
-    for part in parts.values():
+    for name, part in parts.items():
+        parts[name] = part, part.forward
         # mmseg does not call its heads, but their forward.
         part.forward = partial(_forward, part, part.forward, torch.compile(part.forward, **settings))
     return parts

@@ -54,8 +54,8 @@ class ReliableRunner(Runner):
     looked = False
     # Bad samples that a dataloader may skip; None in an evaluation.
     may_skip: int | None = None
-    # Parts of the model whose forward is compiled at present.
-    compiled: dict[str, nn.Module] | None = None
+    # Parts of the model whose forward is compiled at present, each with its own.
+    compiled: dict[str, tuple] | None = None
 
     def train(self):
         """Train, and restore the process however that ends."""
@@ -112,8 +112,8 @@ class ReliableRunner(Runner):
             self.call_hook('restore')
             # A copy of the model would call the parts of this one. A forward that somebody replaced stays.
             while self.compiled:
-                part = self.compiled.popitem()[1]
-                eager = vars(part).pop('forward').args[1]
+                part, eager = self.compiled.popitem()[1]
+                del part.forward
                 if eager != part.forward:
                     part.forward = eager
 
