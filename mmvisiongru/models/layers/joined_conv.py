@@ -56,19 +56,20 @@ class JoinedConv2d(nn.Conv2d):
     def _conv_forward(self, maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
         # mmcv's ConvModule calls this name with a folded batch norm.
         size, weights = maps[0].shape[2:], weight.split([x.shape[1] for x in maps], 1)
+        if self.kernel_size == (1, 1):
+            out = F.conv2d(maps[0], weights[0], bias)
+            for x, w in zip(maps[1:], weights[1:], strict=True):
+                out = out + self._resize(F.conv2d(x, w), size)
+            return out
         whole, small = [(maps[0], weights[0])], []
         for x, w in zip(maps[1:], weights[1:], strict=True):
-            if self.kernel_size == (1, 1) or is_cheaper(x, w, size):
+            if is_cheaper(x, w, size):
                 small.append((x, w))
             else:
                 whole.append((self._resize(x, size), w))
         joined, weight = (_cat(parts, 1) for parts in zip(*whole, strict=True))
         out = F.conv2d(joined, weight, bias, padding=self.padding)
-        if small and self.kernel_size != (1, 1):
-            return out + mix_and_enlarge(small, size, self.align_corners)
-        for x, w in small:
-            out = out + self._resize(F.conv2d(x, w), size)
-        return out
+        return out + mix_and_enlarge(small, size, self.align_corners) if small else out
 
     def _resize(self, x: Tensor, size: Sequence[int]) -> Tensor:
         return F.interpolate(x, size, mode=self.mode, align_corners=self.align_corners)
