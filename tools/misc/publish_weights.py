@@ -21,6 +21,7 @@ from mmvisiongru import optimize_for_inference
 from mmvisiongru.checkpoint import load_checkpoint_file, read_checkpoint, weights_hash
 from mmvisiongru.config import get_config
 from mmvisiongru.errors import InputError
+from mmvisiongru.files import new_file
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.launch.prepare import TESTING, prepare_test
 
@@ -101,10 +102,11 @@ def main(argv=None):
             sha256=weights_hash(weights),
         )
         FOLDER.mkdir(exist_ok=True)
-        for path in FOLDER.glob(f'{args.name}-????????.pth'):
-            path.unlink()
         path = FOLDER / f'{args.name}-{meta["sha256"][:8]}.pth'
-        torch.save(dict(state_dict=weights, meta=meta), path)
+        with new_file(str(path)) as unfinished:
+            torch.save(dict(state_dict=weights, meta=meta), unfinished)
+        for older in set(FOLDER.glob(f'{args.name}-????????.pth')) - {path}:
+            older.unlink()
         write_list()
         print(path, meta['metric'])
 

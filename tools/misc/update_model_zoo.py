@@ -15,6 +15,7 @@ import argparse
 import csv
 import statistics
 import sys
+from functools import cache
 from logging import ERROR
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def update_entries(entries: list[dict], configs: list[str], collections: list[di
     updated = []
     for config in configs:
         entry = known.get(config, new_entry(config, collections))
-        path, value = published(entry['Name'])
+        path, value = published().get(entry['Name'], (None, None))
         value = trained(entry['Name']) if path is None else value
         for result in entry.get('Results', []):
             metrics = result['Metrics']
@@ -48,13 +49,11 @@ def update_entries(entries: list[dict], configs: list[str], collections: list[di
     return updated
 
 
-def published(config: str) -> tuple[Path | None, float | None]:
-    """File and metric of the published weights of a config."""
-    for path in published_weights().values():
-        meta = load_checkpoint_file(str(path))['meta']
-        if meta['config'] == config:
-            return path, next(iter(meta['metric'].values()))
-    return None, None
+@cache
+def published() -> dict[str, tuple[Path, float]]:
+    """File and metric of the published weights by the config that they are for."""
+    metas = {path: load_checkpoint_file(str(path))['meta'] for path in published_weights().values()}
+    return {meta['config']: (path, next(iter(meta['metric'].values()))) for path, meta in metas.items()}
 
 
 def trained(name: str) -> float | None:
