@@ -18,11 +18,11 @@ from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from mmvisiongru.checkpoint import load_weights
+from mmvisiongru.apis import get_model
 from mmvisiongru.errors import InputError, in_one_line
 from mmvisiongru.launch.options import add_config_options
 from mmvisiongru.sample_checks import IMAGE_SUFFIXES
-from mmvisiongru.zoo import build_model, image_channels, model_config
+from mmvisiongru.zoo import image_channels, model_config
 from tools.analysis_tools.flops import image_size
 from tools.visualization.drawing import as_rgb
 
@@ -132,11 +132,7 @@ def backbone_and_images(args: Namespace, number: int) -> tuple[nn.Module, list[T
         normalised, (H, W, 3), RGB.
     """
     cfg = model_config(args.config, args.cfg_options)
-    model = build_model(cfg)
-    # Some backbones of mmpretrain return nothing here.
-    model.eval()
-    if args.checkpoint:
-        load_weights(model, args.checkpoint)
+    model = get_model(cfg, args.checkpoint)
     backbone = getattr(model, 'backbone', model)
     if args.img is None:
         size = (1, image_channels(model), *(args.shape or image_size(cfg)))
