@@ -20,7 +20,6 @@ from pathlib import Path
 from string import Template
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 
 # A script has only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -30,6 +29,7 @@ from mmvisiongru.errors import InputError
 from mmvisiongru.files import check_folder, new_file, write_text
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import build_runner, building, prepare_config
+from mmvisiongru.zoo import build_model
 
 # The page that runs a file in a browser.
 WEB = Path(__file__).resolve().parent / 'web'
@@ -74,18 +74,6 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def build(cfg: Config, checkpoint: Checkpoint):
-    """The model with its weights and data preprocessor."""
-    init_default_scope(cfg.default_scope)
-    settings = dict(cfg.model)
-    # As mmengine's Runner does: mmpretrain keeps it beside the model.
-    settings.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
-    with building(cfg):
-        model = MODELS.build(settings)
-    load_weights(model, checkpoint)
-    return model
-
-
 def write(args, cfg: Config, checkpoint: Checkpoint) -> dict[str, str]:
     """Export, verify and quantise. Returns the files by the name of what runs them."""
     from mmvisiongru.deployment.export import export
@@ -98,7 +86,9 @@ def write(args, cfg: Config, checkpoint: Checkpoint) -> dict[str, str]:
 
     segmentor = cfg.default_scope != 'mmpretrain'
     outputs = args.output or (['labels'] if segmentor else ['scores'])
-    model = Deployed(build(cfg, checkpoint), segmentor, outputs)
+    model = build_model(cfg)
+    load_weights(model, checkpoint)
+    model = Deployed(model, segmentor, outputs)
     entries, notes = describe(cfg, checkpoint.meta, model, args.shape)
     for note in notes:
         print(f'note: {note}')
