@@ -1,6 +1,7 @@
 """What gets installed, and the check of the stack at import."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -46,8 +47,7 @@ def distributions(tmp_path_factory):
     before = sorted(source.rglob('*'))
     wheel, sdist = build('wheel', source, tmp), build('sdist', source, tmp)
     assert sorted(source.rglob('*')) == before, 'building left files in the tree'
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp / 'unpacked', filter='data')
+    shutil.unpack_archive(sdist, tmp / 'unpacked')
     (tmp / 'again').mkdir()
     (unpacked,) = (tmp / 'unpacked').iterdir()
     return wheel, unpacked, build('wheel', unpacked, tmp / 'again')
