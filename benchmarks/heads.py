@@ -46,7 +46,8 @@ def build_both(name: str) -> dict[str, nn.Module]:
     cfg = model_config(name)
     ours = build_model(cfg)
     theirs = Config(cfg.to_dict())
-    theirs.model.decode_head.type = 'mmseg.' + cfg.model.decode_head.type.rpartition('.')[2]
+    for head in filter(None, (theirs.model.decode_head, theirs.model.get('auxiliary_head'))):
+        head.type = 'mmseg.' + head.type.rpartition('.')[2]
     theirs = build_model(theirs)
     theirs.load_state_dict(ours.state_dict())
     return dict(ours=ours, mmseg=theirs)

@@ -1,6 +1,5 @@
 """Check a built model and its data before the first iteration: channels, classes, batch norm, one batch."""
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -10,7 +9,6 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_world_size
-from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -66,7 +64,6 @@ def check_model(cfg: Config, model: nn.Module) -> list[str]:
                 raise InputError(f'{which}, whose softmax is always 1; set its {remedy}')
             if isinstance(model, BaseTTAModel):
                 raise InputError(f'{which}, to which mmseg applies the sigmoid twice with --tta')
-            print_log(f'{which}: its acc_seg is the share of background', 'current', logging.WARNING)
     plain = plain_model(model)
     weight = next(plain.parameters(), None)
     if weight is None or weight.is_meta or not isinstance(getattr(plain, 'backbone', None), nn.Module):

@@ -6,12 +6,15 @@ import warnings
 import pytest
 import torch
 from mmcv.cnn import fuse_conv_bn
-from mmseg.models import SegformerHead, UPerHead
+from mmengine.structures import PixelData
+from mmseg.models import FCNHead, SegformerHead, UPerHead
 from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisiongru import optimize_for_inference
+from mmvisiongru.models.heads.loss import pixel_accuracy
 from mmvisiongru.models.layers import joined_conv
 
 HEADS = (UPerHead, SegformerHead)
@@ -39,10 +42,11 @@ def build(kind, widths, norm_cfg=BN, **options):
     heads = []
     for name in (f'mmseg.{kind.__name__}', f'mmvisiongru.{kind.__name__}'):
         torch.manual_seed(0)
+        index = list(range(len(widths)))
         cfg = dict(
-            type=name, in_channels=widths, in_index=list(range(len(widths))), channels=40, num_classes=5,
-            norm_cfg=norm_cfg, dropout_ratio=0.0,
-        )  # fmt: skip
+            type=name, in_channels=widths, in_index=index, channels=40, num_classes=5, norm_cfg=norm_cfg,
+            dropout_ratio=0.0,
+        ) | (dict(in_channels=widths[0], in_index=0) if kind is FCNHead else {})  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             heads.append(MODELS.build(cfg | options))
@@ -147,6 +151,40 @@ def test_sync_bn():
     assert distance([ours.eval()(inputs)], [theirs.eval()(inputs)]) <= 1e-12
     theirs, ours = (revert_sync_batchnorm(head).train() for head in (theirs, ours))
     assert distance(run(ours, inputs), run(theirs, inputs)) <= 1e-12
+
+
+CE = dict(type='CrossEntropyLoss')
+LOSSES = (
+    dict(loss_decode=[CE | dict(class_weight=[1, 2, 0.5, 1, 3]), CE | dict(loss_name='loss_more')]),
+    dict(sampler=dict(type='OHEMPixelSampler', thresh=0.7, min_kept=50), ignore_index=2),
+)
+
+
+@pytest.mark.parametrize('kind', [FCNHead, *HEADS])
+@pytest.mark.parametrize('options', LOSSES, ids=['two', 'sampled'])
+def test_losses_and_accuracy(kind, options):
+    heads = [head.double() for head in build(kind, [8] if kind is FCNHead else WIDTHS, **options)]
+    logits, labels = torch.randn(2, 5, 9, 14, dtype=torch.float64), torch.randint(5, (2, 1, 35, 53))
+    labels[0, :, 4:20] = heads[0].ignore_index
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in labels]
+    found = []
+    for head in heads:
+        leaf = logits.clone(memory_format=torch.channels_last).requires_grad_()
+        losses = head.loss_by_feat(leaf, samples)
+        sum(value for name, value in losses.items() if 'loss' in name).backward()
+        found.append({name: value.detach().reshape(1) for name, value in losses.items()} | dict(d=leaf.grad))
+    accuracy = [values.pop('acc_seg') for values in found]
+    # In float32.
+    torch.testing.assert_close(*accuracy)
+    assert found[0].keys() == found[1].keys()
+    assert distance(found[1].values(), found[0].values()) <= 1e-12
+
+
+def test_accuracy_of_one_channel_and_of_ties():
+    logits = torch.tensor([[[[-1.0, 0.2, 3.0]]]])
+    found = pixel_accuracy(logits, torch.tensor([[[0, 1, 255]]]), 255, threshold=0.6)
+    assert found == 50
+    assert pixel_accuracy(torch.zeros(1, 4, 40, 3), torch.zeros(1, 40, 3, dtype=torch.long), 255, None) == 0
 
 
 def test_other_convolutions_are_refused():

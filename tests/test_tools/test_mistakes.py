@@ -247,5 +247,3 @@ def test_one_output_channel_and_test_time_augmentation(work, mistake):
     save_weights('leaf.py', 'x.pth')
     how = dict(script=test_tool, args=('x.pth', '--tta'))
     mistake('seg.py', leaf=leaf, named=['--tta', 'model.decode_head'], **how)
-    test_tool.main(['leaf.py', 'x.pth'])
-    assert 'acc_seg is the share of background' in max(Path('work_dirs/leaf').glob('*/*.log')).read_text()

@@ -30,7 +30,7 @@ model = dict(
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
     ),
     auxiliary_head=dict(
-        type='FCNHead',
+        type='mmvisiongru.FCNHead',
         in_channels=96,
         in_index=2,
         channels=64,

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from mmseg.models.decode_heads import SegformerHead as MMSegSegformerHead
 from torch import Tensor
 
+from mmvisiongru.models.heads.loss import FasterLoss
 from mmvisiongru.models.layers.joined_conv import JoinedConv2d
 from mmvisiongru.registry import MODELS
 
 
 @MODELS.register_module()
-class SegformerHead(MMSegSegformerHead):
+class SegformerHead(FasterLoss, MMSegSegformerHead):
     """SegFormer's all-MLP head (arXiv:2105.15203), equal to mmseg's up to rounding.
 
     Arguments, parameters and state-dict keys are those of mmseg's SegformerHead. Its 1 x 1 fusion commutes

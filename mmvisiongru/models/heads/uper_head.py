@@ -6,12 +6,13 @@ from mmseg.models.decode_heads import UPerHead as MMSegUPerHead
 from mmseg.models.utils import resize
 from torch import Tensor
 
+from mmvisiongru.models.heads.loss import FasterLoss
 from mmvisiongru.models.layers.joined_conv import JoinedConv2d
 from mmvisiongru.registry import MODELS
 
 
 @MODELS.register_module()
-class UPerHead(MMSegUPerHead):
+class UPerHead(FasterLoss, MMSegUPerHead):
     """UperNet's head (arXiv:1807.10221), equal to mmseg's up to rounding.
 
     Arguments, parameters and state-dict keys are those of mmseg's UPerHead, so checkpoints go both ways. The
@@ -33,9 +34,6 @@ class UPerHead(MMSegUPerHead):
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, h_i, w_i) of the stages, finest first -> the map to classify, (B, channels, H, W)."""
         *inputs, top = [inputs[i] for i in self.in_index]
-        if self.training and top.device.type == 'cpu':
-            # The loss is several times slower on channels-last logits, and these are as the maps are.
-            *inputs, top = [x.contiguous() for x in (*inputs, top)]
         top = self.bottleneck([top, *(pool(top) for pool in self.psp_modules)])
         outs = [top]
         for x, lateral, conv in reversed(list(zip(inputs, self.lateral_convs, self.fpn_convs, strict=True))):
