@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from subprocess import CalledProcessError
 from types import ModuleType
@@ -12,7 +13,6 @@ from types import ModuleType
 import torch
 
 from .native import cache_folder
-from .triton_launch import triton_version
 
 BOUND = 2e-5  # largest float32 error over largest value, ten times the tolerance of the tests
 
@@ -29,7 +29,7 @@ def problem(operator: str, module: ModuleType, example: Callable, device: torch.
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device)
     folders = Path(module.__file__).parent, Path(__file__).parent
     sources = [file.read_bytes() for f in folders for file in sorted(f.glob('triton_*.py'))]
-    key = b''.join(sources) + f'{name} {torch.__version__} {triton_version()}'.encode()
+    key = b''.join(sources) + f'{name} {torch.__version__} {version("triton")}'.encode()
     record = None
     # OSError, or RuntimeError where there is no home folder: the check runs in each process.
     with suppress(OSError, RuntimeError):

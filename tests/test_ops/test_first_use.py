@@ -9,6 +9,7 @@ import logging
 import sys
 from contextlib import ExitStack
 from subprocess import CalledProcessError
+from types import ModuleType
 from unittest import mock
 
 import pytest
@@ -49,6 +50,10 @@ def use(kernels):
     )
     compare = mock.Mock(side_effect=first_use._compare)
     first_use._compare = compare
+    # The check is in float32, whatever the default is.
+    torch.set_default_dtype(torch.bfloat16)
+    runnable_backends(), wkv_op.runnable_backends()
+    torch.set_default_dtype(torch.float32)
     for _ in range(2):
         for _ in range(3):
             bi_wkv(torch.ones(3), torch.ones(3), *torch.ones(2, 1, 2, 3))
@@ -101,6 +106,33 @@ def test_missing_headers_are_named(tmp_path, monkeypatch, caplog):
     (line,) = [record.getMessage() for record in caplog.records]
     assert "'torch' is used" in line
     assert '\n' not in line
+
+
+def test_a_check_is_remembered_by_gpu_versions_and_sources(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    (tmp_path / 'triton_kernels.py').write_text('a kernel')
+    module, example = ModuleType('op'), mock.Mock(return_value=[torch.ones(2)])
+    module.__file__ = op.__file__
+    for checks, (place, name, value) in enumerate(
+        (
+            (torch.cuda, 'get_device_name', lambda device: 'H100'),
+            (torch.cuda, 'get_device_name', lambda device: 'H200'),
+            (torch, '__version__', '2.16.0'),
+            (first_use, 'version', lambda name: '3.9.1'),
+            (module, '__file__', str(tmp_path / 'op.py')),
+        ),
+        1,
+    ):
+        monkeypatch.setattr(place, name, value)
+        # In two processes.
+        for _ in range(2):
+            first_use.problem.cache_clear()
+            assert not first_use.problem('scan', module, example, torch.device('cuda'))
+        assert example.call_count == 2 * checks
+    # Nowhere to remember it, and nothing lost but time.
+    monkeypatch.setattr(first_use, 'cache_folder', mock.Mock(side_effect=PermissionError))
+    first_use.problem.cache_clear()
+    assert not first_use.problem('scan', module, example, torch.device('cuda'))
 
 
 if __name__ == '__main__':

@@ -17,7 +17,8 @@ from .interface import PreActivations, ScanOptions
 
 
 def _example(backend: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    projected = torch.arange(1.0, 5 * 7 * 80 + 1, device=device).square().sin().view(1, 5, 7, 80)
+    values = torch.arange(1, 5 * 7 * 80 + 1, dtype=torch.float32, device=device)
+    projected = values.square().sin().view(1, 5, 7, 80)
     h = _scan_2d_op(projected, 'row,column_reverse', 'g', backend)
     return h, _scan_2d_backward_op(h.cos(), projected, h, 'row,column_reverse', 'g', backend)
 
