@@ -108,18 +108,28 @@ def _risk(path: Path) -> str:
     return ''
 
 
-def _load(name: str) -> ctypes.CDLL:
-    compilers = filter(None, (os.environ.get('CXX'), 'g++', 'clang++', 'c++'))
-    compiler = next(filter(None, map(shutil.which, compilers)), None)
-    if compiler is None:
+def compiler() -> str:
+    """Path of the C++ compiler.
+
+    Raises:
+        OSError: There is none.
+    """
+    names = filter(None, (os.environ.get('CXX'), 'g++', 'clang++', 'c++'))
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
         raise OSError('no C++ compiler (g++, clang++ or $CXX) on PATH')
-    path = cache_folder() / _file_name(name, compiler)
+    return found
+
+
+def _load(name: str) -> ctypes.CDLL:
+    command = compiler()
+    path = cache_folder() / _file_name(name, command)
     exists = os.path.lexists(path)
     if exists and (reason := _risk(path) or ('' if _is_intact(path) else 'is damaged')):
         log.warning('%s %s and is built again', path, reason)
         exists = False
     if not exists:
-        _build(name, compiler, path)
+        _build(name, command, path)
     return ctypes.CDLL(str(path))
 
 
