@@ -15,9 +15,10 @@ def main(argv=None) -> None:
     """Run one of the three, which imports only what it needs."""
     start = time.perf_counter()
     parser = argparse.ArgumentParser('python -m mmvisiongru', description=__doc__.splitlines()[0])
-    parser.add_argument('--check', action='store_true', help='compare all backends with float64')
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument('--check', action='store_true', help='compare all backends with float64')
     parser.add_argument('--small', action='store_true', help='check short sequences only')
-    parser.add_argument('--bench', action='store_true', help='time operators and models')
+    parts.add_argument('--bench', action='store_true', help='time operators and models')
     parser.add_argument('--minutes', type=float, default=5, metavar='N', help='limit of --bench (default: 5)')
     parser.add_argument('--json', metavar='FILE', help='write the figures of --bench to this file')
     args = parser.parse_args(argv)

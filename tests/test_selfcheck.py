@@ -5,13 +5,18 @@ import subprocess
 import sys
 from functools import partial
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
+import torch
 
+from mmvisiongru import __version__
 from mmvisiongru.__main__ import main
+from mmvisiongru.ops import runnable_backends
 from mmvisiongru.ops.mingru import torch_scan
 from mmvisiongru.ops.wkv import torch_wkv
 from mmvisiongru.selfcheck import bench
+from mmvisiongru.selfcheck.check import OPERATORS, worst
 from tests.harness.children import environment
 
 
@@ -20,8 +25,8 @@ def test_page_names_versions_backends_and_reasons(tmp_path):
     command, variables = [sys.executable, '-W', 'ignore', '-m', 'mmvisiongru'], dict(PATH='', CXX='')
     env = environment(**variables, XDG_CACHE_HOME=str(tmp_path))
     page = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
-    for text in ('PyTorch: ', 'MMEngine: ', 'scan on cpu:', 'bi_wkv on cpu:', str(tmp_path / 'mmvisiongru')):
-        assert text in page
+    texts = 'PyTorch: ', 'MMEngine: ', f'mmvisiongru: {__version__}\n', 'scan on cpu:', 'bi_wkv on cpu:'
+    assert all(text in page for text in (*texts, str(tmp_path / 'mmvisiongru')))
     for line in page.splitlines():
         if line.split()[:1] == ['cpu']:
             assert 'no C++ compiler' in line
@@ -71,6 +76,12 @@ def test_check_is_red(monkeypatch, capsys, module, name, wrong, operator, text):
     assert all(text in ' '.join(row) for row in wrong)
 
 
+def test_check_goes_on_where_there_is_nothing_to_compare_with(monkeypatch):
+    monkeypatch.setattr(torch_wkv, 'forward', failing)
+    found = worst(*OPERATORS[1], torch.float32, ((15, 15),))
+    assert {text for size, text in found.values() if size > 1} == {'RuntimeError: no such memory'}
+
+
 def test_bench_writes_tables_and_figures(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, 'CLASSIFIERS', dict.fromkeys(('one', 'other'), 'visiongru-pico_1xb64_digits'))
     monkeypatch.setattr(bench, 'UPERNET', 'visiongru-pico_upernet_1xb12-1k_digits-64x64')
@@ -78,7 +89,11 @@ def test_bench_writes_tables_and_figures(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, 'WIDTH', 8)
     monkeypatch.setattr(bench, 'MAX_ROUNDS', 2)
     main(['--bench', '--minutes', '60', '--json', str(tmp_path / 'b.json')])
-    found = json.loads((tmp_path / 'b.json').read_text())['results']
+    machine, found = json.loads((tmp_path / 'b.json').read_text()).values()
+    assert machine['scan'] == f"backend '{runnable_backends()[0]}'"
+    # Reads and writes float32.
+    copy = found['Operators, (2, 56, 56)']['rows'][0]
+    assert copy['gb_per_s'] == pytest.approx(2 * 4 * (2 * 56 * 56 * 16) / (1e6 * copy['ms']))
     out = capsys.readouterr().out
     assert {title.split(', ')[0] for title in found} == {'Operators', 'Models', 'UperNet'}
     for title, group in found.items():
@@ -92,10 +107,23 @@ def test_bench_writes_tables_and_figures(monkeypatch, tmp_path, capsys):
     assert names == list(bench.HEADS)
 
 
-def test_bench_refuses_a_file_that_it_could_not_write(capsys):
+@pytest.mark.parametrize(('option', 'text'), [('--json=no/x.json', 'no/x'), ('--check', '--check')])
+def test_bench_refuses_options(capsys, option, text):
     with pytest.raises(SystemExit):
-        main(['--bench', '--json', 'no/folder/b.json'])
-    assert 'there is no folder no/folder' in capsys.readouterr().err
+        main(['--bench', option])
+    assert text in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_events_enclose_the_call_behind_work_that_hides_its_launch(monkeypatch):
+    log = mock.Mock(**{'begin.elapsed_time.return_value': 3.0})
+    monkeypatch.setattr(torch.cuda, 'Event', mock.Mock(side_effect=[log.begin, log.end]))
+    monkeypatch.setattr(torch.cuda, 'synchronize', log.wait)
+    monkeypatch.setattr(bench, '_filler', log.filler)
+    assert bench.timed(log.function, torch.device('cuda'))[0] == 3.0
+    names = [name for name, *_ in log.mock_calls]
+    assert names[:2] == ['wait', 'filler']
+    last = ['filler().zero_', 'begin.record', 'function', 'end.record', 'wait', 'begin.elapsed_time']
+    assert names[-6:] == last
 
 
 @pytest.mark.parametrize('slowness', [0.1, 0.5, 2, 10, 100])

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from itertools import product
 
 import torch
@@ -43,14 +43,26 @@ SHARES = {'Operators': 1, 'Models': 4, 'UperNet': 8}
 
 def timed(function: Callable[[], object], device: torch.device) -> tuple[float, float]:
     """Milliseconds that a call takes on the device, and on the host, which launches it."""
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == 'cuda' else ()
     measure.synchronize(device)
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == 'cuda' else []
+    if events:
+        # Half a millisecond of other work, which also clears the L2 cache: an idle GPU would start with the
+        # first launch, and the time of a short call be that of its launches.
+        for _ in range(8):
+            _filler(device).zero_()
+        events[0].record()
     start = time.perf_counter()
-    for part in (*(e.record for e in events[:1]), function, *(e.record for e in events[1:])):
-        part()
+    function()
     host = 1e3 * (time.perf_counter() - start)
+    if events:
+        events[1].record()
     measure.synchronize(device)
     return events[0].elapsed_time(events[1]) if events else host, host
+
+
+@cache
+def _filler(device: torch.device) -> torch.Tensor:
+    return torch.empty(1 << 28, dtype=torch.uint8, device=device)
 
 
 def compare(builders: dict, device: torch.device, deadlines: list, work: float, rates: dict) -> tuple:
@@ -124,13 +136,16 @@ def model_builders(models: dict, training: bool, side: int, device: torch.device
     return {name: partial(build, config) for name, config in models.items()}
 
 
-def report(title: str, rows: list[dict], tokens: int) -> str:
-    """A table in Markdown; ``tokens`` of a call to an operator, or 0 for models."""
+def report(title: str, rows: list[dict], tokens: int, dtype: torch.dtype) -> str:
+    """A table in Markdown; ``tokens`` of a call to an operator in ``dtype``, or 0 for models."""
     columns = {'': '{name}', 'time of the first / time': '{ratio:.2f}'}
     if tokens:
         for row in rows:
-            row.update(share=MOVED[row['name']] / MOVED['copy'] * row['ratio'], rate=1e3 * tokens / row['ms'])
+            moved, rate = MOVED[row['name']], 1e3 * tokens / row['ms']
+            row.update(share=moved / MOVED['copy'] * row['ratio'], rate=rate)
+            row['gb_per_s'] = 1e-9 * moved * 2 * WIDTH * dtype.itemsize * rate
         columns = {'': '{name}', 'bandwidth / copy': '{share:.2f}', 'tokens / s': '{rate:.2e}'}
+        columns['GB / s'] = '{gb_per_s:.0f}'
     columns |= {'ms': '{ms:.2f}', 'host ms': '{host_ms:.2f}', 'peak MB': '{peak_mb:.0f}', 'runs': '{runs}'}
     lines = [columns, ['---'] * len(columns), *([c.format(**row) for c in columns.values()] for row in rows)]
     return '\n'.join([f'\n{title}\n', *(f'| {" | ".join(line)} |' for line in lines)])
@@ -140,9 +155,11 @@ def bench(minutes: float, file: str | None, start: float) -> None:
     """Print tables in Markdown, and write all figures to a JSON file, in ``minutes`` from ``start`` on."""
     results, rates = {}, {}
     MMLogger.get_instance('mmengine', log_level='WARNING')
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    device = torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')
     dtype = torch.bfloat16 if device.type == 'cuda' else torch.float32
     machine = measure.describe_machine(device) | dict(dtype=str(dtype)[6:])
+    for table in (mingru.BACKENDS, wkv.BACKENDS['paper']):
+        machine[table.operator] = table.describe('auto', device, dtype).partition(': ')[2]
     print(', '.join(f'{key} {value}' for key, value in machine.items()))
     # By title: the work of a call, and a function that gives the builders.
     groups = {f'Operators, {m}': (math.prod(m), partial(operator_builders, m, dtype, device)) for m in MAPS}
@@ -159,7 +176,8 @@ def bench(minutes: float, file: str | None, start: float) -> None:
         # A tenth is left for calls that take longer than those before.
         deadlines = [now + part * (start + 54 * minutes - now) for part in (share, max(0.5, share))]
         rows, skipped = compare(builders(), device, deadlines, work, rates)
-        print(report(title, rows, tokens), *(f'Skipped {line}' for line in skipped), sep='\n', flush=True)
+        lines = [report(title, rows, tokens, dtype), *(f'Skipped {line}' for line in skipped)]
+        print(*lines, sep='\n', flush=True)
         results[title] = dict(rows=rows, skipped=skipped)
     print(f'\n{time.perf_counter() - start:.0f} s of {60 * minutes:.0f} s')
     if file:
