@@ -7,8 +7,9 @@ from itertools import product
 import torch
 from mmengine.utils.dl_utils import collect_env
 
-from mmvisiongru import __version__, measure
+from mmvisiongru import measure
 from mmvisiongru.ops import native
+from mmvisiongru.version import __version__
 
 from .check import DEVICES, OPERATORS
 
