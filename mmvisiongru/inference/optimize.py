@@ -39,9 +39,10 @@ def optimize_for_inference(model: nn.Module, target: str = 'cpu') -> nn.Module:
 
     On a CPU large maps go through VisionGRU tile by tile, and linear layers of any model through oneDNN, with
     the GELU that follows them. Values stay the same but for rounding. A layer whose type is unknown, or that
-    was hooked, patched, replaced, quantised or offloaded, stays as it is; a hook that is registered later may
-    not see the layers inside a converted one. A converted layer raises RuntimeError if it is called in
-    training mode, with gradients enabled, traced or compiled: keep a copy of the model for those.
+    was hooked, patched, replaced, quantised or offloaded, stays as it is; a hook that is registered later and
+    a ``TorchFunctionMode`` may not see the layers inside a converted one. A converted layer raises
+    RuntimeError if it is called in training mode, with gradients enabled, traced or compiled: keep a copy of
+    the model for those.
 
     Args:
         model (nn.Module): A backbone, classifier, segmentor or any other model.

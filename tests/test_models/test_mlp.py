@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from mmvisiongru.models.layers import MLP
 
@@ -109,6 +110,20 @@ def test_an_auxiliary_loss_on_the_activations():
     (got,) = torch.autograd.grad(out.square().sum(), mlp.fc2.weight)
     (ref,) = torch.autograd.grad(Plain(mlp)(x).square().sum(), mlp.fc2.weight)
     assert_same([got], [ref])
+
+
+class Doubled(TorchFunctionMode):
+    """As simulated quantisation does, computes the product with other weights."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        args = (args[0], 2 * args[1], *args[2:]) if func is F.linear else args
+        return func(*args, **(kwargs or {}))
+
+
+def test_gradients_under_a_function_mode():
+    mlp, x = mlp_and_input()
+    with Doubled():
+        assert_same(gradients(mlp, x), gradients(Plain(mlp), x))
 
 
 def test_transforms_of_functions():

@@ -5,6 +5,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp import is_autocast_available
+from torch.overrides import has_torch_function
 
 
 class ChannelsLastConv2d(nn.Conv2d):
@@ -68,10 +69,12 @@ class GELULinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        # A trace would hold the function as a call of Python, whose operations nobody can count.
-        if not torch.is_grad_enabled() or torch.jit.is_tracing():
-            return F.linear(F.gelu(x), self.weight, self.bias)
         weight, bias, kind = self.weight, self.bias, x.device.type
+        # A trace would hold the function as a call of Python, whose operations nobody can count, and the
+        # gradient knows nothing of a tensor subclass or mode that computes the product in another way.
+        overridden = torch.jit.is_tracing() or has_torch_function((x, weight, bias))
+        if overridden or not torch.is_grad_enabled():
+            return F.linear(F.gelu(x), weight, bias)
         if is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
             x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
