@@ -24,6 +24,7 @@ MAY_IMPORT = {
     'files': {'errors'},
     'outputs': {'config', 'errors', 'files'},
     'sample_checks': {'errors', 'files'},
+    'mmcv_ops': {'errors'},
     'registry': {'checkpoint'},
     'checkpoint': {'_compat', 'errors', 'files'},
     'config': {'_compat', 'errors', 'files'},
@@ -33,7 +34,7 @@ MAY_IMPORT = {
     'heads': {*GROUND, 'models'},
     'inference': {*GROUND, 'ops', 'models'},
     'engine': {*GROUND, 'config', 'ops', 'models', 'inference'},
-    'launch': {*GROUND, 'config', 'ops', 'models', 'inference', 'engine'},
+    'launch': {*GROUND, 'mmcv_ops', 'config', 'ops', 'models', 'inference', 'engine'},
     'zoo': {*GROUND, 'config', 'ops', 'models', 'inference', 'launch'},
     'measure': set(),
     'apis': {*GROUND, 'config', 'ops', 'models', 'inference', 'engine', 'launch', 'zoo'},
@@ -42,7 +43,7 @@ MAY_IMPORT = {
     'deployment': {*GROUND, 'config', 'ops', 'models', 'inference', 'engine', 'launch', 'zoo'},
 }
 # Only their users need them installed: nothing may import them before it is asked to.
-OPTIONAL = {'mmseg', 'mmpretrain'}
+OPTIONAL = {'mmseg', 'mmpretrain', 'mmdet'}
 
 
 class Import(NamedTuple):

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 import mmvisiongru.registry
 from mmvisiongru.config import KNOWN_KEYS, settings
 from mmvisiongru.errors import InputError, did_you_mean
+from mmvisiongru.mmcv_ops import provide_ops
 
 ROOTS = [r for r in vars(mmengine.registry).values() if isinstance(r, Registry) and r.parent is None]
 # Hooks that keep unknown arguments for a call in mid-run, which then fails.
@@ -94,6 +95,8 @@ def _registries(*scopes: str) -> Iterator[Registry]:
 def _find(kind: str, scope: str | None) -> list:
     """Find what a type names in the registries: one class, as a rule."""
     prefix, _, name = kind.rpartition('.')
+    if (prefix or scope) == 'mmdet':
+        provide_ops()
     # Adds the registries of a scope to those of mmengine.
     with suppress(ImportError):
         import_module(f'{prefix or scope or "mmengine"}.registry')
