@@ -104,6 +104,7 @@ setup(
     install_requires=['packaging'],
     extras_require={
         'mim': requirements('mminstall'),
+        'det': requirements('det'),
         'deploy': requirements('deploy'),
         'tests': requirements('tests'),
     },

@@ -31,7 +31,7 @@ intersphinx_mapping = {}
 def model_zoo() -> str:
     """The page of all configs, from the metafiles."""
     lines = ['# Model zoo', '', 'Generated from the `metafile.yml` of each folder of `configs`.', '']
-    for folder in ('classification', 'segmentation', 'ablations', 'peers'):
+    for folder in ('classification', 'segmentation', 'detection', 'ablations', 'peers'):
         index = yaml.safe_load((ROOT / 'configs' / folder / 'metafile.yml').read_text(encoding='utf-8'))
         lines += [f'## {folder.capitalize()}', '']
         lines += ['| config | image | params (M) | FLOPs (G) | metric |', '|---|---|---|---|---|']

@@ -18,7 +18,7 @@ from mmvisiongru.launch.checks import check_config, datasets
 from mmvisiongru.launch.prepare import building
 from mmvisiongru.launch.processes import replace_sync_bn
 
-SCOPES = ('mmpretrain', 'mmseg', 'mmvisiongru')
+SCOPES = ('mmpretrain', 'mmseg', 'mmdet', 'mmvisiongru')
 
 
 def model_config(name: str, cfg_options: dict | None = None) -> Config:

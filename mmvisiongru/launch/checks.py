@@ -26,6 +26,8 @@ from mmvisiongru.mmcv_ops import provide_ops
 ROOTS = [r for r in vars(mmengine.registry).values() if isinstance(r, Registry) and r.parent is None]
 # Hooks that keep unknown arguments for a call in mid-run, which then fails.
 SWALLOWING = (CheckpointHook, EMAHook)
+# Where the class that is meant may be, besides the scope of a config.
+SCOPES = ('mmengine', 'mmpretrain', 'mmseg', 'mmvisiongru')
 # Data sets of mmpretrain that download their data.
 DOWNLOADED = ('CIFAR10', 'CIFAR100', 'FashionMNIST', 'MNIST')
 # Warnings of the libraries that say nothing about a run.
@@ -84,10 +86,10 @@ def _check_arguments(place: str, node: dict, classes: list[type]) -> None:
 
 
 def _registries(*scopes: str) -> Iterator[Registry]:
-    """The registries of all kinds in some scopes, in all of them if none is given."""
+    """The registries of all kinds in some scopes."""
     for root in ROOTS:
         for registry in (*root.children.values(), root):
-            if registry.scope in scopes or not scopes:
+            if registry.scope in scopes:
                 registry.import_from_location()
                 yield registry
 
@@ -116,7 +118,7 @@ def near_type(kind: str, scope: str | None) -> str:
     """End a message with the class that an unknown type may have meant, or with what is not installed."""
     prefix, _, name = kind.rpartition('.')
     names = {}
-    for registry in _registries(*filter(None, [prefix])):
+    for registry in _registries(*([prefix] if prefix else [scope, *SCOPES])):
         # A class of the scope in use needs no prefix, and goes before others of its name.
         own = not prefix and registry.scope in (scope, 'mmengine')
         shown = {each: each if own else f'{registry.scope}.{each}' for each in registry.module_dict}

@@ -3,13 +3,16 @@
 import copy
 import functools
 import re
+from importlib.util import find_spec
 
 import numpy as np
+import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS, DefaultScope
 
+from mmvisiongru.mmcv_ops import provide_ops
 from tests.harness import ROOT
 
 CONFIGS = ROOT / 'configs'
@@ -18,8 +21,16 @@ UPERNET = 'segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py'
 # As `load` takes it: a path from the folder of configs.
 EXPERIMENTS = '../experiments/configs'
 LEAVES = sorted(
-    str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
+    str(path.relative_to(CONFIGS))
+    for path in CONFIGS.rglob('*.py')
+    if not {'_base_', 'detection'} & {*path.parts}
 )
+# Those of detectors, for pytest.mark.parametrize.
+NEEDS_MMDET = pytest.mark.skipif(find_spec('mmdet') is None, reason='mmdet is not installed')
+DETECTORS = [
+    pytest.param(f'detection/{path.name}', marks=NEEDS_MMDET)
+    for path in sorted((CONFIGS / 'detection').glob('*.py'))
+]
 
 
 _read = functools.cache(Config.fromfile)
@@ -32,6 +43,8 @@ def load(name):
 
 def scope(cfg):
     """Enter the default scope of a config for the length of a `with` block."""
+    if cfg.default_scope == 'mmdet':
+        provide_ops()
     return DefaultScope.overwrite_default_scope(cfg.default_scope)
 
 

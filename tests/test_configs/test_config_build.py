@@ -9,6 +9,7 @@ from mmengine.registry import HOOKS, PARAM_SCHEDULERS, VISUALIZERS
 from mmvisiongru.models import VRWKV, VisionGRU, VRWKVAdapter
 from tests.harness.config_builders import (
     CLASSIFIER,
+    DETECTORS,
     LEAVES,
     UPERNET,
     batch_in_name,
@@ -21,18 +22,18 @@ from tests.harness.config_builders import (
 )
 
 RELEASED = CLASSIFIER.replace('.py', '_released.py')
-SAVE_BEST = {'IoUMetric': 'mIoU', 'Accuracy': 'accuracy/top1'}
+SAVE_BEST = {'IoUMetric': 'mIoU', 'Accuracy': 'accuracy/top1', 'CocoMetric': 'coco/bbox_mAP'}
 POS_EMBED = [name for name in LEAVES if name.startswith('ablations/visiongru-tiny_pos-embed_')]
 
 
-@pytest.mark.parametrize('name', LEAVES)
+@pytest.mark.parametrize('name', [*LEAVES, *DETECTORS])
 def test_model_optimizer_and_schedulers_build(name, monkeypatch):
     monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
-    cfg, peer = load(name), name.startswith('peers/')
+    cfg, peer = load(name), name.startswith('peers/') or '_swin-' in name
     # Backbones of mmpretrain cannot be built on the meta device.
     model = build_model(cfg, 'cpu' if peer else 'meta')
     if not peer:
-        kind = (VRWKVAdapter if '-adapter_' in name else VRWKV) if '/vrwkv' in name else VisionGRU
+        kind = (VRWKVAdapter if '-adapter_' in name else VRWKV) if 'vrwkv' in name else VisionGRU
         assert type(getattr(model, 'module', model).backbone) is kind
         backbone = cfg.model.get('module', cfg.model).backbone
         assert backbone.keys() - {'type'} <= inspect.signature(kind).parameters.keys()
@@ -54,7 +55,7 @@ def test_model_optimizer_and_schedulers_build(name, monkeypatch):
         assert cfg.train_cfg.max_iters == 1000 * int(iterations[1])
 
 
-@pytest.mark.parametrize('name', LEAVES)
+@pytest.mark.parametrize('name', [*LEAVES, *DETECTORS])
 def test_data_hooks_and_visualizer_build(name, tmp_path):
     cfg = load(name)
     for split in ('train', 'val', 'test'):

@@ -9,6 +9,7 @@ from mmengine.registry import HOOKS, MODELS
 
 from tests.harness.config_builders import (
     CLASSIFIER,
+    NEEDS_MMDET,
     UPERNET,
     build_dataset,
     build_model,
@@ -19,6 +20,7 @@ from tests.harness.config_builders import (
 
 RELEASED = CLASSIFIER.replace('.py', '_released.py')
 CLASSIFIERS = (CLASSIFIER, RELEASED)
+DETECTOR = 'detection/mask-rcnn_visiongru-tiny_fpn_8xb2-1x_coco.py'
 
 
 @pytest.mark.parametrize(
@@ -51,10 +53,27 @@ def test_lr_of_ade20k_warms_up_1500_iterations_and_falls_linearly_to_zero(name, 
     np.testing.assert_allclose(lrs, expected, rtol=1e-6, atol=1e-14)
 
 
-@pytest.mark.parametrize('name', [*CLASSIFIERS, UPERNET])
+@NEEDS_MMDET
+@pytest.mark.parametrize(
+    ('name', 'lr', 'warm_up', 'steps'),
+    [
+        (DETECTOR, 1e-4, 1000, (8, 11)),
+        (DETECTOR.replace('1x', 'ms-crop-3x'), 1e-4, 1000, (27, 33)),
+        (DETECTOR.replace('visiongru-tiny', 'vrwkv-tiny-adapter'), 2e-4, 500, (8, 11)),
+    ],
+)
+def test_lr_of_coco_warms_up_and_falls_twice_to_a_tenth(name, lr, warm_up, steps):
+    lrs = lr_curve(name, epoch_length=200)
+    expected = lr * 0.1 ** sum(np.arange(len(lrs)) // 200 >= step for step in steps)
+    expected[:warm_up] *= np.linspace(1e-3, 1, warm_up)
+    np.testing.assert_allclose(lrs, expected, rtol=1e-6)
+    assert len(lrs) == 200 * (36 if '3x' in name else 12)
+
+
+@pytest.mark.parametrize('name', [*CLASSIFIERS, UPERNET, pytest.param(DETECTOR, marks=NEEDS_MMDET)])
 def test_optimizer(name):
     cfg = load(name)
-    lr, decay = (1e-3, 0.05) if name in CLASSIFIERS else (6e-5, 0.01)
+    lr, decay = (1e-3, 0.05) if name in CLASSIFIERS else (1e-4, 0.05) if name == DETECTOR else (6e-5, 0.01)
     optimizer = build_optimizer(cfg, build_model(cfg))
     assert type(optimizer) is torch.optim.AdamW
     found = {key: optimizer.defaults[key] for key in ('lr', 'betas', 'eps', 'weight_decay')}

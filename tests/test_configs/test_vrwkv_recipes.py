@@ -3,13 +3,14 @@
 import pytest
 from mmcv.cnn.bricks import DropPath
 
-from tests.harness.config_builders import build_dataset, build_model, build_optimizer, load
+from tests.harness.config_builders import NEEDS_MMDET, build_dataset, build_model, build_optimizer, load
 
 CLASSIFIERS = {arch: f'classification/vrwkv-{arch}_8xb128_in1k.py' for arch in ('tiny', 'small', 'base')}
 UPERNETS = {
     arch: f'segmentation/vrwkv-{arch}_upernet_8xb2-160k_ade20k-512x512.py'
     for arch in ('tiny', 'small', 'tiny-adapter', 'small-adapter')
 }
+DETECTOR = 'detection/mask-rcnn_vrwkv-tiny-adapter_fpn_8xb2-1x_coco.py'
 WIDTH = dict(tiny=192, small=384, base=768)
 
 
@@ -43,13 +44,22 @@ def test_in1k_model(arch, rate):
     assert cfg.optim_wrapper.clip_grad == dict(max_norm=5.0)
 
 
-@pytest.mark.parametrize(('arch', 'lr', 'rate'), [('tiny', 12e-5, 0.95), ('small', 6e-5, 0.85)])
-@pytest.mark.parametrize('adapter', ['', '-adapter'])
-def test_ade20k_decay_and_lr_of_each_layer(arch, adapter, lr, rate, monkeypatch):
+@pytest.mark.parametrize(
+    ('name', 'lr', 'rate', 'weight'),
+    [
+        (UPERNETS['tiny'], 12e-5, 0.95, 0.01),
+        (UPERNETS['tiny-adapter'], 12e-5, 0.95, 0.01),
+        (UPERNETS['small'], 6e-5, 0.85, 0.01),
+        (UPERNETS['small-adapter'], 6e-5, 0.85, 0.01),
+        pytest.param(DETECTOR, 2e-4, 0.85, 0.01, marks=NEEDS_MMDET),
+        pytest.param(DETECTOR.replace('tiny', 'small'), 1e-4, 0.85, 0.05, marks=NEEDS_MMDET),
+    ],
+)
+def test_dense_decay_and_lr_of_each_layer(name, lr, rate, weight, monkeypatch):
     monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
-    for (key, ndim), (decay, found) in decays(UPERNETS[arch + adapter]).items():
+    for (key, ndim), (decay, found) in decays(name).items():
         # Stored as (1, 1, C) and (1, N, C), the mixes and the embedding are no vectors.
-        assert decay == (0 if ndim == 1 else 0.01), key
+        assert decay == (0 if ndim == 1 else weight), key
         layer = 13
         if key.startswith(('backbone.patch_embed.', 'backbone.pos_embed')):
             layer = 0

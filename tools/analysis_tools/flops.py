@@ -42,6 +42,9 @@ def image_size(cfg: Config, default: int = 224) -> tuple[int, int]:
     for loader in ('test_dataloader', 'train_dataloader'):
         for step in reversed((cfg.get(loader) or {}).get('dataset', {}).get('pipeline', [])):
             size = step.get('crop_size') or step.get('scale')
+            if size and step.get('keep_ratio'):
+                # Width and height, which images fit in: the largest.
+                size = size[::-1]
             if size:
                 return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     return default, default
@@ -53,7 +56,7 @@ def count(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
     On the meta device (``model.to('meta')``) nothing is computed, whatever the size.
 
     Args:
-        model (nn.Module): A classifier, a segmentor or a backbone; it is put into evaluation mode.
+        model (nn.Module): A classifier, segmentor, detector or backbone; it is put into evaluation mode.
         shape (Sequence[int]): Height and width of the image.
 
     Returns:
@@ -63,7 +66,7 @@ def count(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
     image = torch.empty(1, image_channels(model), *shape, device=device)
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        forward(model, image)
+        (_detect if hasattr(model, 'roi_head') else forward)(model, image)
     counts, parts = counter.get_flop_counts(), Counter()
     for operator, flops in counts['Global'].items():
         parts[f'macs_{_kind(operator)}'] += flops // 2
@@ -76,3 +79,16 @@ def count(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
     parts = {kind: macs for kind, macs in parts.items() if macs}
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return dict(parameters=parameters, macs=sum(parts.values()), **parts)
+
+
+def _detect(model: nn.Module, image: torch.Tensor) -> None:
+    """Run a detector of two stages on as many proposals and masks as its test has at most, as is customary.
+
+    What it would find in an image without values is not known.
+    """
+    maps, head, limits = model.extract_feat(image), model.roi_head, model.test_cfg
+    model.rpn_head(maps)
+    for name, regions in (('bbox', limits.rpn.max_per_img), ('mask', limits.rcnn.max_per_img)):
+        if part := getattr(head, f'{name}_head', None):
+            size = getattr(head, f'{name}_roi_extractor').roi_layers[0].output_size
+            part(image.new_empty(regions, maps[0].size(1), *size))

@@ -28,8 +28,8 @@ from mmvisiongru.zoo import build_model, model_config
 from tools.analysis_tools.flops import count, image_size
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ('classification', 'segmentation', 'ablations', 'peers')
-METRICS = ('Top 1 Accuracy', 'mIoU')
+FOLDERS = ('classification', 'segmentation', 'detection', 'ablations', 'peers')
+METRICS = {'Top 1 Accuracy': 'top-1', 'mIoU': 'mIoU', 'box AP': 'box AP', 'mask AP': 'mask AP'}
 BEGIN, END = '<!-- table: tools/misc/update_model_zoo.py -->', '<!-- end of table -->'
 
 
@@ -67,10 +67,10 @@ def trained(name: str) -> float | None:
 
 
 def new_entry(config: str, collections: list[dict]) -> dict:
-    """Entry of an unlisted config, in the collection whose model its name begins with, or in the first."""
+    """Entry of an unlisted config, in the collection whose model is in its name, or in the first."""
     name = Path(config).stem
     models = {Path(c['Code']['URL']).stem: c['Name'] for c in collections}
-    collection = next((c for model, c in models.items() if name.startswith(model)), collections[0]['Name'])
+    collection = next((c for model, c in models.items() if model in name), collections[0]['Name'])
     return {'Name': name, 'In Collection': collection, 'Config': config}
 
 
@@ -79,7 +79,7 @@ def counted(config: str) -> dict:
     cfg = model_config(str(ROOT / config))
     size = image_size(cfg)
     # Backbones of mmpretrain cannot be built on the meta device.
-    device = 'cpu' if 'peers/' in config else 'meta'
+    device = 'cpu' if 'peers/' in config or '_swin-' in config else 'meta'
     found = count(build_model(cfg, device=device).to('meta'), size)
     return {
         'Image Size': 'x'.join(map(str, size)),
@@ -110,11 +110,10 @@ def table(entries: list[dict]) -> str:
 
 def metric(entry: dict, source: str) -> str:
     """Accuracies of an entry, e.g. '82.0 top-1'."""
-    labels = dict(zip(METRICS, ('top-1', 'mIoU'), strict=True))
     return ', '.join(
         f'{result["Metrics"][name + source]} {label}'
         for result in entry.get('Results', [])
-        for name, label in labels.items()
+        for name, label in METRICS.items()
         if name + source in result['Metrics']
     )
 
