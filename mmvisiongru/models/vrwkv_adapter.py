@@ -12,7 +12,7 @@ from mmcv.cnn.bricks import DropPath, build_norm_layer
 from torch import Tensor, nn
 
 from mmvisiongru.models.layers.deformable import DeformableAttention, cell_centres
-from mmvisiongru.ops.backends import accumulation_dtype
+from mmvisiongru.ops.backends import accumulation_dtype, check_choice
 from mmvisiongru.registry import MODELS
 
 from .backbone import check_positive, recomputed
@@ -144,6 +144,8 @@ class VRWKVAdapter(VRWKV):
         points (int): Places that a query of the deformable attention reads in a map.
         norm_cfg (dict): Norm of convolutions and returned maps; the released model has SyncBN, for GPUs only.
         drop_path_rate (float): Of the last layer, rising linearly from 0, and of every Extractor.
+        tokens (str): Which tokens are added to the four maps: after 'each' interaction one, as released for
+            segmentation, or the 'last' to all, as released for detection.
         in_channels, img_size, frozen_stages, with_cp, distance, wkv_backend: As of :class:`VRWKV`; patches
             are of 16 pixels.
         init_cfg (dict | list[dict], optional): As in mmengine; without it the initial values are those of the
@@ -170,6 +172,7 @@ class VRWKVAdapter(VRWKV):
         points: int = 4,
         norm_cfg: dict = dict(type='BN', requires_grad=True),  # noqa: B006
         drop_path_rate: float = 0.0,
+        tokens: str = 'each',
         frozen_stages: int = -1,
         with_cp: bool = False,
         distance: str = 'paper',
@@ -182,6 +185,8 @@ class VRWKVAdapter(VRWKV):
         if self.depth % INTERACTIONS:
             raise ValueError(f'depth must be a multiple of {INTERACTIONS}, got {self.depth}')
         check_positive(prior_channels=prior_channels, points=points)
+        check_choice('tokens', tokens, ('each', 'last'))
+        self.tokens = tokens
         # The returned maps are sums with norms of their own.
         del self.ln1
         dim, self.with_cp = self.embed_dims, with_cp
@@ -222,7 +227,8 @@ class VRWKVAdapter(VRWKV):
         )
         x, c = self._interact(self.embed(x), c, shapes)
         c2, c3, c4 = split_maps(c, shapes)
-        # Each map meets the tokens of another depth, all at stride 16.
+        x = x if self.tokens == 'each' else x[-1:] * len(x)
+        # All tokens are at stride 16.
         sums = self.up(c2) + c1 + _resize(x[0], 4), c2 + _resize(x[1], 2), c3 + x[2], c4 + _resize(x[3], 0.5)
         norms = (self.norm1, self.norm2, self.norm3, self.norm4)
         return tuple(

@@ -50,6 +50,27 @@ def test_values_of_the_original(case, dtype):
     assert assert_original(found, 'adapter', case, LIMITS[dtype], each_norm=exact) == 6
 
 
+def test_last_tokens_go_to_all_maps_as_released_for_detection():
+    torch.manual_seed(0)
+    models = {tokens: VRWKVAdapter('pico', tokens=tokens).eval() for tokens in ('each', 'last')}
+    models['last'].load_state_dict(models['each'].state_dict())
+    inputs, kept, interact = {}, [], models['each']._interact
+    models['each']._interact = lambda *args: kept.append(interact(*args)) or kept[0]
+    for name, model in models.items():
+        for norm in (model.norm1, model.norm2, model.norm3, model.norm4):
+            norm.register_forward_pre_hook(lambda _, x, name=name: inputs.setdefault(name, []).append(x[0]))
+        model(image(64, 96))
+    tokens = kept[0][0]
+    for i, scale in enumerate((4, 2, 1, 0.5)):
+        added = [
+            nn.functional.interpolate(x, scale_factor=scale, mode='bilinear') for x in (tokens[3], tokens[i])
+        ]
+        torch.testing.assert_close(
+            inputs['last'][i] - inputs['each'][i], added[0] - added[1], rtol=0, atol=1e-5
+        )
+        assert (i < 3) == bool((tokens[3] - tokens[i]).abs().max() > 1e-2)
+
+
 @pytest.mark.parametrize(
     ('arch', 'number'),
     [('tiny', 8_404_592), ('small', 29_264_528), ('base', 106_555_616), ('large', 351_894_720)],
