@@ -1,6 +1,7 @@
 """Detection without a compiler: the operators of mmcv that Mask R-CNN and RetinaNet call, by torchvision."""
 
 import sys
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
@@ -18,6 +19,18 @@ def provide_ops() -> None:
         sys.modules['mmcv._ext'] = operators = Operators('mmcv._ext')
         # For others that ask whether there is such a module.
         operators.__spec__ = ModuleSpec('mmcv._ext', None)
+
+
+def import_mmdet() -> None:
+    """Import mmdet, with operators; InputError says what it misses."""
+    provide_ops()
+    try:
+        import_module('mmdet.datasets')
+        import_module('mmdet.models')
+    except ImportError as error:
+        raise InputError(
+            f'mmdet cannot be imported: {error}; docs/detection.md says how to install it'
+        ) from error
 
 
 class Operators(ModuleType):

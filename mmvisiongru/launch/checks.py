@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 import mmvisiongru.registry
 from mmvisiongru.config import KNOWN_KEYS, settings
 from mmvisiongru.errors import InputError, did_you_mean
-from mmvisiongru.mmcv_ops import provide_ops
+from mmvisiongru.mmcv_ops import import_mmdet, provide_ops
 
 ROOTS = [r for r in vars(mmengine.registry).values() if isinstance(r, Registry) and r.parent is None]
 # Hooks that keep unknown arguments for a call in mid-run, which then fails.
@@ -39,6 +39,8 @@ def check_config(cfg: Config, dataloaders: Iterable[str] = ()) -> None:
     # The libraries are imported now, and say what they miss of their optional parts.
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
+        if cfg.get('default_scope') == 'mmdet':
+            import_mmdet()
         check_names(cfg)
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings('ignore', message=message)
@@ -97,7 +99,7 @@ def _registries(*scopes: str) -> Iterator[Registry]:
 def _find(kind: str, scope: str | None) -> list:
     """Find what a type names in the registries: one class, as a rule."""
     prefix, _, name = kind.rpartition('.')
-    if (prefix or scope) == 'mmdet':
+    if prefix == 'mmdet':
         provide_ops()
     # Adds the registries of a scope to those of mmengine.
     with suppress(ImportError):

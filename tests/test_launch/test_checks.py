@@ -1,5 +1,6 @@
 """What a config says is checked, and no config of this package, mmseg or mmpretrain is refused."""
 
+import sys
 from importlib import util
 from pathlib import Path
 from unittest.mock import Mock
@@ -12,15 +13,22 @@ from mmvisiongru.config import check_keys
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.checks import check_config, check_data
 from tests.harness import ROOT
+from tests.harness.config_builders import DETECTORS, LEAVES, load
 
 SEGMENTATION = ROOT / 'configs/segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py'
-OWN = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob('configs/[!_]*/*.py'))]
 
 
-@pytest.mark.parametrize('name', OWN)
+@pytest.mark.parametrize('name', [*LEAVES, *DETECTORS])
 def test_own_configs_pass(name):
-    check_config(Config.fromfile(ROOT / name))
+    check_config(load(name))
     assert not DefaultScope._instance_dict
+
+
+def test_what_mmdet_misses_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmdet', None)
+    monkeypatch.setattr('mmvisiongru.mmcv_ops.provide_ops', lambda: None)
+    with pytest.raises(InputError, match=r'mmdet.*docs/detection\.md'):
+        check_config(Config(dict(default_scope='mmdet', model=dict(type='MaskRCNN'))))
 
 
 @pytest.mark.parametrize('library', ['mmseg', 'mmpretrain'])
