@@ -7,11 +7,13 @@ On the CPU: inference at batch 1, as built and through `mmvisiongru.optimize_for
 step at batch 8 x 224 with its peak memory. Ratios come first. Runs are interleaved, so that noise of a shared
 machine hits all alike. With `--against`, a second process runs another checkout of this repository, in turn
 with this one; a model optimized here is compared with the plain one where it has no other. About 5 minutes.
+`--all` adds the quick start and the tests, with their results and times: about 15 minutes more.
 """
 
 import argparse
 import importlib.util
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -163,6 +165,15 @@ def rows_of(what: str, seconds: dict[tuple, list[float]], memory: dict[tuple, fl
     return rows
 
 
+def run_script(name: str) -> None:
+    """Run a script of this repository, and print the line of its result and its time."""
+    started = time.perf_counter()
+    done = subprocess.run(['bash', f'tools/{name}.sh'], cwd=ROOT, capture_output=True, text=True)
+    lines = [line.strip(' =') for line in done.stdout.splitlines() if re.search('mIoU|passed|failed', line)]
+    result = lines[-1] if lines else done.stderr.strip()
+    print(f'tools/{name}.sh: {result}, {time.perf_counter() - started:.0f} s in all', flush=True)
+
+
 def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -171,6 +182,7 @@ def parse_args(argv=None):
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--against', metavar='PATH', type=Path, help='another checkout of this repository')
     parser.add_argument('--no-train', action='store_true', help='leave the training step out')
+    parser.add_argument('--all', action='store_true', help='run the quick start and the tests, too')
     parser.add_argument('--serve', type=int, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -193,6 +205,8 @@ def main(argv=None) -> None:
             memory = {run: sides[run[0]].call('peak_memory', run[1]) for run in seconds}
         for row in rows_of(what, seconds, memory):
             print(line.format(*row, *[''] * (8 - len(row))), flush=True)
+    for name in ('quickstart', 'run_tests') if args.all else ():
+        run_script(name)
 
 
 if __name__ == '__main__':
