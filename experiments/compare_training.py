@@ -16,8 +16,6 @@ import signal
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 # A script has only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.results import Results
@@ -25,7 +23,7 @@ from experiments.training import Process, Run, fraction, measure_costs, plan, ru
 from experiments.training_report import write_report
 from mmvisiongru import measure
 from mmvisiongru.errors import InputError
-from mmvisiongru.launch.options import one_line_errors
+from mmvisiongru.launch.options import SettingsAction, one_line_errors
 
 
 class Watch:
@@ -75,7 +73,7 @@ def parse_args(argv=None):
     parser.add_argument('--launcher', choices=['none', 'pytorch'], default='none')
     parser.add_argument('--gpus', type=int, default=1, help='processes per run, with --launcher pytorch')
     parser.add_argument('--report', action='store_true', help='run nothing, only write page and figure')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings for all configs')
+    parser.add_argument('--cfg-options', nargs='+', action=SettingsAction, help='settings for all configs')
     return parser.parse_args(argv)
 
 

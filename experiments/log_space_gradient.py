@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from mmengine.config import DictAction
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.training_report import interval, paired
 from mmvisiongru.config import get_config
 from mmvisiongru.files import write_text
-from mmvisiongru.launch.options import one_line_errors
+from mmvisiongru.launch.options import SettingsAction, one_line_errors
 from mmvisiongru.launch.prepare import TRAINING, prepare_training
 from mmvisiongru.models.layers import MinGRU2D
 from tools.analysis_tools.analyze_logs import METRICS, read_run
@@ -224,7 +223,7 @@ def parse_args(argv=None):
     parser.add_argument('--interval', type=int, default=100, help='iterations between two comparisons')
     parser.add_argument('--out', default='work_dirs/log_space', help='folder for results')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='settings over those of the config'
+        '--cfg-options', nargs='+', action=SettingsAction, help='settings over those of the config'
     )
     return parser.parse_args(argv)
 

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import nn
 
+from mmvisiongru.checkpoint.published import published_weights
 from mmvisiongru.config import config_files, get_config
 from mmvisiongru.errors import InputError, did_you_mean
 from mmvisiongru.launch.checks import check_config, datasets
@@ -41,6 +42,8 @@ def model_config(name: str, cfg_options: dict | None = None) -> Config:
         cfg = Config(dict(model=model, default_scope=kind.partition('.')[0]))
     elif read := _foreign_configs().get(name):
         cfg = read()
+    elif name in published_weights():
+        raise InputError(f'{name!r} names weights: get_model({name!r}, pretrained=True) loads them')
     else:
         hint = did_you_mean(name, [*config_files(), *_foreign_configs()])
         raise InputError(

@@ -128,6 +128,7 @@ def test_inference_model_of_mmseg_takes_it():
         (lambda: get_config(PICO, dict(modle=1)), "did you mean 'model'?"),
         (lambda: get_model('mmvisiongru.VisionGRU:tinny'), 'tinny'),
         (lambda: get_model(Config(dict(model=dict(type='mmvisiongru.VisionGRU', archh='pico')))), 'archh'),
+        (lambda: get_model('visiongru-pico_digits'), 'pretrained=True'),
         (lambda: get_model(PICO, 'nowhere.pth'), 'nowhere.pth does not exist'),
     ],
 )

@@ -31,7 +31,7 @@ class Deployed(nn.Module):
         if unknown := set(outputs) - set(OUTPUTS):
             raise InputError(f'unknown output {unknown.pop()!r}; there are {", ".join(OUTPUTS)}')
         if segmentor and model.out_channels == 1:
-            raise InputError('a segmentor with one output channel (a threshold, no classes) is not exported')
+            raise InputError('a segmentor of one output channel (a threshold) is not exported: train with 2')
         if (channels := image_channels(model)) != 3:
             raise InputError(f'only models of 3-channel images are exported, in_channels is {channels}')
         # SyncBN needs a process group; in evaluation it equals batch norm.

@@ -146,6 +146,8 @@ def arguments_of(kind: type) -> set[str]:
 def check_sizes(cfg: Config) -> None:
     """Refuse sliding windows without a size, and training images that are padded beyond their crop."""
     for place, node in parts(cfg, 'model'):
+        if place.endswith('test_cfg') and node.get('mode', 'whole') not in ('whole', 'slide'):
+            raise InputError(f"{place}.mode={node['mode']!r} in {cfg.filename} must be 'whole' or 'slide'")
         missing = [f'{place}.{key}' for key in ('crop_size', 'stride') if not node.get(key)]
         if node.get('mode') == 'slide' and missing:
             raise InputError(f"{place}.mode='slide' in {cfg.filename} needs {' and '.join(missing)}")

@@ -45,8 +45,8 @@ def shorten(cfg: Config, args: Namespace) -> float:
     cfg.work_dir = args.work_dir or f'{cfg.work_dir.rstrip("/")}_trial'
     by_epoch, length = bool(cfg.train_cfg.get('max_epochs')), args.trial
     unit = 'max_epochs' if by_epoch else 'max_iters'
-    if not (before := cfg.train_cfg.get(unit)):
-        raise InputError(f'--trial needs train_cfg.max_iters or max_epochs, not in {args.config}')
+    if not isinstance(before := cfg.train_cfg.get(unit), int):
+        raise InputError(f'--trial needs a number in train_cfg.max_iters or max_epochs of {args.config}')
     cfg.train_cfg.update({unit: length, 'val_interval': min(cfg.train_cfg.get('val_interval', 1), length)})
     for key in ('dynamic_intervals', 'val_begin'):
         cfg.train_cfg.pop(key, None)

@@ -34,7 +34,7 @@ def check_built(runner: Runner, dataloaders: Iterable[str]) -> None:
         for i, metric in enumerate(loop.evaluator.metrics if hasattr(loop, 'evaluator') else ()):
             found[key.replace('dataloader', f'evaluator.{i}')] = metric
     pooled = check_model(runner.cfg, runner.model)
-    check_labels(runner.cfg, runner.model, found)
+    check_labels(runner.cfg, dict(heads(runner.cfg, runner.model)), found)
     if 'train_dataloader' in loops:
         check_batch_norm(pooled, loops['train_dataloader'].dataloader)
     for key, loop in {} if isinstance(runner.model, BaseTTAModel) else loops.items():
@@ -63,7 +63,7 @@ def check_model(cfg: Config, model: nn.Module) -> list[str]:
                 remedy = 'num_classes=2 out_channels=1 threshold=0.5 loss_decode.use_sigmoid=True'
                 raise InputError(f'{which}, whose softmax is always 1; set its {remedy}')
             if isinstance(model, BaseTTAModel):
-                raise InputError(f'{which}, to which mmseg applies the sigmoid twice with --tta')
+                raise InputError(f'{which}, whose sigmoid mmseg applies twice with --tta; test without it')
     plain = plain_model(model)
     weight = next(plain.parameters(), None)
     if weight is None or weight.is_meta or not isinstance(getattr(plain, 'backbone', None), nn.Module):
@@ -134,9 +134,9 @@ def _call(cfg: Config, place: str, part: nn.Module, maps: Sequence[Tensor]):
         ) from error
 
 
-def check_labels(cfg: Config, model: nn.Module, found: dict[str, object]) -> None:
-    """Compare classes and ignored labels of the heads, and of data sets and metrics ``found`` at places."""
-    parts = found | dict(heads(cfg, model))
+def check_labels(cfg: Config, heads: dict[str, object], found: dict[str, object]) -> None:
+    """Compare classes and ignored labels of heads with those of data sets and metrics, by their places."""
+    parts = found | heads
     data = {place: (getattr(part, 'metainfo', None) or {}).get('classes') for place, part in found.items()}
     data = {place: list(classes) for place, classes in data.items() if classes}
     for (place, classes), (other, others) in pairwise(data.items()):

@@ -1,6 +1,7 @@
 """Options that the command lines of the scripts share, and how the scripts end with an error."""
 
 import os
+import re
 import sys
 import time
 import traceback
@@ -11,6 +12,10 @@ from mmengine.config import DictAction
 
 from mmvisiongru.errors import InputError
 
+# Spaces inside a value, not those around the items of a list. DictAction drops all of them.
+INNER_SPACES = re.compile(r'(?<=[^\s,(\[=]) +(?=[^\s,)\]])')
+MARK = '\0'
+
 
 class SettingsAction(DictAction):
     """KEY=VALUE settings; what cannot be read is an error of the command line."""
@@ -18,9 +23,19 @@ class SettingsAction(DictAction):
     def __call__(self, parser, namespace, values, option_string=None):
         """Read the settings."""
         try:
-            super().__call__(parser, namespace, values, option_string)
+            marked = [INNER_SPACES.sub(lambda found: MARK * len(found[0]), value) for value in values]
+            super().__call__(parser, namespace, marked, option_string)
         except (AssertionError, ValueError) as error:
             raise ArgumentError(self, f'must be KEY=VALUE, got {" ".join(values)}') from error
+        setattr(namespace, self.dest, _unmarked(getattr(namespace, self.dest)))
+
+
+def _unmarked(value):
+    if isinstance(value, dict):
+        return {key: _unmarked(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_unmarked, value))
+    return value.replace(MARK, ' ') if isinstance(value, str) else value
 
 
 def at_least_one(text: str) -> int:

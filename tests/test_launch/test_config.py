@@ -1,13 +1,23 @@
 """Configs are found, read and merged; misspelt top-level keys are refused, variables are not."""
 
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
 
 from mmvisiongru.config import get_config
 from mmvisiongru.errors import InputError
+from mmvisiongru.launch.options import add_config_options
 
 UPERNET = 'visiongru-tiny_upernet_8xb2-160k_ade20k-512x512'
+
+
+def test_spaces_in_a_value_stay():
+    parser = ArgumentParser()
+    add_config_options(parser)
+    values = 'a=data/my  own', 'b=[x y, z,1, (2, 3)]', 'c="x y"', 'd=1, 2'
+    found = parser.parse_args(['x.py', '--cfg-options', *values]).cfg_options
+    assert found == dict(a='data/my  own', b=['x y', 'z', 1, (2, 3)], c='x y', d=[1, 2])
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,7 @@ def mistake(work, refused):
             'model.decode_head.ignore_index=0',
             ['dataset.ignore_index', 'val_evaluator.0.ignore_index'],
         ),
+        ('seg.py', 'model.test_cfg.mode=gliding', ['model.test_cfg.mode', 'slide']),
         ('seg.py', 'model.test_cfg.mode=slide', ['model.test_cfg.crop_size', 'model.test_cfg.stride']),
     ],
 )

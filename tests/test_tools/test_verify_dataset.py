@@ -130,6 +130,18 @@ def test_labels_of_turned_images(root, capsys):
     assert 'map/2.png has' in fault
 
 
+@pytest.mark.parametrize(
+    ('setting', 'named'),
+    [
+        ("val_dataloader = dict(dataset=dict(metainfo=dict(classes=('a', 'c'))))", 'b, c'),
+        ("model = dict(type='EncoderDecoder', decode_head=dict(num_classes=3))", 'decode_head.num_classes=2'),
+    ],
+)
+def test_classes_that_a_training_refuses(root, refused, setting, named):
+    (root / 'own.py').write_text(f"_base_ = 'config.py'\n{setting}\n")
+    assert named in refused(verify_dataset, 'own.py')
+
+
 def test_a_hidden_folder_is_no_class(classifier, refused):
     """Jupyter leaves .ipynb_checkpoints, which would be class 0 and shift the others."""
     save('inet/train/.ipynb_checkpoints/0.png', IMAGE)

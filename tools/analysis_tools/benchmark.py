@@ -25,7 +25,6 @@ from functools import partial
 from logging import ERROR
 
 import torch
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
@@ -34,7 +33,7 @@ from torch import Tensor, nn
 from mmvisiongru import measure
 from mmvisiongru.errors import InputError
 from mmvisiongru.inference import optimize_for_inference
-from mmvisiongru.launch.options import one_line_errors
+from mmvisiongru.launch.options import SettingsAction, one_line_errors
 from mmvisiongru.models.layers.precision import converted_once
 from mmvisiongru.zoo import build_model, image_channels, model_config
 
@@ -61,7 +60,7 @@ def parse_args(argv=None):
         default=['float32'],
         help=PRECISIONS_HELP,
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings over each config')
+    parser.add_argument('--cfg-options', nargs='+', action=SettingsAction, help='settings over each config')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--backend', default='auto', help='backend of the scan of VisionGRU and of Bi-WKV')
     parser.add_argument(

@@ -15,7 +15,6 @@ import sys
 from logging import ERROR
 from pathlib import Path
 
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +22,7 @@ from rich.table import Table
 # A script has only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.errors import InputError
-from mmvisiongru.launch.options import one_line_errors
+from mmvisiongru.launch.options import SettingsAction, one_line_errors
 from mmvisiongru.zoo import build_model, model_config
 from tools.analysis_tools.flops import count, image_size
 
@@ -44,7 +43,7 @@ def parse_args(argv=None):
         metavar=('H', 'W'),
         help='size of the image, W defaults to H; may be given again (default: that of the config)',
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings over the config')
+    parser.add_argument('--cfg-options', nargs='+', action=SettingsAction, help='settings over the config')
     parser.add_argument('--json', metavar='FILE', help='write the counts to this file')
     return parser.parse_args(argv)
 

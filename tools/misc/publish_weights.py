@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from mmengine.config import DictAction
 from mmengine.device import get_device
 
 from mmvisiongru import optimize_for_inference
@@ -22,7 +21,7 @@ from mmvisiongru.checkpoint import load_checkpoint_file, read_checkpoint, weight
 from mmvisiongru.config import get_config
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import new_file
-from mmvisiongru.launch.options import one_line_errors
+from mmvisiongru.launch.options import SettingsAction, one_line_errors
 from mmvisiongru.launch.prepare import TESTING, prepare_test
 
 FOLDER = Path(__file__).resolve().parents[2] / 'weights'
@@ -81,7 +80,7 @@ def parse_args(argv=None):
     parser.add_argument('name', help='name to publish it under')
     parser.add_argument('--terms', default='none', help='terms of the training data')
     parser.add_argument('--commit', help='commit that trained it (default: the current one)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings of the test')
+    parser.add_argument('--cfg-options', nargs='+', action=SettingsAction, help='settings of the test')
     return parser.parse_args(argv)
 
 

@@ -5,7 +5,8 @@
 
 Images and maps are read and compared with each other and with the classes; nothing is augmented. Notes name
 what may be meant but often is not: classes that never occur, pictures that are not taken, turned images. The
-exit code is 1 if a sample cannot be used or there is none.
+exit code is 1 if a sample cannot be used or there is none. Classes that differ between the data sets, or from
+those of the model, are an error, as in training.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import os.path as osp
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import mmengine
 import torch
@@ -22,9 +24,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mmvisiongru.config import settings
 from mmvisiongru.engine.guarded_dataset import GuardedDataset
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
+from mmvisiongru.launch.model_checks import check_labels
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import building, prepare_config
 from mmvisiongru.measure import progress_bar
@@ -142,6 +146,16 @@ def parts(dataset) -> Iterator:
     yield from [dataset] if inner == [None] else (leaf for part in inner for leaf in parts(part))
 
 
+def stated_classes(cfg: Config) -> dict[str, SimpleNamespace]:
+    """What the parts of the model say of classes and of the label to ignore, by their places."""
+    keys, found = ('num_classes', 'ignore_index'), {}
+    for top in filter(cfg.get, ('model', 'data_preprocessor')):
+        for place, node in settings(cfg[top], top):
+            if isinstance(node, dict) and 'num_classes' in node:
+                found[place] = SimpleNamespace(**{key: node[key] for key in keys if key in node})
+    return found
+
+
 def distinct(cfg: Config, names) -> list[str]:
     """The dataloaders that the config has, each once: test is often the same as val."""
     names = [n for n in names if cfg.get(n)]
@@ -159,17 +173,19 @@ def main(argv=None) -> int:
         init_default_scope(cfg.get('default_scope') or 'mmengine')
         if args.out:
             check_output(osp.dirname(args.out) or '.', data_folders(cfg))
-        report = {}
+        report, datasets = {}, {}
         for name in distinct(cfg, args.dataloaders):
             with building(cfg):
                 # In training, a map without a label is a fault too.
                 dataset = GuardedDataset(only_loading(cfg[name].dataset), seed=0, max_bad_samples=0)
+            datasets[f'{name}.dataset'] = dataset
             faults, notes = verify(dataset, args.workers)
             report[name] = dict(samples=len(dataset), faults=faults, notes=notes)
             print(f'{name}: {len(faults)} of {len(dataset)} samples cannot be used', *faults, sep='\n')
             print(*(f'note: {note}\n' for note in notes), sep='', end='')
         if args.out:
             write_text(args.out, json.dumps(report, indent=1) + '\n')
+        check_labels(cfg, stated_classes(cfg), datasets)
     return int(any(part['faults'] or not part['samples'] for part in report.values()))
 
 

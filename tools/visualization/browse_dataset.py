@@ -25,8 +25,8 @@ def draw(cfg: Config, split: str, number: int, out: str) -> int:
     init_default_scope(cfg.default_scope)
     with building(cfg):
         dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
-    number = min(number, len(dataset))
-    samples = [dataset[i * len(dataset) // number] for i in range(number)]
+        number = min(number, len(dataset))
+        samples = [dataset[i * len(dataset) // number] for i in range(number)]
     # Test-time augmentation packs one view after the other.
     samples = [{k: v[0] if isinstance(v, list) else v for k, v in sample.items()} for sample in samples]
     names = [f'{i:03d}_{osp.basename(s["data_samples"].img_path)}' for i, s in enumerate(samples)]
