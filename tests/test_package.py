@@ -102,8 +102,8 @@ def test_wheel_requires_nothing_that_another_family_provides(distributions):
     assert f'Version: {mmvisiongru.__version__}' in lines
 
 
-def fake_stack(monkeypatch, stack):
-    """Let it look as if only these distributions were installed."""
+def fake_stack(monkeypatch, stack, files='__init__.py'):
+    """Let it look as if only these distributions were installed; a folder without files is a namespace."""
 
     def version(name):
         if name not in stack:
@@ -111,7 +111,10 @@ def fake_stack(monkeypatch, stack):
         return stack[name]
 
     monkeypatch.setattr(metadata, 'version', version)
-    monkeypatch.setattr(mmvisiongru.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(mmvisiongru, 'sys', SimpleNamespace(modules={}))
+    there = {module for module, (_, names) in mmvisiongru._STACK.items() if stack.keys() & {*names}}
+    spec = SimpleNamespace(origin=files)
+    monkeypatch.setattr(mmvisiongru.util, 'find_spec', lambda name: spec if name in there else None)
 
 
 # A vendor's build of 2.5 that calls itself a pre-release; neither mmseg nor mmpretrain.
@@ -130,7 +133,6 @@ def test_working_stacks_pass(stack, monkeypatch):
         ({'torch': '2.4.1'}, 'torch >=2.5 (found 2.4.1)'),
         ({'torch': None}, 'torch >=2.5 (found none)'),
         ({'onedl-mmcv': None, 'mmcv-full': '1.7.2'}, 'mmcv >=2.0,<3 (found 1.7.2)'),
-        ({'mmcv': '1.7.2'}, 'mmcv >=2.0,<3 (found 2.3.6 and 1.7.2)'),
         ({'onedl-mmpretrain': '2.0.0'}, 'mmpretrain >=1.0,<2 (found 2.0.0)'),
         ({'onedl-mmsegmentation': '0.30.0'}, 'mmseg >=1.0,<2 (found 0.30.0)'),
     ],
@@ -144,10 +146,36 @@ def test_unfit_stack_is_named_in_one_line(change, message, monkeypatch):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ('stack', 'files', 'named', 'command'),
+    [
+        (
+            MAINTAINED | dict(mmengine='0.10.7'), '__init__.py', 'onedl-mmengine and mmengine',
+            'pip uninstall -y onedl-mmengine mmengine && pip install --no-deps onedl-mmengine==0.10.12',
+        ),
+        (
+            ORIGINAL | {'mmcv-lite': '2.1.0'}, '__init__.py', 'mmcv-lite and mmcv',
+            'pip uninstall -y mmcv-lite mmcv && pip install --no-deps mmcv-lite==2.1.0',
+        ),
+        (
+            dict(torch='2.5.1+cu124'), None, 'torch',
+            'pip uninstall -y torch && pip install --no-deps torch==2.5.1',
+        ),
+    ],
+)  # fmt: skip
+def test_damaged_stack_is_named_with_the_command_that_mends_it(stack, files, named, command, monkeypatch):
+    fake_stack(monkeypatch, stack, files)
+    with pytest.raises(RuntimeError) as error:
+        mmvisiongru._check_stack()
+    assert f'({named} ' in str(error.value)
+    assert str(error.value).endswith(f': {command}')
+    assert '\n' not in str(error.value)
+
+
 @pytest.mark.parametrize(('version', 'fits'), [('0.10.7', True), ('0.9.1', False)])
 def test_sources_on_the_path_are_asked_for_their_version(version, fits, monkeypatch):
     fake_stack(monkeypatch, {k: v for k, v in MAINTAINED.items() if k != 'onedl-mmengine'})
-    monkeypatch.setattr(mmvisiongru.util, 'find_spec', lambda name: name == 'mmengine')
+    mmvisiongru.sys.modules['mmengine'] = None
     monkeypatch.setitem(sys.modules, 'mmengine', SimpleNamespace(__version__=version))
     with nullcontext() if fits else pytest.raises(RuntimeError, match=r'found 0\.9\.1'):
         mmvisiongru._check_stack()
