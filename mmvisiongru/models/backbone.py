@@ -176,5 +176,6 @@ class Backbone(BaseModule):
     def _cast_to_stem_dtype(self, x: Tensor) -> Tensor:
         """Cast images, which preprocessors give in float32, for a stem with weights of 16 bits."""
         stem = getattr(self, self.stem_names[0].rstrip('.'))
-        dtype = next((p.dtype for p in stem.parameters()), x.dtype)
+        parameters = list(stem.parameters())
+        dtype = parameters[0].dtype if parameters else x.dtype
         return x.to(dtype) if dtype in (torch.bfloat16, torch.float16) else x

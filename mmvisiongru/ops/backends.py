@@ -84,7 +84,7 @@ class Backends:
 
     def check(self, name: str) -> None:
         """Raise ValueError unless ``name`` is 'auto' or a backend."""
-        check_choice(f'{self.operator} backend', name, ('auto', *self))
+        check_choice(f'{self.operator} backend', name, ('auto', *self.modules))
 
 
 def check_choice(name: str, value: object, known: Sequence) -> None:

@@ -75,7 +75,9 @@ class GELULinear(nn.Module):
         overridden = torch.jit.is_tracing() or has_torch_function((x, weight, bias))
         if overridden or not torch.is_grad_enabled():
             return F.linear(F.gelu(x), weight, bias)
-        if is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        # Not every compiler of torch knows the first question, and what it compiles for has autocast.
+        available = torch.compiler.is_compiling() or is_autocast_available(kind)
+        if available and torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
             x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
         return RecomputedGELU.apply(x, weight, bias)
