@@ -1,7 +1,9 @@
 """The error that a user can mend, and the wording of its one line."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from difflib import get_close_matches
+from importlib import metadata
 
 
 class InputError(ValueError):
@@ -28,8 +30,25 @@ def in_one_line(error: BaseException, width: int = 300) -> str:
         >>> in_one_line(OSError('no such file'))
         'OSError: no such file'
     """
+    if isinstance(error, ImportError) and error.name == 'mmcv._ext':
+        return _no_compiled_operators()
     # A KeyError quotes its text.
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     text = ' '.join(str(text).split())
     text = text if len(text) <= width else f'{text[: width - 4]} ...'
     return text if type(error) in (InputError, ValueError) else f'{type(error).__name__}: {text}'
+
+
+def _no_compiled_operators() -> str:
+    """What to do where mmcv is installed without its compiled operators."""
+    for name in ('onedl-mmcv', 'mmcv-lite', 'mmcv'):
+        with suppress(metadata.PackageNotFoundError):
+            version, full = metadata.version(name), name.removesuffix('-lite')
+            # Its wheels have none.
+            source = '--no-binary onedl-mmcv ' if full == 'onedl-mmcv' else ''
+            return (
+                f'this needs the compiled operators of mmcv (mmcv._ext), and {name} {version} has none; '
+                f'install them with: pip uninstall -y {name} && pip install "setuptools<81" wheel ninja && '
+                f'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir {source}{full}=={version}'
+            )
+    return 'this needs the compiled operators of mmcv (mmcv._ext); install an mmcv that has them'

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 # Makes the classes of this package known under their scope.
 import mmvisiongru.registry
 from mmvisiongru.config import KNOWN_KEYS, settings
-from mmvisiongru.errors import InputError, did_you_mean
+from mmvisiongru.errors import InputError, did_you_mean, in_one_line
 from mmvisiongru.mmcv_ops import import_mmdet, provide_ops
 
 ROOTS = [r for r in vars(mmengine.registry).values() if isinstance(r, Registry) and r.parent is None]
@@ -87,12 +87,18 @@ def _check_arguments(place: str, node: dict, classes: list[type]) -> None:
             raise InputError(f'unknown key {key!r} in {place}{hint}')
 
 
-def _registries(*scopes: str) -> Iterator[Registry]:
-    """The registries of all kinds in some scopes."""
+def _registries(*scopes: str | None) -> Iterator[Registry]:
+    """The registries of all kinds in some scopes, of which only the first must be possible to import."""
     for root in ROOTS:
         for registry in (*root.children.values(), root):
-            if registry.scope in scopes:
+            if registry.scope not in scopes:
+                continue
+            try:
                 registry.import_from_location()
+            except ImportError as error:
+                if registry.scope == scopes[0]:
+                    raise InputError(f'{registry.scope} cannot be imported: {in_one_line(error)}') from error
+            else:
                 yield registry
 
 

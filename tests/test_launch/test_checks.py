@@ -1,14 +1,17 @@
 """What a config says is checked, and no config of this package, mmseg or mmpretrain is refused."""
 
 import sys
-from importlib import util
+from importlib import metadata, util
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmseg.registry import MODELS as SEGMENTORS
 
+import mmvisiongru.errors
 from mmvisiongru.config import check_keys
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.checks import check_config, check_data
@@ -94,3 +97,31 @@ def test_split_of_imagenet(tmp_path):
     dataset = dict(type='mmpretrain.ImageNet', data_root=str(tmp_path), split='train')
     with pytest.raises(InputError, match=rf'{tmp_path}/train .* does not exist'):
         check_data(data_config(dataset), ('train_dataloader',))
+
+
+@pytest.mark.parametrize(
+    ('found', 'command'),
+    [
+        (('mmcv-lite', '2.1.0'), '--no-cache-dir mmcv==2.1.0'),
+        (('onedl-mmcv', '2.3.6'), '--no-binary onedl-mmcv onedl-mmcv==2.3.6'),
+    ],
+)
+def test_missing_operators_are_named_with_the_command_that_compiles_them(found, command, monkeypatch):
+    def version(name):
+        if name != found[0]:
+            raise metadata.PackageNotFoundError(name)
+        return found[1]
+
+    missing = Mock(side_effect=ModuleNotFoundError("No module named 'mmcv._ext'", name='mmcv._ext'))
+    fake = SimpleNamespace(version=version, PackageNotFoundError=metadata.PackageNotFoundError)
+    monkeypatch.setattr(mmvisiongru.errors, 'metadata', fake)
+    monkeypatch.setattr(SEGMENTORS, 'import_from_location', missing)
+    with pytest.raises(InputError) as error:
+        check_config(Config.fromfile(SEGMENTATION))
+    assert f'{found[0]} {found[1]}' in str(error.value)
+    assert str(error.value).endswith(command)
+    # They are no matter of a classifier, not even of one whose mistake is looked up in all libraries.
+    with pytest.raises(InputError, match=r"did you mean 'mmpretrain\.ConvNeXt'"):
+        check_config(Config(dict(model=dict(type='mmpretrain.ConvNeXtt'))))
+    with pytest.raises(InputError, match=r"; did you mean 'mmpretrain\.ImageClassifier'"):
+        check_config(Config(dict(model=dict(type='ImageClassifierr'))))
