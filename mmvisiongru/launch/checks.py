@@ -14,6 +14,7 @@ import mmengine.registry
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.registry import Registry
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.utils import get_object_from_string
 from torch.utils.data import DataLoader
 
@@ -73,6 +74,8 @@ def check_names(cfg: Config) -> None:
             _check_arguments(place, node, classes)
         elif place in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             _check_arguments(place, node, [DataLoader])
+        elif place == 'train_cfg':
+            _check_arguments(place, node, [EpochBasedTrainLoop, IterBasedTrainLoop])
         elif key in ('default_hooks', 'custom_hooks') and name and '.' not in name:
             hint = did_you_mean(name, [other for other in cfg[key] if other != name])
             raise InputError(f'{place} in {cfg.filename} has no type{hint}')

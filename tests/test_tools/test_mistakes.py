@@ -95,6 +95,7 @@ def mistake(work, refused):
             'model.decode_head.ignore_index=0',
             ['dataset.ignore_index', 'val_evaluator.0.ignore_index'],
         ),
+        ('seg.py', 'train_cfg.max_iter=3', ["'max_iter' in train_cfg", 'max_iters']),
         ('seg.py', 'model.test_cfg.mode=gliding', ['model.test_cfg.mode', 'slide']),
         ('seg.py', 'model.test_cfg.mode=slide', ['model.test_cfg.crop_size', 'model.test_cfg.stride']),
     ],
