@@ -12,6 +12,11 @@ from mmengine.visualization import Visualizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 pytest.register_assert_rewrite('tests.harness')
+from tests.harness import lacks_mmseg  # noqa: E402
+
+# Files that are about segmentors.
+SEGMENTORS = ('heads', 'odd_sizes', 'pooling', 'precision')
+collect_ignore = [f'test_models/test_{name}.py' for name in SEGMENTORS if lacks_mmseg()]
 
 
 def family(kind: type) -> list[type]:

@@ -13,7 +13,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS, DefaultScope
 
 from mmvisiongru.mmcv_ops import provide_ops
-from tests.harness import ROOT
+from tests.harness import ROOT, need_mmseg
 
 CONFIGS = ROOT / 'configs'
 CLASSIFIER = 'classification/visiongru-tiny_8xb128_in1k.py'
@@ -43,6 +43,8 @@ def load(name):
 
 def scope(cfg):
     """Enter the default scope of a config for the length of a `with` block."""
+    if cfg.default_scope == 'mmseg':
+        need_mmseg()
     if cfg.default_scope == 'mmdet':
         provide_ops()
     return DefaultScope.overwrite_default_scope(cfg.default_scope)

@@ -9,7 +9,7 @@ from mmengine.model import BaseModel
 from PIL import Image
 
 from mmvisiongru.apis import get_model
-from tests.harness import ROOT
+from tests.harness import ROOT, need_mmseg
 
 TOOLS = ROOT / 'tools'
 
@@ -112,6 +112,8 @@ def make_folders(root: Path) -> None:
 
 
 def write_config(path: Path, text: str, data: Path, extra: str = '') -> Path:
+    if 'EncoderDecoder' in text:
+        need_mmseg()
     path.write_text(textwrap.dedent(text).format(root=ROOT, data=data) + extra)
     return path
 

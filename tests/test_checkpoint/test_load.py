@@ -186,8 +186,6 @@ def loads(monkeypatch):
 
 
 def test_each_tool_loads_once(workplace, loads):
-    from mmseg.apis import init_model
-
     def tool(name: str, *args: str) -> int:
         """Run it; the number of loads."""
         del loads[:]
@@ -206,6 +204,8 @@ def test_each_tool_loads_once(workplace, loads):
     assert tool('deployment/export', config, path, 'model.onnx', '--eval') == 1
 
     # Without the retry of mmengine that lets a file run code.
+    from mmseg.apis import init_model
+
     del loads[:]
     model = init_model(config, path, device='cpu')
     assert [call['weights_only'] for call in loads] == [True]

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from mmvisiongru.engine.guarded_dataset import GuardedDataset
 from mmvisiongru.engine.resume import Draw
 from mmvisiongru.errors import InputError
+from tests.harness import need_mmseg
 from tests.harness.toy import toy_runner
 
 PIPELINE = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
@@ -31,6 +32,7 @@ def scenes(tmp_path):
 
 
 def segmentation(root, max_bad_samples=None, pipeline=PIPELINE, inside=False, **more) -> GuardedDataset:
+    need_mmseg()
     init_default_scope('mmseg')
     dataset = dict(
         type='BaseSegDataset', data_root=str(root), data_prefix=dict(img_path='img', seg_map_path='map'),

@@ -11,7 +11,7 @@ import torch
 from mmcv.cnn.bricks import DropPath
 
 from mmvisiongru.models import VRWKV, VisionGRU, VRWKVAdapter
-from tests.harness import ROOT
+from tests.harness import ROOT, need_mmseg
 from tests.harness.backbones import SMALL, image, small
 from tests.harness.children import PATIENCE
 
@@ -36,6 +36,7 @@ def backward(maps):
 
 
 def test_resolves_in_every_scope_without_custom_imports():
+    need_mmseg()
     # A process for each, forked from one that has imported what all of them need.
     code = """
 import importlib, os, sys
