@@ -51,6 +51,22 @@ def pytest_unconfigure():
     gc.unfreeze()
 
 
+@pytest.fixture(scope='module')
+def python(tmp_path_factory):
+    """A python whose processes start at once."""
+    from tests.harness.forked import forked_python
+
+    with forked_python(tmp_path_factory.mktemp('python')) as path:
+        yield path
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """The working folder of a test, with small data of each task, ``ade`` and ``inet``."""

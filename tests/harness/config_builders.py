@@ -94,17 +94,19 @@ def batch_in_name(name):
     return int(gpus), int(images)
 
 
-def lr_curve(name, epoch_length=10):
+def lr_curve(cfg, epoch_length=10):
     """The lr of every iteration, from the schedulers of the config as the runner steps them."""
-    cfg = load(name)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.optim_wrapper.optimizer.lr)
     end, length = cfg.train_cfg.get('max_iters'), 1
     if end is None:
         end, length = cfg.train_cfg.max_epochs, epoch_length
-    default, lrs = dict(optimizer=optimizer, epoch_length=epoch_length, end=end), []
-    with scope(cfg):
-        schedulers = [PARAM_SCHEDULERS.build(each, default_args=default) for each in cfg.param_scheduler]
-    for i in range(end * length):
+    iterations, schedulers, lrs = end * length, [], []
+    for each in cfg.param_scheduler or []:
+        default = dict(optimizer=optimizer, epoch_length=epoch_length)
+        default['end'] = end if each.get('by_epoch', True) else iterations
+        with scope(cfg):
+            schedulers.append(PARAM_SCHEDULERS.build(each, default_args=default))
+    for i in range(iterations):
         lrs.append(optimizer.param_groups[0]['lr'])
         optimizer.step()
         for scheduler in schedulers:

@@ -87,6 +87,16 @@ CLASSIFICATION = """
 """
 
 
+class Call:
+    """Pickles as the result of a call."""
+
+    def __init__(self, function, *args, state=None):
+        self.reduced = (function, args) if state is None else (function, args, state)
+
+    def __reduce__(self):
+        return self.reduced
+
+
 def save(path: str | Path, values, **options) -> None:
     """Write an image of 8 bits, and the folders above it."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -17,18 +17,8 @@ from torch import nn
 
 from mmvisiongru.checkpoint import load_checkpoint_file, read_checkpoint, refuse_pickled_code
 from mmvisiongru.errors import InputError
-from tests.harness.small_runs import SEGMENTATION, TOOLS, write_config
+from tests.harness.small_runs import SEGMENTATION, TOOLS, Call, write_config
 from tests.harness.toy import toy_runner
-
-
-class Call:
-    """Pickles as the result of a call."""
-
-    def __init__(self, function, *args, state=None):
-        self.reduced = (function, args) if state is None else (function, args, state)
-
-    def __reduce__(self):
-        return self.reduced
 
 
 def plain_attack(path, target):

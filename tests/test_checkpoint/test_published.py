@@ -44,12 +44,11 @@ def test_a_backbone_starts_from_them_by_init_cfg():
     assert torch.equal(model.state_dict()[key], stored[f'backbone.{key}'].float())
 
 
-def test_the_tool_reaches_the_metric_of_the_file(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    digits.write_classification(tmp_path / 'data/digits/classification')
+def test_the_tool_reaches_the_metric_of_the_file(here):
+    digits.write_classification(here / 'data/digits/classification')
     main = runpy.run_path(str(TOOLS / 'test.py'))['main']
     main([CONFIG, NAME, '--out', 'metrics.json', '--out-item', 'metrics', '--no-optimize'])
-    metrics = json.loads((tmp_path / 'metrics.json').read_text())
+    metrics = json.loads((here / 'metrics.json').read_text())
     expected = read_checkpoint(NAME).meta['metric']
     assert {name: round(metrics[name], 2) for name in expected} == expected
 
@@ -73,8 +72,7 @@ def test_damaged_and_missing_weights_are_refused(tmp_path, monkeypatch):
         read_checkpoint(SCHEME + NAME)
 
 
-def test_a_file_of_that_name_wins(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_file_of_that_name_wins(here):
     torch.save({'weight': torch.ones(2)}, NAME)
     assert read_checkpoint(NAME).state_dict['weight'].tolist() == [1, 1]
     assert len(read_checkpoint(SCHEME + NAME).state_dict) > 1

@@ -33,7 +33,7 @@ DETECTOR = 'detection/mask-rcnn_visiongru-tiny_fpn_8xb2-1x_coco.py'
     ],
 )
 def test_lr_of_in1k_warms_up_20_epochs_and_follows_a_cosine(name, steps, low):
-    lrs = lr_curve(name)
+    lrs = lr_curve(load(name))
     np.testing.assert_allclose(lrs[:200], np.linspace(1e-6, 1e-3, 200), rtol=1e-9)
     expected = low + (1e-3 - low) * (1 + np.cos(math.pi * steps)) / 2
     np.testing.assert_allclose(lrs[200:], expected, rtol=1e-6)
@@ -48,7 +48,7 @@ def test_lr_of_in1k_warms_up_20_epochs_and_follows_a_cosine(name, steps, low):
     ],
 )
 def test_lr_of_ade20k_warms_up_1500_iterations_and_falls_linearly_to_zero(name, iterations, lr):
-    lrs = lr_curve(name)
+    lrs = lr_curve(load(name))
     expected = lr * np.append(np.linspace(1e-6, 1, 1500), np.linspace(1, 0, iterations - 1500))
     np.testing.assert_allclose(lrs, expected, rtol=1e-6, atol=1e-14)
 
@@ -63,7 +63,7 @@ def test_lr_of_ade20k_warms_up_1500_iterations_and_falls_linearly_to_zero(name, 
     ],
 )
 def test_lr_of_coco_warms_up_and_falls_twice_to_a_tenth(name, lr, warm_up, steps):
-    lrs = lr_curve(name, epoch_length=200)
+    lrs = lr_curve(load(name), epoch_length=200)
     expected = lr * 0.1 ** sum(np.arange(len(lrs)) // 200 >= step for step in steps)
     expected[:warm_up] *= np.linspace(1e-3, 1, warm_up)
     np.testing.assert_allclose(lrs, expected, rtol=1e-6)

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from mmengine.runner import CheckpointLoader
 
 from mmvisiongru.checkpoint import find_checkpoint
 from mmvisiongru.errors import InputError
+from tests.harness.small_runs import Call
 from tests.harness.toy import ToyMetric, ToyModel, toy_runner
 
 STALL = {'default_hooks.stall': dict(type='mmvisiongru.StallHook', timeout=1800)}
@@ -44,16 +44,6 @@ def test_training_in_a_thread(tmp_path):
     assert find_checkpoint(str(tmp_path))[0].path == str(tmp_path / 'iter_18.pth')
 
 
-class Marker:
-    """Leaves a trace where it is unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return Path.touch, (Path(self.path),)
-
-
 class PretrainedModel(ToyModel):
     """With a part that starts from a file."""
 
@@ -66,7 +56,7 @@ def test_own_loads_are_guarded_and_no_others(tmp_path, monkeypatch):
     monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
     schemes = dict(CheckpointLoader._schemes)
     trace, path = tmp_path / 'trace', tmp_path / 'crafted.pth'
-    torch.save(dict(state_dict=ToyModel().state_dict(), extra=Marker(trace)), path)
+    torch.save(dict(state_dict=ToyModel().state_dict(), extra=Call(os.mkdir, str(trace))), path)
     toy_runner(tmp_path / 'a', iters=3).train()
     with pytest.raises(InputError, match=r'crafted\.pth asks for .*, which is no data and could run code'):
         toy_runner(tmp_path / 'b', load_from=str(path)).train()

@@ -14,6 +14,7 @@ from mmvisiongru.engine.guarded_dataset import GuardedDataset
 from mmvisiongru.engine.resume import Draw
 from mmvisiongru.errors import InputError
 from tests.harness import need_mmseg
+from tests.harness.small_runs import save
 from tests.harness.toy import toy_runner
 
 PIPELINE = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
@@ -23,11 +24,9 @@ PIPELINE = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(t
 def scenes(tmp_path):
     """Three images of 24 x 32 with their maps, in the layout of mmseg."""
     rng = np.random.default_rng(0)
-    (tmp_path / 'img').mkdir()
-    (tmp_path / 'map').mkdir()
     for i in range(3):
-        Image.fromarray(rng.integers(0, 256, (24, 32, 3)).astype('uint8')).save(tmp_path / f'img/{i}.jpg')
-        Image.fromarray(rng.integers(0, 3, (24, 32)).astype('uint8')).save(tmp_path / f'map/{i}.png')
+        save(tmp_path / f'img/{i}.jpg', rng.integers(0, 256, (24, 32, 3)))
+        save(tmp_path / f'map/{i}.png', rng.integers(0, 3, (24, 32)))
     return tmp_path
 
 
@@ -40,10 +39,6 @@ def segmentation(root, max_bad_samples=None, pipeline=PIPELINE, inside=False, **
     )  # fmt: skip
     dataset = dict(type='ConcatDataset', datasets=[dataset]) if inside else dataset
     return GuardedDataset(dataset, seed=0, max_bad_samples=max_bad_samples)
-
-
-def write_map(path: Path, values: np.ndarray) -> None:
-    Image.fromarray(values).save(path)
 
 
 def cut(path: Path, share: float = 0.6) -> None:
@@ -63,16 +58,16 @@ FAULTS = {
     'cut map': (lambda r: cut(r / 'map/1.png'), r'map/1\.png is cut short'),
     'missing map': (lambda r: (r / 'map/1.png').unlink(), r'map/1\.png does not exist'),
     'label out of range': (
-        lambda r: write_map(r / 'map/1.png', LABEL + np.eye(24, 32, dtype='uint8') * 3),
+        lambda r: save(r / 'map/1.png', LABEL + np.eye(24, 32) * 3),
         r'map/1\.png contains label 3, .* 0 to 2',
     ),
     '16 bits': (
-        lambda r: write_map(r / 'map/1.png', LABEL.astype('uint16') + np.uint16(300)),
+        lambda r: Image.fromarray(LABEL.astype('uint16') + np.uint16(300)).save(r / 'map/1.png'),
         r'map/1\.png has the value 300',
     ),
-    'colour': (lambda r: write_map(r / 'map/1.png', np.stack([LABEL] * 3, 2)), r'map/1\.png has mode RGB'),
+    'colour': (lambda r: save(r / 'map/1.png', np.stack([LABEL] * 3, 2)), r'map/1\.png has mode RGB'),
     'all ignored': (
-        lambda r: write_map(r / 'map/1.png', LABEL + np.uint8(255)),
+        lambda r: save(r / 'map/1.png', LABEL + np.uint8(255)),
         r'every pixel of .*map/1\.png is ignored',
     ),
 }
@@ -100,7 +95,7 @@ def test_fault_is_named_and_skipped_in_training_and_ends_an_evaluation(scenes, f
 
 def test_ignored_pixels_are_no_fault(scenes):
     # In a crop of a map that has labels elsewhere.
-    write_map(scenes / 'map/1.png', np.pad(LABEL[:, :1], ((0, 0), (0, 31)), constant_values=255))
+    save(scenes / 'map/1.png', np.pad(LABEL[:, :1], ((0, 0), (0, 31)), constant_values=255))
     crop = [*PIPELINE[:2], dict(type='RandomCrop', crop_size=(8, 8)), PIPELINE[2]]
     dataset = segmentation(scenes, max_bad_samples=0, pipeline=crop)
     draws = [dataset[Draw(1, (0, 0, i))]['data_samples'].gt_sem_seg.data for i in range(20)]
@@ -108,10 +103,10 @@ def test_ignored_pixels_are_no_fault(scenes):
 
 
 def test_reduced_labels_are_named_as_in_the_file(scenes):
-    write_map(scenes / 'map/1.png', LABEL + np.uint8(3))
+    save(scenes / 'map/1.png', LABEL + np.uint8(3))
     pipeline = [PIPELINE[0], dict(type='LoadAnnotations', reduce_zero_label=True), PIPELINE[2]]
     segmentation(scenes, pipeline=pipeline, reduce_zero_label=True)[1]
-    write_map(scenes / 'map/1.png', LABEL + np.uint8(4))
+    save(scenes / 'map/1.png', LABEL + np.uint8(4))
     with pytest.raises(InputError, match=r'contains label 3 \(4 in the file\), .* 0 to 2'):
         segmentation(scenes, pipeline=pipeline, reduce_zero_label=True)[1]
 

@@ -11,7 +11,6 @@ from experiments import compare_training, training, training_report
 from experiments.results import Results
 from mmvisiongru.errors import InputError
 from mmvisiongru.zoo import build_model
-from tests.harness.forked import forked_python
 from tests.harness.small_runs import CLASSIFICATION, make_folders, write_config
 from tools.analysis_tools.flops import count
 
@@ -23,12 +22,6 @@ EPOCHS = """
 train_cfg = dict(by_epoch=True, max_epochs={epochs}, val_interval=1)
 default_hooks['checkpoint'] = dict(interval=1)
 """
-
-
-@pytest.fixture(scope='module')
-def python(tmp_path_factory):
-    with forked_python(tmp_path_factory.mktemp('python')) as path:
-        yield path
 
 
 @pytest.fixture

@@ -7,38 +7,18 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
-import torch
 from mmengine.config import Config
-from mmengine.registry import PARAM_SCHEDULERS
 
 from mmvisiongru.config import get_config
 from mmvisiongru.launch.merge import shorten
 from mmvisiongru.launch.schedule import check_schedule, fit_schedule
 from tests.harness import ROOT
+from tests.harness.config_builders import lr_curve
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
 from tools import train
 
 FOLDERS = (ROOT / 'configs/classification', ROOT / 'configs/segmentation')
 RECIPES = sorted(path for folder in FOLDERS for path in folder.glob('*.py') if 'tta' not in path.stem)
-
-
-def rates(cfg: Config) -> list[float]:
-    """The lr of each iteration over the full one, by mmengine's own schedulers; an epoch has 7 iterations."""
-    by_epoch = 'max_epochs' in cfg.train_cfg
-    total = cfg.train_cfg.max_epochs if by_epoch else cfg.train_cfg.max_iters
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    iters, built, found = 7 * total if by_epoch else total, [], []
-    for scheduler in cfg.param_scheduler or []:
-        end = total if scheduler.get('by_epoch', True) else iters
-        common = dict(optimizer=optimizer, epoch_length=7)
-        built.append(PARAM_SCHEDULERS.build(dict(dict(end=end), **scheduler), default_args=common))
-    for i in range(iters):
-        found.append(optimizer.param_groups[0]['lr'])
-        optimizer.step()
-        for scheduler in built:
-            if not scheduler.by_epoch or (i + 1) % 7 == 0:
-                scheduler.step()
-    return found
 
 
 @pytest.mark.parametrize('recipe', RECIPES, ids=lambda path: path.stem)
@@ -52,10 +32,10 @@ def test_a_trial_reaches_the_full_rate_and_comes_down(recipe):
         assert length in (cfg.train_cfg.get('max_epochs'), cfg.train_cfg.get('max_iters'))
         assert cfg.train_cfg.val_interval <= length
         assert cfg.default_hooks.checkpoint.interval <= length
-        found = rates(cfg)
-        assert max(found) == pytest.approx(1.0)
+        found = lr_curve(cfg, epoch_length=7) / cfg.optim_wrapper.optimizer.lr
+        assert found.max() == pytest.approx(1.0)
     # The longest is the recipe at another length: a warm-up from below, and a fall.
-    assert found.index(max(found)) < 0.3 * len(found)
+    assert found.argmax() < 0.3 * len(found)
     assert found[-1] < 0.3
 
 

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from mmvisiongru.models import VisionGRU
@@ -36,11 +37,16 @@ def test_gradients_have_the_strides_of_their_parameters(options, memory_format, 
         assert param.grad.stride() == param.stride(), name
 
 
-@pytest.mark.usefixtures('process_group')
-def test_distributed_training_does_not_warn():
-    model = DistributedDataParallel(build())
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        outs = model(torch.randn(2, 3, 32, 32))
-        sum(out.square().sum() for out in outs).backward()
+def test_distributed_training_does_not_warn(tmp_path):
+    dist.init_process_group('gloo', store=dist.FileStore(str(tmp_path / 'store'), 1), rank=0, world_size=1)
+    # Not once per process: an earlier test must not hide a warning.
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            outs = DistributedDataParallel(build())(torch.randn(2, 3, 32, 32))
+            sum(out.square().sum() for out in outs).backward()
+    finally:
+        torch.set_warn_always(False)
+        dist.destroy_process_group()
     assert [str(w.message) for w in caught if 'strides' in str(w.message)] == []

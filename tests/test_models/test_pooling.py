@@ -12,10 +12,9 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from mmvisiongru.models.layers.pooling import AveragePool, replace_pools
-from tests.harness.config_builders import load
+from tests.harness.config_builders import UPERNET, load
 from tests.harness.operators import Operators
 
-UPERNET = 'segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py'
 # Of the operators that torch.use_deterministic_algorithms refuses on CUDA, those that a segmentor may meet.
 REFUSED = ('adaptive_avg_pool', 'adaptive_max_pool', 'upsample', 'grid_sampl', 'reflection_pad', 'max_unpool')
 REFUSED += ('histc', 'bincount', 'median', 'kthvalue', 'scatter_reduce', 'put_', 'ctc_loss')

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mmvisiongru.apis import get_model
 from tests.harness import ROOT
-from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, save_weights, write_config
+from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, Call, save_weights, write_config
 from tools import test as test_tool
 from tools import train
 
@@ -51,8 +51,7 @@ def mistake(work, refused):
         if leaf:
             Path('leaf.py').write_text(f"_base_ = '{config}'\n{leaf}\n")
         options = ['--cfg-options', *options] if options else []
-        line = refused(script, 'leaf.py' if leaf else config, *args, *options)
-        assert [part for part in named if part not in line] == []
+        line = refused(script, 'leaf.py' if leaf else config, *args, *options, named=named)
         assert 'Traceback' not in line
         assert not [*Path().rglob('scalars.json'), *Path('work_dirs').rglob('*.pth')]
 
@@ -183,13 +182,6 @@ def test_a_setting_that_cannot_be_read(work, capsys, option):
     assert 'argument --cfg-options: must be KEY=VALUE' in capsys.readouterr().err.splitlines()[-1]
 
 
-class MakesFolder:
-    """Makes a folder when it is unpickled."""
-
-    def __reduce__(self):
-        return os.mkdir, ('made',)
-
-
 @pytest.mark.parametrize(
     ('script', 'kind', 'named'),
     [
@@ -210,7 +202,7 @@ def test_a_checkpoint_that_cannot_be_used(work, mistake, script, kind, named):
     weights = get_model('cls.py').state_dict()
     torch.save(
         dict(
-            code=dict(weights, x=MakesFolder()),
+            code=dict(weights, x=Call(os.mkdir, 'made')),
             other={'vig.fc': torch.zeros(1)},
             part={key.replace('head.fc.w', 'head.cf.w'): value for key, value in weights.items()},
             released={'_orig_mod.snake_gru.conv0.weight': torch.zeros(8, 4, 3, 3)},

@@ -101,17 +101,10 @@ def in_browser(folder, script):
     with ThreadingHTTPServer(('127.0.0.1', 0), partial(Handler, directory=folder)) as server:
         server.posted = threading.Event()
         threading.Thread(target=server.serve_forever).start()
-        command = [
-            BROWSER,
-            '--headless',
-            '--no-sandbox',
-            '--disable-gpu',
-            f'--user-data-dir={folder}/profile',
-        ]
         address = f'http://127.0.0.1:{server.server_port}/probe.html'
-        browser = subprocess.Popen(
-            [*command, address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        options = ['--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={folder}/profile']
+        quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        browser = subprocess.Popen([BROWSER, *options, address], start_new_session=True, **quiet)
         try:
             assert server.posted.wait(PATIENCE), 'the page did not answer'
         finally:
@@ -138,13 +131,6 @@ def write_images(folder):
     Image.fromarray(smooth(50, 83)).save(folder / 'turned.jpg', exif=exif)
     Image.new('RGB', (1, 1), (200, 30, 90)).save(folder / 'pixel.png')
     return ['even.png', 'odd.png', 'grey.png', 'turned.jpg', 'pixel.png']
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_segmentor(here, capsys):
