@@ -1,14 +1,19 @@
-"""README and docs: the snippets of the README run, and links lead to files."""
+"""README and docs: snippets run, links and commands lead to what exists, and the site builds."""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import mmseg
 import pytest
 from mmengine.config import Config
 
 from mmvisiongru.checkpoint import load_checkpoint_file, published_weights
 from tests.harness import ROOT
+from tests.harness.children import environment
 from tests.harness.config_builders import build_model
 
 PAGES = sorted(
@@ -51,3 +56,56 @@ def test_the_readme_quotes_the_metric_of_the_published_file(name, path):
     ]
     ((metric, value),) = load_checkpoint_file(str(path))['meta']['metric'].items()
     assert f'| {value:.2f} {"mIoU" if metric == "mIoU" else "top-1"} |' in row
+
+
+SCRIPT = re.compile(r'(?:tools|benchmarks|experiments)/[\w/-]+\.(?:py|sh)')
+
+
+def commands(text: str) -> list[tuple[str, list[str]]]:
+    """Script and options of each command in code blocks and code spans."""
+    text = re.sub(r'\\\n\s*', ' ', text)
+    blocks = re.findall(r'```bash\n(.*?)```', text, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    lines += re.findall(r'`((?:python|bash) [^`]+)`', re.sub(r'```.*?```', '', text, flags=re.DOTALL))
+    found = []
+    for line in lines:
+        line = line.split('#')[0]
+        if script := SCRIPT.search(line):
+            found.append((script[0], re.findall(r' (--[a-z][\w-]*)', line[script.end() :])))
+    return found
+
+
+# Older entries of the changelog speak of what was there then.
+@pytest.mark.parametrize('page', [p for p in PAGES if Path(p).name not in ('CHANGELOG.md', 'model_zoo.md')])
+def test_commands_name_scripts_and_options_that_exist(page):
+    shared = ('mmvisiongru/launch/options.py', 'tools/visualization/images.py')
+    known = ''.join((ROOT / path).read_text(encoding='utf-8') for path in shared)
+    for script, options in commands((ROOT / page).read_text(encoding='utf-8')):
+        assert (ROOT / script).is_file(), script
+        source = (ROOT / script).read_text(encoding='utf-8') + known
+        if script.endswith('.sh'):
+            source += (ROOT / 'tools/train.py').read_text() + (ROOT / 'tools/test.py').read_text()
+        missing = [option for option in options if f"'{option}'" not in source]
+        assert missing == [], f'{script} {missing}'
+
+
+def test_the_site_builds_without_a_warning():
+    pytest.importorskip('sphinx', reason='requirements/docs.txt is not installed')
+    command = [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-E', 'docs', 'docs/_build/test']
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_tutorial_runs_and_what_it_says_is_so(here):
+    plt.switch_backend('agg')
+    cells = json.loads((ROOT / 'docs/tutorial.ipynb').read_text(encoding='utf-8'))['cells']
+    values = {}
+    for i, cell in enumerate(cells):
+        if cell['cell_type'] == 'code':
+            exec(compile(''.join(cell['source']), f'tutorial.ipynb, cell {i}', 'exec'), values)
+    plt.close('all')
+    assert values['accuracy'] > 0.9
+    assert values['runner'].iter == 20
+    # Of even and odd digits, half are right by chance.
+    assert values['metrics']['accuracy/top1'] > 75
+    assert values['difference'] < 1e-5

@@ -1,10 +1,12 @@
-"""Tables I and II: counted and measured rows, quoted rows that say so, accuracy from a named source."""
+"""Tables I and II and figure 1: rows are counted, measured, or quoted from a named source."""
 
+import csv
 import json
 
 import pytest
 
 from benchmarks import backbones as compare_backbones
+from benchmarks import resolution
 from mmvisiongru.zoo import build_model
 from tools.analysis_tools.flops import count
 
@@ -36,3 +38,23 @@ def test_rows_are_counted_measured_or_quoted(tmp_path, monkeypatch):
     assert second['time_ratio'] == pytest.approx(second['parameters'] / rows['first']['parameters'])
     assert '| 12.34 | nowhere |' in text
     assert '| Vim-S | 224x224 | 26.0 |  | not available |  |  | 80.5 | README of hustvl/Vim |' in text
+
+
+def test_resolution_draws_its_table(tmp_path, monkeypatch):
+    names = ('VisionGRU-tiny', 'Swin-T')
+    monkeypatch.setattr(resolution, 'COMPARED', dict.fromkeys(names, PICO))
+    monkeypatch.setattr(resolution, 'OVER_SIZES', names)
+    out = tmp_path / 'new' / 'v1.2'
+    resolution.main(
+        ['--out', str(out), '--sizes', '96', '64', '--repeats', '1', '--batch-size', '2', '--device', 'cpu']
+    )
+    machine, *lines = (tmp_path / 'new' / 'v1.2.csv').read_text().splitlines()
+    assert machine.startswith('# device ')
+    assert 'batch 2' in machine
+    rows = list(csv.DictReader(lines))
+    assert [(row['size'], row['model']) for row in rows] == [(s, n) for s in ('64', '96') for n in names]
+    expected = count(build_model(PICO, device='meta'), (96, 96))
+    assert int(rows[-1]['parameters']) == expected['parameters']
+    assert float(rows[-1]['gmacs']) == round(expected['macs'] / 1e9, 2)
+    assert all(float(row['latency_ms']) > 0 for row in rows)
+    assert (tmp_path / 'new' / 'v1.2.png').stat().st_size > 1000

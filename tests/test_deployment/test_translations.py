@@ -1,5 +1,6 @@
-"""Operators in ONNX against the reference, at sizes other than the example's."""
+"""Operators in ONNX against the reference, at sizes other than the example's, and what runtimes leave."""
 
+import ctypes
 import subprocess
 import sys
 
@@ -14,9 +15,9 @@ from mmvisiongru.ops import bi_wkv, mingru_scan_2d
 from tests.harness.scans import error
 from tests.harness.wkv import by_sums, inputs
 
-onnxruntime, _ = (
+onnx, onnxruntime, _ = (
     pytest.importorskip(name, reason='ONNX export needs requirements/deploy.txt')
-    for name in ('onnxruntime', 'onnxscript')
+    for name in ('onnx', 'onnxruntime', 'onnxscript')
 )
 
 
@@ -167,3 +168,35 @@ def test_vision_rwkv_at_other_sizes():
         x = torch.randn((size[0], 3, *size[1:]), generator=torch.Generator().manual_seed(2))
         with torch.no_grad():
             assert error(run(session, x), model(x.double()), 'max') <= 2e-6, size
+
+
+class SignalStack(ctypes.Structure):
+    """stack_t of sigaltstack(2)."""
+
+    _fields_ = (('address', ctypes.c_void_p), ('flags', ctypes.c_int), ('size', ctypes.c_size_t))
+
+
+def signal_stack() -> int | None:
+    """Where the handlers of signals run in this thread."""
+    stack = SignalStack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+    return stack.address
+
+
+@pytest.mark.skipif(not has_openvino(), reason='OpenVINO is not installed')
+def test_openvino_changes_the_stack_of_signals_once(tmp_path):
+    """Two Cores that are destroyed leave a freed stack, and the next signal crashes the process."""
+    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    node = helper.make_node('Neg', ['images'], ['out'])
+    ends = [[helper.make_tensor_value_info(name, float32, [1, 2])] for name in ('images', 'out')]
+    opset = helper.make_opsetid('', 17)
+    model = helper.make_model(helper.make_graph([node], 'neg', *ends), opset_imports=[opset], ir_version=8)
+    path = str(tmp_path / 'neg.onnx')
+    onnx.save(model, path)
+    openvino(path)
+    before = signal_stack()
+    runs = [openvino(path), openvino(path)]
+    assert signal_stack() == before
+    x = np.array([[1, -2]], np.float32)
+    for run in runs:
+        np.testing.assert_array_equal(run(x)['out'], -x)

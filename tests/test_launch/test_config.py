@@ -48,8 +48,7 @@ def test_option_without_effect(option, message):
         (UPERNET[:-1], '', UPERNET),
     ],
 )
-def test_config_that_cannot_be_used(tmp_path, monkeypatch, name, text, message):
-    monkeypatch.chdir(tmp_path)
+def test_config_that_cannot_be_used(here, name, text, message):
     if text:
         Path(name).write_text(text)
     with pytest.raises(InputError) as error:

@@ -1,13 +1,71 @@
-"""The command: sizes, the file it writes, one line for bad input."""
+"""Counts agree with formulas worked out by hand, on every device; the command and what it writes."""
 
 import json
+import math
 
 import pytest
+import torch
 
+from mmvisiongru.models import VisionGRU
+from mmvisiongru.zoo import build_model
 from tools.analysis_tools import get_flops
+from tools.analysis_tools.flops import count
 
+CLASSIFIER = 'configs/classification/visiongru-tiny_8xb128_in1k.py'
 PICO = 'mmvisiongru.VisionGRU:pico'
 TTA = 'configs/segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512_tta.py'
+DEIT = 'mmpretrain.VisionTransformer:deit-small'
+
+
+def on_meta(**options):
+    with torch.device('meta'):
+        return VisionGRU(**options)
+
+
+def visiongru_macs(arch, size, paths=2, expand=2):
+    """Stem, downsamplings, and a block's 3x3 depthwise convolution, projections, scan and MLP."""
+    dims, depths = VisionGRU.arch_settings[arch].values()
+    tokens = math.prod(-(-side // 2) for side in size)
+    macs = tokens * 9 * 3 * dims[0] // 2
+    for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+        tokens, inner = math.prod(-(-side // (4 << i)) for side in size), paths * expand * dim
+        macs += tokens * 9 * (dims[i - 1] if i else dim // 2) * dim
+        macs += depth * tokens * (9 * dim + 3 * dim * inner + 2 * inner + 8 * dim * dim)
+    return macs
+
+
+@pytest.mark.parametrize(
+    ('arch', 'options', 'arguments'),
+    [('tiny', {}, {}),
+     ('pico', dict(scan_paths=('row', 'column', 'row_reverse')), dict(paths=3)),
+     ('pico', dict(expand_ratio=1), dict(expand=1))],
+)  # fmt: skip
+def test_visiongru_equals_hand_formula(arch, options, arguments):
+    for size in ((224, 224), (1248, 1248), (95, 27), (1, 1)):
+        assert count(on_meta(arch=arch, **options), size)['macs'] == visiongru_macs(arch, size, **arguments)
+
+
+def test_figures_of_the_paper():
+    model = build_model(CLASSIFIER).to('meta')
+    small, large = (count(model, (side, side)) for side in (224, 1248))
+    assert small['parameters'] == 30_216_952
+    assert round(small['macs'] / 1e9, 1) == 4.9
+    assert large['macs'] / 1e9 == pytest.approx(151.9, rel=0.01)
+
+
+def test_attention_is_counted():
+    """12 layers of 12 C^2 n + 2 n^2 C, of which counters of modules see the first term only."""
+    channels, side = 384, 1248 // 16
+    tokens = side**2 + 1
+    patches = side**2 * 3 * 16 * 16 * channels
+    found = count(build_model(DEIT).to('meta'), (1248, 1248))
+    assert found['macs_attention'] == 12 * 2 * tokens**2 * channels
+    assert found['macs'] == 12 * (12 * channels**2 * tokens + 2 * tokens**2 * channels) + patches
+
+
+def test_real_devices_count_what_meta_counts():
+    arch = dict(embed_dims=[8, 16, 24, 32], depths=[1, 1, 1, 1])
+    assert count(VisionGRU(arch=arch), (400, 404)) == count(on_meta(arch=arch), (400, 404))
 
 
 def test_sizes_reach_the_file(tmp_path, capsys):
