@@ -5,14 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.config_builders import (
-    CLASSIFIER,
-    EXPERIMENTS,
-    UPERNET,
-    build_model,
-    difference,
-    load,
-)
+from tests.harness.config_builders import CLASSIFIER, EXPERIMENTS, UPERNET, build_model, difference, load
 
 TINY = dict(dims=(72, 144, 288, 576), depths=(2, 2, 8, 2))
 BASE = dict(dims=(104, 208, 416, 832), depths=(2, 2, 15, 2))

@@ -14,8 +14,6 @@ from mmvisiongru.engine.hooks import guard
 from mmvisiongru.errors import InputError
 from tests.harness.toy import LAST, ToyModel, differing, finish, run, start, tensors, toy_runner
 
-LONG = pytest.mark.long
-
 
 def saved(folder) -> list[str]:
     return sorted(p.name for p in folder.glob('[eis]*.pth'))
@@ -254,7 +252,7 @@ def test_weights_are_saved_when_a_run_fails_after_a_validation(tmp_path):
     assert same_end(tmp_path, by_epoch=False)
 
 
-@LONG
+@pytest.mark.long
 @pytest.mark.parametrize('by_epoch', [False, True])
 @pytest.mark.parametrize('what', ['SIGTERM', 'SIGINT'])
 def test_signal_to_one_of_two_processes_stops_both(tmp_path, by_epoch, what):
@@ -269,7 +267,7 @@ def test_signal_to_one_of_two_processes_stops_both(tmp_path, by_epoch, what):
     assert same_end(tmp_path, by_epoch)
 
 
-@LONG
+@pytest.mark.long
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_signal_to_the_launcher_stops_both(tmp_path, number):
     process = start(2, tmp_path, iters=100000, interval=50)
@@ -283,7 +281,7 @@ def test_signal_to_the_launcher_stops_both(tmp_path, number):
     assert f'saved {find_checkpoint(str(tmp_path))[0].path}' in log
 
 
-@LONG
+@pytest.mark.long
 def test_nan_in_one_of_two_processes_is_named(tmp_path):
     fault = dict(at=8, what='nan_input', rank=1, times=99)
     code, log = finish(start(2, tmp_path, fault=fault))

@@ -4,7 +4,6 @@ import copy
 import functools
 import pickle
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -327,22 +326,14 @@ def test_a_changed_layer_stays_as_it_is(name):
     assert_same(maps(model, image()), ref, 1e-10)
 
 
-def test_gelu_of_a_layer_with_two_users():
-    """Where a layer is used twice, the GELU is behind one of the two only."""
-    fc = nn.Linear(3, 3)
-    model = randomised(nn.Sequential(nn.Sequential(fc, nn.GELU()), nn.Sequential(fc, nn.Tanh())))
-    x = torch.randn(5, 3, dtype=torch.float64)
-    ref = maps(model, x)
-    assert_same(maps(optimize_for_inference(model), x), ref, 1e-12)
-
-
-def test_gelu_of_another_kind():
-    model = nn.Sequential(nn.Linear(3, 4), nn.GELU('tanh'), nn.Linear(4, 4), nn.GELU(), nn.GELU())
-    model = randomised(model)
-    x = torch.randn(5, 3, dtype=torch.float64)
-    ref = maps(model, x)
-    assert forms(optimize_for_inference(model)) == dict(FusedLinear=1, FusedLinearGELU=1)
-    assert_same(maps(model, x), ref, 1e-12)
+def test_gelu_behind_one_of_two_uses_of_a_layer_and_of_another_kind():
+    fc, x = nn.Linear(3, 3), torch.randn(5, 3, dtype=torch.float64)
+    twice = nn.Sequential(nn.Sequential(fc, nn.GELU()), nn.Sequential(fc, nn.Tanh()))
+    other = nn.Sequential(nn.Linear(3, 4), nn.GELU('tanh'), nn.Linear(4, 4), nn.GELU(), nn.GELU())
+    for model, expected in ((twice, dict(FusedLinear=1)), (other, dict(FusedLinear=1, FusedLinearGELU=1))):
+        ref = maps(randomised(model), x)
+        assert forms(optimize_for_inference(model)) == expected
+        assert_same(maps(model, x), ref, 1e-12)
 
 
 # ---- linear layers
@@ -407,13 +398,3 @@ def test_where_onednn_is_not_taken(onednn, monkeypatch):
     maps(model.bfloat16(), x.bfloat16())
     _compat._onednn_dtypes.cache_clear()
     assert len(onednn) == 1
-
-
-def test_torch_without_the_private_names(monkeypatch):
-    model, x = layer(gelu=True), torch.randn(3, 24)
-    ref = copy.deepcopy(model).double()(x.double()).detach()
-    converted = optimize_for_inference(copy.deepcopy(model))
-    monkeypatch.setattr(torch.ops, 'mkldnn', SimpleNamespace())
-    _compat._onednn_dtypes.cache_clear()
-    assert_same(maps(converted, x), [ref], 2e-6)
-    _compat._onednn_dtypes.cache_clear()

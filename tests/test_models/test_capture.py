@@ -27,10 +27,7 @@ def build(name):
 
 @pytest.mark.parametrize(
     ('name', 'nodes', 'leaves'),
-    [
-        ('VisionGRU', ('stages.0', 'stages.1'), [Block]),
-        ('VRWKV', ('layers.0', 'ln1'), [Layer, PatchEmbed]),
-    ],
+    [('VisionGRU', ('stages.0', 'stages.1'), [Block]), ('VRWKV', ('layers.0', 'ln1'), [Layer, PatchEmbed])],
 )
 def test_feature_extraction_with_blocks_as_leaves(name, nodes, leaves):
     model = build(name)

@@ -134,13 +134,7 @@ def test_positional_embedding(size, monkeypatch):
 
 @pytest.mark.parametrize(
     ('out_indices', 'stages'),
-    [
-        ((3,), (3,)),
-        ([0, 2], (0, 2)),
-        ((1, -1), (1, 3)),
-        ((-4, -2), (0, 2)),
-        ((3, 0), (0, 3)),
-    ],
+    [((3,), (3,)), ([0, 2], (0, 2)), ((1, -1), (1, 3)), ((-4, -2), (0, 2)), ((3, 0), (0, 3))],
     ids=str,
 )
 def test_out_indices(out_indices, stages):

@@ -10,6 +10,7 @@ from tests.harness import ROOT
 from tests.harness.scans import TOLERANCE, assert_within, error
 from tests.harness.wkv import NAMES, by_sums, cases, expected, inputs, run_backend
 
+SHAPES = [*((2, length, 5) for length in (1, 2, 31, 196)), (1, 100, 1), (5, 50, 7), (2, 33, 144), (9, 17, 96)]
 REAL, HARD = (-5.0, 3.0), (-15.0, 15.0)
 FIXTURE = np.load(ROOT / 'tests/data/official_vrwkv_dim16.npz')
 
@@ -33,10 +34,10 @@ def test_both_definitions_agree():
 
 @pytest.mark.parametrize('deviation', [1.0, 4.0])
 @pytest.mark.parametrize('decay', [REAL, HARD], ids=['real', 'hard'])
-@pytest.mark.parametrize('length', [1, 2, 31, 33, 196])
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
 @pytest.mark.parametrize(('device', 'backend', 'dtype'), cases(*TOLERANCE))
-def test_precision(device, backend, dtype, length, decay, deviation):
-    tensors = inputs(2, length, 5, dtype, decay, deviation, seed=length)
+def test_precision(device, backend, dtype, shape, decay, deviation):
+    tensors = inputs(*shape, dtype, decay, deviation, seed=shape[1])
     assert_within(run_backend(backend, tensors, device), expected(tensors), dtype)
 
 
@@ -59,13 +60,6 @@ def test_every_length_up_to_several_chunks(device, backend, dtype):
     for length in lengths:
         tensors = inputs(1, length, 2, dtype, HARD, seed=length)
         assert_within(run_backend(backend, tensors, device), expected(tensors, by_sums), dtype)
-
-
-@pytest.mark.parametrize('shape', [(1, 100, 1), (3, 1, 1), (5, 50, 7), (2, 33, 144), (9, 17, 96)], ids=str)
-@pytest.mark.parametrize(('device', 'backend', 'dtype'), cases(torch.float32))
-def test_widths_and_batches(device, backend, dtype, shape):
-    tensors = inputs(*shape, dtype)
-    assert_within(run_backend(backend, tensors, device), expected(tensors), dtype)
 
 
 @pytest.mark.parametrize('backend', runnable_backends()[:-1])

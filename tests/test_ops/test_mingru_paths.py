@@ -49,9 +49,7 @@ def test_orders_of_two_rows_of_three_tokens(path):
 
 @pytest.mark.parametrize('candidate', ['g', 'linear'])
 @pytest.mark.parametrize(
-    'paths',
-    [*((p,) for p in PATHS), ROWS, PATHS, ('column_reverse', 'row'), ('row', 'row')],
-    ids=','.join,
+    'paths', [*((p,) for p in PATHS), ROWS, PATHS, ('column_reverse', 'row'), ('row', 'row')], ids=','.join
 )
 @each_backend
 def test_2d(device, backend, dtype, paths, candidate):
