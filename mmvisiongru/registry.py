@@ -32,13 +32,10 @@ HOOKS = Registry('hook', parent=parents.HOOKS, locations=['mmvisiongru.engine.ho
 RUNNERS = Registry(
     'runner', parents.build_runner_from_cfg, parents.RUNNERS, locations=['mmvisiongru.engine.runner']
 )
-OPTIM_WRAPPERS = Registry(
-    'optimizer wrapper', parent=parents.OPTIM_WRAPPERS, locations=['mmvisiongru.engine.optim']
-)
+OPTIM = ['mmvisiongru.engine.optim']
+OPTIM_WRAPPERS = Registry('optimizer wrapper', parent=parents.OPTIM_WRAPPERS, locations=OPTIM)
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    'optimizer wrapper constructor',
-    parent=parents.OPTIM_WRAPPER_CONSTRUCTORS,
-    locations=['mmvisiongru.engine.optim'],
+    'optimizer wrapper constructor', parent=parents.OPTIM_WRAPPER_CONSTRUCTORS, locations=OPTIM
 )
 
 # init_cfg=dict(type='Pretrained', checkpoint='mmvisiongru://NAME', prefix='backbone.')

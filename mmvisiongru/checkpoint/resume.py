@@ -3,6 +3,8 @@
 import os
 import os.path as osp
 import re
+from contextlib import suppress
+from pathlib import Path
 
 from mmvisiongru.errors import InputError
 
@@ -17,9 +19,10 @@ def find_checkpoint(work_dir: str) -> tuple[Checkpoint | None, list[str]]:
     that is older belongs to another run, or to a continuation that was given up. A storage service cannot be
     searched; there, ``last_checkpoint`` decides. Returns the checkpoint and what to log about the choice.
     """
-    last = _last_checkpoint(work_dir)
+    last, notes = '', []
+    with suppress(OSError, UnicodeDecodeError):
+        last = Path(work_dir, 'last_checkpoint').read_text('utf-8').strip()
     paths = _latest_first(work_dir, last)
-    notes = []
     for i, path in enumerate(paths):
         try:
             checkpoint = read_checkpoint(path)
@@ -33,14 +36,6 @@ def find_checkpoint(work_dir: str) -> tuple[Checkpoint | None, list[str]]:
             notes += [f'{o} has more iterations but is older; resuming from {path}' for o in older]
             return checkpoint, notes
     return (read_checkpoint(last) if '://' in last else None), notes
-
-
-def _last_checkpoint(work_dir: str) -> str:
-    try:
-        with open(osp.join(work_dir, 'last_checkpoint'), encoding='utf-8') as file:
-            return file.read().strip()
-    except (OSError, UnicodeDecodeError):
-        return ''
 
 
 def _latest_first(work_dir: str, last: str) -> list[str]:

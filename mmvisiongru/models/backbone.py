@@ -47,13 +47,8 @@ def add_pos_embed(x: Tensor, pos_embed: Tensor) -> Tensor:
 class Backbone(BaseModule):
     """A stem and a list of parts, each of whose maps can be returned.
 
-    Args:
-        what (str): Name of the list of parts, 'stages' or 'layers'.
-        parts (int): Number of parts.
-        out_indices (int | Sequence[int]): Parts whose maps are returned; negative ones count from the end.
-        frozen_stages (int): 0 freezes the stem, n the stem and the first n with their norms, -1 nothing.
-        drop_path_rate (float): Stochastic depth rate of the last block.
-        init_cfg (dict | list[dict], optional): As in mmengine.
+    The list, of length ``parts``, is called ``what``: 'stages' or 'layers'. Other arguments are those of the
+    backbones.
     """
 
     arch_settings: dict[str, dict]

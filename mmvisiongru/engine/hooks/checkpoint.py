@@ -101,16 +101,9 @@ class AtomicCheckpointHook(CheckpointHook):
     def _save(self, runner, filename: str, meta: dict) -> None:
         self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        runner.save_checkpoint(
-            self.out_dir,
-            filename,
-            self.file_client_args,
-            save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
-            meta=meta,
-            by_epoch=self.by_epoch,
-            backend_args=self.backend_args,
-        )
+        names = ('save_optimizer', 'save_param_scheduler', 'by_epoch', 'backend_args')
+        settings = {name: getattr(self, name) for name in names}
+        runner.save_checkpoint(self.out_dir, filename, self.file_client_args, meta=meta, **settings)
         if is_main_process():
             write_text(osp.join(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
         self.saved = meta['iter']

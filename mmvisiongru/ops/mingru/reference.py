@@ -23,12 +23,9 @@ def candidate_and_slope(hidden: Tensor, candidate: str) -> tuple[Tensor, Tensor]
     """Return c and dc/dhidden. g(x) is x + 0.5 for x >= 0 and sigmoid(x) otherwise; 'linear' is x."""
     if candidate == 'linear':
         return hidden, torch.ones_like(hidden)
-    sigmoid = torch.sigmoid(hidden)
-    positive = hidden >= 0
-    return (
-        torch.where(positive, hidden + 0.5, sigmoid),
-        torch.where(positive, 1.0, sigmoid * (1 - sigmoid)),
-    )
+    sigmoid, positive = torch.sigmoid(hidden), hidden >= 0
+    slope = torch.where(positive, 1.0, sigmoid * (1 - sigmoid))
+    return torch.where(positive, hidden + 0.5, sigmoid), slope
 
 
 def forward(x: PreActivations, out: Tensor, options: ScanOptions, state: Tensor | None = None) -> None:

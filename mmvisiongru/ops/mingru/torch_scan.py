@@ -95,12 +95,6 @@ def forward(x: PreActivations, out: Tensor, options: ScanOptions, state: Tensor 
         write_sequence(add, column, out[..., p, :])
 
 
-def _previous(h: Tensor, reverse: bool) -> Tensor:
-    """h_{t-1} in reading order, zero before the first token."""
-    first = torch.zeros_like(h[:, :1])
-    return torch.cat((h[:, 1:], first) if reverse else (first, h[:, :-1]), dim=1)
-
-
 def backward(grad: Tensor, x: PreActivations, h: Tensor, out: PreActivations, options: ScanOptions) -> None:
     """Write the gradients of :func:`forward`, see ``interface.py``."""
     if not grad.numel():
@@ -114,7 +108,9 @@ def backward(grad: Tensor, x: PreActivations, h: Tensor, out: PreActivations, op
         d_hidden, carry = torch.empty_like(z), z.new_zeros(z.size(0), z.size(2))
         _scan(_adjoint_step, _adjoint_decay, (z, dh, d_hidden), carry, not reverse)
         d_hidden.mul_(z)
-        d_gate = (c - _previous(hs, reverse)).mul_(d_hidden).mul_(gate.neg().sigmoid_())
+        first = torch.zeros_like(hs[:, :1])
+        previous = torch.cat((hs[:, 1:], first) if reverse else (first, hs[:, :-1]), dim=1)
+        d_gate = (c - previous).mul_(d_hidden).mul_(gate.neg().sigmoid_())
         if options.candidate == 'g':
             d_hidden.mul_(torch.where(hidden >= 0, 1.0, c * (1 - c)))
         for value, target in zip((d_gate, d_hidden), out.path(p), strict=True):
