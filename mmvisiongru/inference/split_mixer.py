@@ -43,24 +43,19 @@ class SplitMixer(MixerForm, MinGRU2D):
 
     def _read(self, x: Tensor, column: bool) -> Tensor:
         """The sum of the paths along the rows, or down the columns."""
-        tokens, total, paths = steps_first(x, column), 0, [PATHS[name] for name in self.paths]
+        # To steps first, (H, B, W, C) or (W, B, H, C), of a flattened map: a plain transposition would become
+        # one with that of the convolution, for which ONNX Runtime takes 10 times as long.
+        if column:
+            tokens = x.flatten(2).transpose(0, 1).unflatten(2, x.shape[2:])
+        else:
+            tokens = x.flatten(0, 1).transpose(0, 1).unflatten(1, x.shape[:2])
+        total, paths = 0, [PATHS[name] for name in self.paths]
         for path, hidden, gate, out in zip(paths, self.hidden, self.gate, self.out, strict=True):
             if path.column == column:
                 projected = tokens @ gate, tokens @ hidden
                 h = torch.ops.mmvisiongru.scan_lines(*projected, self.candidate, path.reverse)
                 total = total + h @ out
         return total.permute((1, 0, 2, 3) if column else (1, 2, 0, 3))
-
-
-def steps_first(x: Tensor, column: bool) -> Tensor:
-    """A map (B, H, W, C) as (W, B, H, C), the steps along its rows, or (H, B, W, C) for columns.
-
-    The transposition is of a flattened map: a plain one would become one with that of the convolution, for
-    which ONNX Runtime takes 10 times as long.
-    """
-    if column:
-        return x.flatten(2).transpose(0, 1).unflatten(2, x.shape[2:])
-    return x.flatten(0, 1).transpose(0, 1).unflatten(1, x.shape[:2])
 
 
 def _transposed(weights) -> nn.ParameterList:

@@ -59,13 +59,7 @@ class Backbone(BaseModule):
     feature_info: list[dict]
 
     def __init__(
-        self,
-        what: str,
-        parts: int,
-        out_indices: int | Sequence[int],
-        frozen_stages: int,
-        drop_path_rate: float,
-        init_cfg: dict | list[dict] | None,
+        self, what: str, parts: int, out_indices, frozen_stages: int, drop_path_rate: float, init_cfg
     ):
         super().__init__(init_cfg=init_cfg)
         indices = (out_indices,) if isinstance(out_indices, int) else out_indices
@@ -94,11 +88,7 @@ class Backbone(BaseModule):
         return torch.linspace(0, self.drop_path_rate, self.num_blocks, device='cpu').tolist()
 
     def _build_outputs(
-        self,
-        widths: Sequence[int],
-        reductions: Sequence[int | tuple[int, int]],
-        norm_cfg: dict | None,
-        contiguous: bool,
+        self, widths: Sequence[int], reductions: Sequence, norm_cfg: dict | None, contiguous: bool
     ) -> None:
         """Set how maps are returned by :meth:`_output`, given the width and the stride of each part's map."""
         self.feature_info = [

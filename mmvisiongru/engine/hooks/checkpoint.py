@@ -112,7 +112,10 @@ class AtomicCheckpointHook(CheckpointHook):
         # Nothing was trained that could be the best.
         if not hasattr(self, 'file_backend'):
             return
-        paths, keys = self._best()
+        # mmengine keeps the path of a single metric in an attribute.
+        several = hasattr(self, 'best_ckpt_path_dict')
+        paths = self.best_ckpt_path_dict if several else vars(self)
+        keys = list(paths) if several else ['best_ckpt_path']
         old = {key: paths.get(key) for key in keys}
         # Hidden from mmengine, which deletes the old file before it saves the new one.
         paths.update(dict.fromkeys(keys))
@@ -123,12 +126,6 @@ class AtomicCheckpointHook(CheckpointHook):
             elif path and osp.basename(path) != osp.basename(paths[key]):
                 # In this folder: a copied run must not delete the file of the original.
                 self._remove(osp.basename(path))
-
-    def _best(self) -> tuple[dict, list[str]]:
-        """Where mmengine keeps the paths of the best checkpoints: of one metric in an attribute."""
-        if hasattr(self, 'best_ckpt_path_dict'):
-            return self.best_ckpt_path_dict, list(self.best_ckpt_path_dict)
-        return vars(self), ['best_ckpt_path']
 
     def _remove(self, name: str) -> None:
         path = self.file_backend.join_path(self.out_dir, name)

@@ -23,12 +23,8 @@ def _example(backend: str, device: torch.device) -> tuple[Tensor, Tensor]:
     return h, _scan_2d_backward_op(h.cos(), projected, h, 'row,column_reverse', 'g', backend)
 
 
-BACKENDS = Backends(
-    'scan',
-    __package__,
-    {'cpu': 'cpu_scan', 'triton': 'triton_scan', 'torch': 'torch_scan', 'reference': 'reference'},
-    _example,
-)
+MODULES = {'cpu': 'cpu_scan', 'triton': 'triton_scan', 'torch': 'torch_scan', 'reference': 'reference'}
+BACKENDS = Backends('scan', __package__, MODULES, _example)
 CANDIDATES = ('g', 'linear')
 # Per element of the output, forward and backward: keep h + z c is two multiply-adds, backward twice as much.
 FLOPS = 4, 8
