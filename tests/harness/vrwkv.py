@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import torch
+from torch import nn
 
+from mmvisiongru.models import VRWKV, VRWKVAdapter
 from tests.harness import ROOT
 
 FIXTURE = np.load(ROOT / 'tests/data/official_vrwkv_dim16.npz')
@@ -14,17 +16,17 @@ CASES = [
     for case in range(4)
     if f'{model}/case{case}/input' in FIXTURE.files
 ]
+# What the original calls our arguments, those in an arch first.
+ARCH = dict(embed_dims='embed_dims', depth='depth', post_norm='post_norm', key_norm='key_norm')
+ARCH.update(layer_scale='init_values', num_heads='deform_num_heads', value_ratio='deform_ratio')
+OTHERS = dict(img_size='img_size', patch_size='patch_size', out_indices='out_indices')
+OTHERS.update(prior_channels='conv_inplane', points='n_points')
 # Of max|ref|.
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 
 def count(module):
     return sum(p.numel() for p in module.parameters())
-
-
-def original_arguments(name):
-    """The arguments of a model of the fixture, as the original calls them."""
-    return json.loads(FIXTURE[f'{name}/config'].tobytes())
 
 
 def released_state(name):
@@ -37,6 +39,21 @@ def released_state(name):
 def released_names(model):
     """Every name and shape that the original has of a full-size model: 'tiny' or 'adapter_tiny'."""
     return json.loads((ROOT / f'tests/data/official_vrwkv_{model}_keys.json').read_text())
+
+
+def original(name, dtype, **options):
+    """A model of the fixture; loading is strict, so that the names are checked as well."""
+    given = json.loads(FIXTURE[f'{name}/config'].tobytes())
+    arch, others = (
+        {ours: given[theirs] for ours, theirs in names.items() if theirs in given} for names in (ARCH, OTHERS)
+    )
+    kind = VRWKVAdapter if name == 'adapter' else VRWKV
+    parts = dict(backbone=kind(arch, **others, **options))
+    if 'num_classes' in given:
+        parts['head'] = nn.ModuleDict(dict(fc=nn.Linear(given['embed_dims'], given['num_classes'])))
+    model = nn.ModuleDict(parts)
+    model.load_state_dict(released_state(name))
+    return model.to(dtype).eval()
 
 
 def results(model, name, case, dtype):

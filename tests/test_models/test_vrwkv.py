@@ -11,39 +11,13 @@ from torch import nn
 from mmvisiongru.models import VRWKV, VRWKVAdapter
 from mmvisiongru.models.layers.rwkv_mix import q_shift
 from tests.harness.backbones import SMALL, image, small
-from tests.harness.vrwkv import (
-    CASES,
-    FIXTURE,
-    LIMITS,
-    assert_original,
-    count,
-    original_arguments,
-    released_state,
-    results,
-)
+from tests.harness.vrwkv import CASES, FIXTURE, LIMITS, assert_original, count, original, results
 
 PLAIN = [pair for pair in CASES if pair[0] != 'adapter']
 RELEASED = [pair for pair in PLAIN if '{}/case{}/released/logits'.format(*pair) in FIXTURE.files]
 
 
 # ---- values of the original
-
-
-def original(name, dtype, **options):
-    """The backbone and head of the fixture; loading is strict, so that the names are checked as well."""
-    settings = original_arguments(name)
-    arch = dict(
-        embed_dims=16,
-        depth=3,
-        post_norm=settings.get('post_norm', False),
-        key_norm=settings.get('key_norm', False),
-        layer_scale=settings.get('init_values'),
-    )
-    backbone = VRWKV(arch, img_size=32, patch_size=4, out_indices=(0, 1, 2), **options)
-    head = nn.ModuleDict(dict(fc=nn.Linear(16, 7)))
-    model = nn.ModuleDict(dict(backbone=backbone, head=head))
-    model.load_state_dict(released_state(name))
-    return model.to(dtype)
 
 
 def results_with_logits(model, name, case, dtype):

@@ -9,28 +9,7 @@ from torch import nn
 from mmvisiongru.models import VRWKV, VRWKVAdapter
 from mmvisiongru.models.layers.deformable import DeformableAttention
 from tests.harness.backbones import SMALL, image
-from tests.harness.vrwkv import CASES, LIMITS, assert_original, original_arguments, released_state, results
-
-
-def original(dtype):
-    """The backbone of the fixture; loading is strict, so that the names are checked as well."""
-    settings = original_arguments('adapter')
-    arch = dict(
-        embed_dims=settings['embed_dims'],
-        depth=settings['depth'],
-        layer_scale=settings['init_values'],
-        num_heads=settings['deform_num_heads'],
-        value_ratio=settings['deform_ratio'],
-    )
-    backbone = VRWKVAdapter(
-        arch,
-        img_size=settings['img_size'],
-        prior_channels=settings['conv_inplane'],
-        points=settings['n_points'],
-    )
-    model = nn.ModuleDict(dict(backbone=backbone))
-    model.load_state_dict(released_state('adapter'))
-    return model.to(dtype).eval()
+from tests.harness.vrwkv import CASES, LIMITS, assert_original, original, released_state, results
 
 
 @pytest.mark.parametrize('dtype', LIMITS, ids=str)
