@@ -43,8 +43,6 @@ def check_weights(
     """Compare the weights of a checkpoint with a model's, as a Runner holds it, or with a part of it.
 
     Args:
-        model (nn.Module): The model.
-        checkpoint (Checkpoint): The checkpoint.
         coverage (float, optional): The share of the model's keys that must be there in their shape, at least
             one; InputError if fewer are. None: all of them, and no others.
         setting (str): The setting of the config that names the checkpoint, for the message.

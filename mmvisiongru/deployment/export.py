@@ -31,15 +31,10 @@ def export(module: nn.Module, outputs: Sequence[str], size: tuple[int, int] | No
     module = deepcopy(module)
     optimize_for_inference(module, target='onnx')
     example = torch.zeros((1, 3, *size) if size else EXAMPLE)
-    options = dict(
-        input_names=['images'],
-        output_names=list(outputs),
-        dynamic_shapes=None if size else ({0: 'batch', 2: 'height', 3: 'width'},),
-        custom_translation_table=translation_table(),
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
+    options = dict(input_names=['images'], output_names=list(outputs), opset_version=OPSET)
+    options.update(dynamo=True, verbose=False, custom_translation_table=translation_table())
+    if not size:
+        options['dynamic_shapes'] = ({0: 'batch', 2: 'height', 3: 'width'},)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             # The exporter warns about itself; the file is compared with torch afterwards.

@@ -69,10 +69,8 @@ class Backbone(BaseModule):
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
         if not -1 <= frozen_stages <= parts:
             raise ValueError(f'frozen_stages must be in [-1, {parts}], got {frozen_stages}')
-        self.what = what
+        self.what, self.frozen_stages, self.drop_path_rate = what, frozen_stages, drop_path_rate
         self.out_indices = tuple(sorted({i % parts for i in indices}))
-        self.frozen_stages = frozen_stages
-        self.drop_path_rate = drop_path_rate
 
     @classmethod
     def _settings_of(cls, arch: str | dict) -> dict:
@@ -151,12 +149,9 @@ class Backbone(BaseModule):
         if name.startswith(self.stem_names):
             depth = 0
         elif name.startswith(f'{self.what}.'):
+            # Of a subclass: the number, from 0, of the block that a parameter of a part belongs to.
             depth = self._block_of(name) + 1
         return depth, self.num_blocks + 2
-
-    def _block_of(self, param_name: str) -> int:
-        """The number, from 0, of the block that a parameter of a part belongs to."""
-        raise NotImplementedError
 
     def _cast_to_stem_dtype(self, x: Tensor) -> Tensor:
         """Cast images, which preprocessors give in float32, for a stem with weights of 16 bits."""

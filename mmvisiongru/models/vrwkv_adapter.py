@@ -33,12 +33,8 @@ class SpatialPrior(nn.Module):
             conv = nn.Conv2d(inside, outside, 3, stride=stride, padding=1, bias=False)
             return [conv, build_norm_layer(norm_cfg, outside)[1], nn.ReLU(inplace=True)]
 
-        self.stem = nn.Sequential(
-            *conv(in_channels, width, 2),
-            *conv(width, width, 1),
-            *conv(width, width, 1),
-            nn.MaxPool2d(3, stride=2, padding=1),
-        )
+        convs = conv(in_channels, width, 2) + conv(width, width, 1) + conv(width, width, 1)
+        self.stem = nn.Sequential(*convs, nn.MaxPool2d(3, stride=2, padding=1))
         self.conv2 = nn.Sequential(*conv(width, 2 * width, 2))
         self.conv3 = nn.Sequential(*conv(2 * width, 4 * width, 2))
         self.conv4 = nn.Sequential(*conv(4 * width, 4 * width, 2))
@@ -221,10 +217,8 @@ class VRWKVAdapter(VRWKV):
         x = pad_to_multiple(x, (STRIDES[-1], STRIDES[-1]))
         c1, *prior = self.spm(x)
         shapes = [tuple(m.shape[2:]) for m in prior]
-        c = torch.cat(
-            [m.flatten(2).transpose(1, 2) + embed for m, embed in zip(prior, self.level_embed, strict=True)],
-            1,
-        )
+        embedded = zip(prior, self.level_embed, strict=True)
+        c = torch.cat([m.flatten(2).transpose(1, 2) + embed for m, embed in embedded], 1)
         x, c = self._interact(self.embed(x), c, shapes)
         c2, c3, c4 = split_maps(c, shapes)
         x = x if self.tokens == 'each' else x[-1:] * len(x)

@@ -58,11 +58,8 @@ def count_blocks(names, prefix):
 
 def require_names(expected, found):
     """Raise InputError with the number and the first of the names that only one of both holds."""
-    known = set(expected)
-    lists = {
-        'missing': [n for n in expected if n not in found],
-        'unmapped': [n for n in found if n not in known],
-    }
+    known, lists = set(expected), dict(missing=[n for n in expected if n not in found])
+    lists['unmapped'] = [n for n in found if n not in known]
     wrong = [f'{len(names)} {kind} keys, first {first(names)}' for kind, names in lists.items() if names]
     if wrong:
         raise InputError('; '.join(wrong))
