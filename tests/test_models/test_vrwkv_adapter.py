@@ -15,7 +15,7 @@ from tests.harness.vrwkv import CASES, LIMITS, assert_original, original, releas
 @pytest.mark.parametrize('dtype', LIMITS, ids=str)
 @pytest.mark.parametrize('case', [case for name, case in CASES if name == 'adapter'])
 def test_values_of_the_original(case, dtype):
-    found = results(original(dtype), 'adapter', case, dtype)
+    found = results(original('adapter', dtype), 'adapter', case, dtype)
     # In float32 half a last digit of the weights moves the norm of some gradients by as much as the limit.
     exact = dtype == torch.float64
     assert assert_original(found, 'adapter', case, LIMITS[dtype], each_norm=exact) == 6
