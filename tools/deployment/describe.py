@@ -7,7 +7,6 @@ from torch import nn
 
 from mmvisiongru.deployment.wrapper import Deployed
 from mmvisiongru.errors import InputError
-from mmvisiongru.registry import MODELS
 from mmvisiongru.version import __version__
 from mmvisiongru.zoo import dataset_meta
 from tools.visualization.drawing import palette_of
@@ -53,13 +52,16 @@ def describe(
 
 
 def _segmentor_notes(model: nn.Module) -> list[str]:
+    # A classifier needs no mmseg.
+    from mmseg.models import SegformerHead, UPerHead
+
     notes, head = [], model.decode_head
     if model.test_cfg.get('mode') == 'slide':
         notes.append("the windows of test_cfg.mode='slide' are not in the file, which takes an image at once")
     if size := (model.data_preprocessor.test_cfg or {}).get('size'):
         notes.append(f'the padding to {tuple(size)} of data_preprocessor.test_cfg is not in the file')
-    name = f'mmvisiongru.{type(head).__name__}'
-    ours = MODELS.get(name)
-    if ours and ours is not type(head) and issubclass(ours, type(head)):
-        notes.append(f"decode_head.type='{name}' loads the same checkpoint and is faster")
+    if type(head) in (UPerHead, SegformerHead):
+        notes.append(
+            f"decode_head.type='mmvisiongru.{type(head).__name__}' loads the same checkpoint and is faster"
+        )
     return notes
