@@ -1,4 +1,4 @@
-"""Test a classifier (mmpretrain) or a segmentor (mmseg): metrics, predictions, pictures.
+"""Test a classifier (mmpretrain), a segmentor (mmseg) or a detector (mmdet): metrics, predictions, pictures.
 
     python tools/test.py CONFIG CHECKPOINT --show-dir work_dirs/pictures
     tools/dist_test.sh CONFIG CHECKPOINT GPUS [OPTIONS]
@@ -41,7 +41,7 @@ def parse_args(argv=None):
     parser.add_argument(
         '--out',
         metavar='PATH',
-        help='write the predictions to this folder as PNG (segmentation) or to this .pkl (classification)',
+        help='write the predictions to this folder as PNG (segmentation) or to this .pkl (others)',
     )
     parser.add_argument(
         '--out-item',
@@ -70,9 +70,8 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def is_classifier(cfg: Config) -> bool:
-    """Which of the two tasks a config is for."""
-    return cfg.get('default_scope') == 'mmpretrain'
+# Metrics that write predictions to a .pkl, for scopes that have no maps to write.
+DUMPING = dict(mmpretrain='DumpResults', mmdet='DumpDetResults')
 
 
 def merge_args(cfg: Config, args) -> list[Hook]:
@@ -103,7 +102,13 @@ def merge_show(cfg: Config, args) -> list[Hook]:
 
 def merge_tta(cfg: Config) -> None:
     """Wrap the model for test-time augmentation and take the pipeline that makes the views."""
-    kind = 'mmpretrain.AverageClsScoreTTA' if is_classifier(cfg) else 'mmseg.SegTTAModel'
+    if cfg.get('default_scope') == 'mmdet':
+        raise InputError(
+            '--tta is for classifiers and segmentors: mmdet merges boxes of several views, but no masks'
+        )
+    kind = (
+        'mmpretrain.AverageClsScoreTTA' if cfg.get('default_scope') == 'mmpretrain' else 'mmseg.SegTTAModel'
+    )
     cfg.setdefault('tta_model', dict(type=kind))
     cfg.setdefault('tta_pipeline', flip_pipeline(cfg.test_dataloader.dataset.pipeline))
     if cfg.model.type != cfg.tta_model.type:
@@ -122,11 +127,11 @@ def flip_pipeline(pipeline: list) -> list:
 def merge_out(cfg: Config, out: str) -> list[Hook]:
     """Let a metric or a hook write predictions in the form that is customary for the task."""
     metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    if is_classifier(cfg):
+    if dumping := DUMPING.get(cfg.get('default_scope')):
         if not out.endswith(('.pkl', '.pickle')):
-            raise InputError(f'--out of a classifier must end in .pkl, got {out}')
+            raise InputError(f'--out of a classifier or detector must end in .pkl, got {out}')
         check_output(osp.dirname(out) or '.', data_folders(cfg))
-        cfg.test_evaluator = [*metrics, dict(type='DumpResults', out_file_path=out)]
+        cfg.test_evaluator = [*metrics, dict(type=dumping, out_file_path=out)]
         return []
     check_output(out, data_folders(cfg))
     for metric in (m for m in metrics if m['type'] in WRITING_METRICS):
@@ -137,7 +142,7 @@ def merge_out(cfg: Config, out: str) -> list[Hook]:
 
 
 class PictureHook(Hook):
-    """Draws every ``interval``-th image of a test with truth and prediction, of classifiers and segmentors.
+    """Draws every ``interval``-th image of a test with truth and prediction.
 
     The pictures lie below ``out_dir``, if it is given, as the images do below the folder that all of them are
     in. Each process draws those that it tests; with ``show`` the first shows its own for ``wait_time`` s.

@@ -199,7 +199,13 @@ def check_data(cfg: Config, dataloaders: Iterable[str]) -> None:
                     f'data folder {folder} ({place}.{key}) has a hidden folder {hidden[0]}, which would be '
                     'read as data or as a class; delete it'
                 )
-        _check_list(osp.join(dataset.get('data_root') or '', ann_file), place)
+        path = osp.join(dataset.get('data_root') or '', ann_file)
+        _check_list(path, place)
+        key = place.split('.')[0].replace('dataloader', 'evaluator')
+        metric = cfg.get(key)
+        scored = metric.get('ann_file') if isinstance(metric, dict) else None
+        if scored and osp.realpath(scored) != osp.realpath(path):
+            raise InputError(f'{key}.ann_file={scored}, but {place} reads {path}; set {key}.ann_file={path}')
 
 
 def _check_list(path: str, place: str) -> None:

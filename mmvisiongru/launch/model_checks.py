@@ -1,8 +1,12 @@
 """Check a built model and its data before the first iteration: channels, classes, batch norm, one batch."""
 
+import json
+import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -78,11 +82,30 @@ def check_model(cfg: Config, model: nn.Module) -> list[str]:
             return []
         if (neck := getattr(plain, 'neck', None)) is not None:
             maps = _call(cfg, 'model.neck', neck, maps)
-        for name, child in plain.named_children() if isinstance(maps, Sequence) else ():
-            for i, part in enumerate(child) if isinstance(child, nn.ModuleList) else [('', child)]:
-                if hasattr(part, 'in_channels') and part not in (plain.backbone, neck):
-                    _call(cfg, f'model.{name}.{i}'.rstrip('.'), part, maps)
+        for name, part in _children(plain) if isinstance(maps, Sequence) else ():
+            if hasattr(part, 'in_channels') and part not in (plain.backbone, neck):
+                _call(cfg, f'model.{name}', part, maps)
+        if hasattr(plain, 'roi_head') and isinstance(maps, Sequence):
+            check_regions(cfg, plain.roi_head, maps[0].size(1))
     return pooled
+
+
+def check_regions(cfg: Config, roi_head: nn.Module, width: int) -> None:
+    """Compare what cuts regions out of maps of some ``width``, and the heads that get these."""
+    for name, part in _children(roi_head):
+        # A head may widen its maps, but an extractor may not.
+        key = 'out_channels' if hasattr(part, 'featmap_strides') else 'in_channels'
+        place, stated = f'model.roi_head.{name}.{key}', getattr(part, key, width)
+        if stated != width:
+            where = f'{place}={stated} in {cfg.filename}'
+            raise InputError(f'{where}, but its maps have {width} channels; set {place}={width}')
+
+
+def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The parts of a model with their names; those in a list one by one."""
+    for name, child in module.named_children():
+        parts = enumerate(child) if isinstance(child, nn.ModuleList) else [('', child)]
+        yield from ((f'{name}.{i}'.rstrip('.'), part) for i, part in parts)
 
 
 @contextmanager
@@ -145,6 +168,8 @@ def check_labels(cfg: Config, heads: dict[str, object], found: dict[str, object]
             differ = ', '.join(sorted(map(str, {*classes} ^ {*others}))[:3]) or 'the order'
             sizes = f'{place} ({len(classes)}) and {other} ({len(others)})'
             raise InputError(f'classes of {sizes} differ, in {differ}; both need the same in one order')
+    for place in data:
+        check_categories(place, found[place], data[place])
     for place, classes in [*data.items()][:1]:
         numbers = _settings(parts, 'num_classes')
         if wrong := {key: number for key, number in numbers.items() if number != len(classes)}:
@@ -156,6 +181,23 @@ def check_labels(cfg: Config, heads: dict[str, object], found: dict[str, object]
     ignored = _settings(parts, 'ignore_index')
     if len({*ignored.values()}) > 1:
         raise InputError(f'{_join(ignored)} in {cfg.filename} disagree; set all to the label to ignore')
+
+
+def check_categories(place: str, dataset, classes: list[str]) -> None:
+    """Compare classes with the categories of a json, in whose order mmdet numbers them."""
+    if not hasattr(dataset, 'cat_ids') or not os.path.isfile(path := dataset.ann_file):
+        return
+    # The whole file would take gigabytes of memory.
+    text = Path(path).read_text(encoding='utf-8')
+    start = re.search(r'"categories"\s*:\s*', text).end()
+    names = {each['id']: each['name'] for each in json.JSONDecoder().raw_decode(text, start)[0]}
+    taken = [names[i] for i in dataset.cat_ids]
+    if taken != classes:
+        wrong = [name for name in classes if name not in taken] or ['the order']
+        raise InputError(
+            f'{path} ({place}.ann_file) has the categories {", ".join(names.values())}; metainfo differs in '
+            f'{", ".join(wrong[:3])}; set {place}.metainfo.classes in the order of the file'
+        )
 
 
 def _settings(parts: dict[str, object], name: str) -> dict:

@@ -21,7 +21,7 @@ from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
 
 # One of them is what a run is about.
-METRICS = ('mIoU', 'accuracy/top1')
+METRICS = ('mIoU', 'accuracy/top1', 'coco/bbox_mAP')
 
 
 def log_files(run: str) -> list[Path]:

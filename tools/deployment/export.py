@@ -166,6 +166,8 @@ def main(argv=None):
             raise InputError(f'--sample {args.sample} does not exist')
         data = ('test_dataloader',) if args.eval else ()
         cfg = prepare_config(args, ('model', 'test_dataloader', 'default_scope'), data)
+        if cfg.default_scope not in ('mmpretrain', 'mmseg'):
+            raise InputError(f'classifiers and segmentors are exported, no models of {cfg.default_scope}')
         checkpoint = read_checkpoint(args.checkpoint)
         for folder in filter(None, (osp.dirname(args.out) or '.', args.web)):
             check_folder(folder)

@@ -62,14 +62,33 @@ class Findings(Dataset):
     def __getitem__(self, index: int) -> tuple[str, Tensor | None, str]:
         try:
             sample = self.dataset.load(index)['data_samples']
+            check_boxes(self.dataset.get_data_info(index), sample)
             turned = sample.img_path if 'gt_sem_seg' in sample and is_turned(sample.img_path) else ''
         # A broken file fails in any way, in any transform.
         except Exception as error:
             return self.dataset.describe(index, error), None, ''
-        labels = sample.gt_sem_seg.data if 'gt_sem_seg' in sample else sample.get('gt_label', torch.empty(0))
+        if 'gt_instances' in sample:
+            labels = sample.gt_instances.labels
+        else:
+            labels = (
+                sample.gt_sem_seg.data if 'gt_sem_seg' in sample else sample.get('gt_label', torch.empty(0))
+            )
         classes = len(self.dataset.metainfo.get('classes') or ())
         labels = labels[(labels >= 0) & (labels < classes)].long()
         return '', labels.bincount(minlength=classes), turned
+
+
+def check_boxes(info: dict, sample) -> None:
+    """ValueError if the json has another size of the image of a detector, or a box that lies outside."""
+    instances = info.get('instances') if 'gt_instances' in sample else ()
+    width, height = info.get('width'), info.get('height')
+    if 'gt_instances' in sample and (read := tuple(sample.ori_shape)) != (height, width):
+        raise ValueError(f'the annotation file says {width} x {height}, the image has {read[1]} x {read[0]}')
+    for x1, y1, x2, y2 in (each['bbox'] for each in instances):
+        # Tools disagree by a pixel.
+        if min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:
+            box = ', '.join(f'{value:g}' for value in (x1, y1, x2, y2))
+            raise ValueError(f'box ({box}) is outside of the image, of {width} x {height}')
 
 
 def is_turned(path: str) -> bool:
@@ -102,7 +121,7 @@ def verify(dataset: GuardedDataset, workers: int = 0) -> tuple[list[str], list[s
         found = [each for batch in bar.track(loader, description='batches of 8') for each in batch]
     faults = [fault for fault, _, _ in found if fault]
     counts = [count for fault, count, _ in found if not fault]
-    notes = [*absent_classes(dataset, counts), *untaken(dataset)]
+    notes = [*absent_classes(dataset, counts), *untaken(dataset), *without_boxes(dataset)]
     # Labels that were drawn on the stored pixels would not fit, and nothing shows it.
     if turned := [path for *_, path in found if path]:
         notes.append(
@@ -125,10 +144,18 @@ def absent_classes(dataset: GuardedDataset, counts: list[Tensor]) -> Iterator[st
         yield f'{len(absent)} of {len(classes)} classes never occur: {some(absent)}'
 
 
+def without_boxes(dataset: GuardedDataset) -> Iterator[str]:
+    """Training leaves them out by default; mmdet also drops boxes without area and of unknown categories."""
+    infos = [dataset.get_data_info(i) for i in range(len(dataset)) if hasattr(dataset, 'cat_ids')]
+    if empty := [osp.basename(info['img_path']) for info in infos if not info['instances']]:
+        yield f'{len(empty)} images have no box: {some(empty)}'
+
+
 def untaken(dataset: GuardedDataset) -> Iterator[str]:
     """Suffixes are compared letter by letter by mmseg, so that .PNG is not taken for .png."""
     infos = (dataset.get_data_info(i) for i in range(len(dataset)))
-    taken = {osp.realpath(v) for info in infos for k, v in info.items() if k in ('img_path', 'seg_map_path')}
+    keys = ('img_path', 'seg_map_path')
+    taken = {osp.realpath(info[key]) for info in infos for key in keys if info.get(key)}
     for part in parts(dataset.dataset):
         prefix = getattr(part, 'data_prefix', None) or {}
         folder = prefix.get('img_path') if isinstance(prefix, dict) else prefix

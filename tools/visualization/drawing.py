@@ -14,6 +14,9 @@ from torch import Tensor
 # of the longer side up to which they are.
 SHORT_SIDE, LONG_SIDE = 256, 2048
 
+# Score from which a detection is drawn and named.
+SCORE = 0.3
+
 
 def draw_sample(
     image: np.ndarray, sample: BaseDataElement, classes=None, palette=None, opacity: float = 0.5
@@ -22,15 +25,17 @@ def draw_sample(
 
     Args:
         image (np.ndarray): (H, W, 3), RGB, uint8.
-        sample (BaseDataElement): Of mmseg or of mmpretrain.
+        sample (BaseDataElement): Of mmseg, mmpretrain or mmdet.
         classes (Sequence[str], optional): Names of the classes. Default: their numbers.
         palette (Sequence, optional): A colour (R, G, B) for each class of a segmentor.
         opacity (float): Opacity of the classes over the image.
 
     Returns:
-        np.ndarray: RGB, uint8. A segmentor's image, truth and prediction are side by side, a classifier's
-        classes are above the image.
+        np.ndarray: RGB, uint8. A segmentor's image, truth and prediction are side by side, and so are truth
+        and prediction of a detector; a classifier's classes are above the image.
     """
+    if 'gt_instances' in sample or 'pred_instances' in sample:
+        return draw_instances(image, sample, classes, palette)
     painted, lines = {}, []
     for name, key in (('truth', 'gt'), ('prediction', 'pred')):
         if (found := sample.get(f'{key}_sem_seg')) is not None:
@@ -43,6 +48,32 @@ def draw_sample(
             names = (f'{classes[i] if classes else i}{share}' for i, share in shares.items())
             lines.append(f'{name}: {", ".join(names)}')
     return side_by_side({'image' if painted else '\n'.join(lines): enlarge(image), **painted})
+
+
+def draw_instances(image: np.ndarray, sample: BaseDataElement, classes, palette=None) -> np.ndarray:
+    """Boxes and masks of a sample of mmdet, true and, from a score of :data:`SCORE` on, predicted."""
+    from mmdet.visualization import DetLocalVisualizer
+
+    # The size that they are for; only training transforms labels.
+    masks = sample.gt_instances.get('masks') if 'gt_instances' in sample else None
+    size = (masks.height, masks.width) if masks is not None else sample.get('ori_shape', image.shape)[:2]
+    if 'pred_instances' in sample or masks is not None or 'flip' not in sample:
+        image = image if image.shape[:2] == size else cv2.resize(image, size[::-1])
+    visualizer = DetLocalVisualizer()
+    visualizer.dataset_meta = dict(classes=classes, palette=palette or 'random')
+    panels = {}
+    for name, key in (('truth', 'gt'), ('prediction', 'pred')):
+        found = sample.get(f'{key}_instances')
+        if found is not None:
+            panels[name] = image
+            # The drawing takes no boxes of mmdet's class.
+            found.bboxes = getattr(found.bboxes, 'tensor', found.bboxes)
+            # Without anything to draw it is the image.
+            if len(found if key == 'gt' else found[found.scores > SCORE]):
+                options = dict(draw_gt=key == 'gt', draw_pred=key == 'pred', pred_score_thr=SCORE)
+                visualizer.add_datasample(name, image, sample, **options)
+                panels[name] = visualizer.get_image()
+    return side_by_side(panels)
 
 
 def as_rgb(image: Tensor) -> np.ndarray:

@@ -1,16 +1,17 @@
-"""Draw what a trained model predicts for your own images. Both tasks.
+"""Draw what a trained model predicts for your own images. All tasks.
 
     python tools/visualization/image_demo.py IMAGE_OR_FOLDER CONFIG CHECKPOINT --out-dir work_dirs/demo
     python tools/visualization/image_demo.py FOLDER CONFIG CHECKPOINT --pred-out predictions.csv
 
-A segmentor's classes are drawn over the image, a classifier's is written above it, as PNG. The images need no
-labels. Folders inside the folder are taken too, and the pictures keep their places. Images are prepared as in
-a test of the config; each line says at what size the model saw the image.
+A segmentor's classes or a detector's boxes and masks are drawn over the image, a classifier's is above it, as
+PNG. The images need no labels. Folders inside the folder are taken too, and the pictures keep their places.
+Images are prepared as in a test of the config; each line says at what size the model saw the image.
 """
 
 import argparse
 import csv
 import io
+import json
 import os.path as osp
 import sys
 from collections import Counter
@@ -38,11 +39,11 @@ from mmvisiongru.launch.prepare import prepare_config
 from mmvisiongru.measure import progress_bar
 from mmvisiongru.outputs import check_output, data_folders, output_paths, write_picture
 from mmvisiongru.zoo import dataset_meta
-from tools.visualization.drawing import draw_sample, paint
+from tools.visualization.drawing import SCORE, draw_sample, paint
 from tools.visualization.images import find_images, image_reader
 
-# Classes that a line names, of a segmentor and of a classifier.
-SHOWN = dict(segmentor=3, classifier=5)
+# Classes that a line names, by the scope of the config.
+SHOWN = dict(mmseg=3, mmpretrain=5, mmdet=5)
 # Logits that are resized at a time.
 MOST_LOGITS = 1 << 25
 
@@ -98,7 +99,15 @@ def resized_argmax(logits: Tensor, size: tuple[int, int], align_corners: bool = 
 
 
 def scores_of(sample: BaseDataElement, classes: Sequence[str] | None, config: str) -> dict[str, float]:
-    """The score of each class, of a segmentor its share of the image."""
+    """The score of each class, of a segmentor its share of the image, of a detector that of its best box."""
+    if 'pred_instances' in sample:
+        found = sample.pred_instances
+        best = torch.zeros(len(classes)).scatter_reduce(0, found.labels.cpu(), found.scores.cpu(), 'amax')
+        return {
+            name: score
+            for name, score in zip(distinct(classes), best.tolist(), strict=True)
+            if score >= SCORE
+        }
     if 'pred_sem_seg' in sample:
         labels = sample.pred_sem_seg.data.flatten().long()
         scores = labels.bincount(minlength=len(classes or ())) / labels.numel()
@@ -122,14 +131,30 @@ def predictor(cfg: Config, args) -> Callable[[str, str], dict]:
             (sample,) = model.test_step(pseudo_collate([read(path)]))
         found = dict(size=sample.img_shape[:2], scores=scores_of(sample, classes, args.config))
         image = mmcv.imread(path, channel_order='rgb')
+        if 'pred_instances' in sample:
+            found['instances'] = instances_of(sample, classes)
         if 'pred_sem_seg' in sample:
             labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(int)
             write_picture(picture, paint(image, labels, classes, meta.get('palette'), args.opacity))
         else:
-            write_picture(picture, draw_sample(image, sample, classes))
+            write_picture(picture, draw_sample(image, sample, classes, meta.get('palette')))
         return found
 
     return predict
+
+
+def instances_of(sample: BaseDataElement, classes: Sequence[str]) -> list[dict]:
+    """All detections: class, score, box (x1, y1, x2, y2) in pixels; the mask in COCO's RLE, if any."""
+    from mmdet.structures.mask import encode_mask_results
+
+    found = sample.pred_instances.cpu()
+    rows = [
+        dict(zip(('class', 'score', 'box'), (classes[int(label)], float(score), box.tolist()), strict=True))
+        for label, score, box in zip(found.labels, found.scores, found.bboxes, strict=True)
+    ]
+    for row, mask in zip(rows, encode_mask_results(found.masks) if 'masks' in found else (), strict=False):
+        row['mask'] = dict(mask, counts=mask['counts'].decode())
+    return rows
 
 
 def line(found: dict, shown: int) -> str:
@@ -140,10 +165,31 @@ def line(found: dict, shown: int) -> str:
 
 
 def write_predictions(rows: dict[str, dict], path: str) -> None:
-    """One row per image: its path, the size at which it was seen, and the score or share of each class."""
-    text, head = io.StringIO(newline=''), ['image', 'height', 'width', *next(iter(rows.values()))['scores']]
+    """One row per image: its path, the size at which it was seen, and the score or share of each class.
+
+    Of a detector one row per box. As JSON, the same with masks.
+    """
+    if path.endswith('.json'):
+        write_text(path, json.dumps(rows))
+        return
+    if 'instances' in next(iter(rows.values())):
+        head = ['image', 'class', 'score', 'x1', 'y1', 'x2', 'y2']
+        values = [
+            [k, i['class'], f'{i["score"]:.6f}', *i['box']]
+            for k, row in rows.items()
+            for i in row['instances']
+        ]
+        write_csv(path, [head, *values])
+        return
+    head = ['image', 'height', 'width', *next(iter(rows.values()))['scores']]
     values = [[k, *row['size'], *(f'{s:.6f}' for s in row['scores'].values())] for k, row in rows.items()]
-    csv.writer(text).writerows([head, *values])
+    write_csv(path, [head, *values])
+
+
+def write_csv(path: str, rows: Sequence) -> None:
+    """Write a table in one step."""
+    text = io.StringIO(newline='')
+    csv.writer(text).writerows(rows)
     write_text(path, text.getvalue())
 
 
@@ -154,7 +200,9 @@ def parse_args(argv=None):
     add_config_options(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out-dir', default='work_dirs/demo', help='folder for the pictures')
-    parser.add_argument('--pred-out', help='write all scores, or shares of the image, to this .csv')
+    parser.add_argument(
+        '--pred-out', help='write all scores, shares of the image or boxes to this .csv or .json'
+    )
     parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
     parser.add_argument(
         '--dtype',
@@ -173,8 +221,8 @@ def main(argv=None):
     """Predict and draw."""
     args = parse_args(argv)
     with one_line_errors(args.debug):
-        if args.pred_out and not args.pred_out.endswith('.csv'):
-            raise InputError(f'--pred-out must end in .csv, got {args.pred_out}')
+        if args.pred_out and not args.pred_out.endswith(('.csv', '.json')):
+            raise InputError(f'--pred-out must end in .csv or .json, got {args.pred_out}')
         cfg = prepare_config(args, ('model', 'test_dataloader', 'default_scope'))
         images = find_images(args.img)
         root = args.img if osp.isdir(args.img) else None
@@ -190,9 +238,8 @@ def main(argv=None):
             found = {path: predict(path, pictures[path]) for path in bar.track(images, description='images')}
         if args.pred_out:
             write_predictions(found, args.pred_out)
-    shown = SHOWN['classifier' if cfg.default_scope == 'mmpretrain' else 'segmentor']
     for path, row in found.items():
-        print(f'{path}: {line(row, shown)}')
+        print(f'{path}: {line(row, SHOWN.get(cfg.default_scope, 3))}')
     print(f'{len(images)} pictures in {args.out_dir}' + (f', {args.pred_out}' if args.pred_out else ''))
 
 
