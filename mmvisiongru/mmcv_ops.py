@@ -60,8 +60,7 @@ class Operators(ModuleType):
         out.copy_(_roi_align(maps, rois, **options))
 
     def roi_align_backward(self, grad: Tensor, rois: Tensor, _y, _x, out: Tensor, **options) -> None:
-        """The gradient of the maps."""
-        # It is linear in the maps, so that their values do not matter.
+        # It is linear in the maps, so that their values do not matter to their gradient.
         maps = torch.zeros_like(out, requires_grad=True)
         with torch.enable_grad():
             out.copy_(torch.autograd.grad(_roi_align(maps, rois, **options), maps, grad)[0])
@@ -71,7 +70,6 @@ class Operators(ModuleType):
         out.copy_(_focal_loss(x, target, weight, **options))
 
     def sigmoid_focal_loss_backward(self, x: Tensor, target: Tensor, weight: Tensor, out: Tensor, **options):
-        """The gradient of the sum."""
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             out.copy_(torch.autograd.grad(_focal_loss(x, target, weight, **options).sum(), x)[0])
