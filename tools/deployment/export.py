@@ -12,6 +12,7 @@ import argparse
 import html
 import json
 import os.path as osp
+import shlex
 import shutil
 import sys
 import time
@@ -127,7 +128,9 @@ def write_page(folder: str, model: str, sample: str | None, runtime: str) -> Non
     page = Template((WEB / 'index.html').read_text(encoding='utf-8'))
     text = page.substitute(runtime=json.dumps(runtime), sample=html.escape(name))
     write_text(osp.join(folder, 'index.html'), text)
-    if runtime == RUNTIME and not Path(folder, RUNTIME).exists():
+    needs_runtime = runtime == RUNTIME and not Path(folder, RUNTIME).exists()
+    folder = shlex.quote(folder)
+    if needs_runtime:
         print(f'npm install --prefix {folder} onnxruntime-web')
     print(f'python -m http.server --bind 127.0.0.1 --directory {folder}   # then open http://127.0.0.1:8000')
 
