@@ -37,6 +37,12 @@ def check_output(folder: str, data: Iterable[str] = ()) -> None:
     check_folder(folder)
 
 
+def stem(out: str) -> str:
+    """OUT of a tool that writes OUT.png, OUT.csv and others, where OUT may end in one of these suffixes."""
+    base, suffix = osp.splitext(out)
+    return base if suffix.lower() in ('.png', '.pdf', '.csv', '.json', '.md') else out
+
+
 def output_paths(images: Iterable[str], folder: str, root: str | None = None) -> dict[str, str]:
     """A PNG file for each image, as deep below ``folder`` as the image is below ``root``.
 
@@ -55,6 +61,11 @@ def output_paths(images: Iterable[str], folder: str, root: str | None = None) ->
         if not _is_ours(path):
             raise InputError(f'{path} exists and was not written by this tool; choose another folder')
     return paths
+
+
+def counted(number: int, noun: str) -> str:
+    """'1 picture', '2 pictures'."""
+    return f'{number} {noun}{"s" * (number != 1)}'
 
 
 def _is_ours(path: str) -> bool:

@@ -26,7 +26,7 @@ from mmvisiongru.inference import optimize_for_inference
 from mmvisiongru.launch.merge import merge_common_options
 from mmvisiongru.launch.options import add_common_options, add_config_options, at_least_one, one_line_errors
 from mmvisiongru.launch.prepare import TESTING, prepare_test
-from mmvisiongru.outputs import check_output, data_folders, output_paths, write_picture
+from mmvisiongru.outputs import check_output, counted, data_folders, output_paths, write_picture
 from tools.visualization.drawing import as_rgb, draw_sample
 
 # Metrics of mmseg that write predictions in a form of their own.
@@ -172,7 +172,7 @@ class PictureHook(Hook):
     def after_test(self, runner) -> None:
         """Say where the pictures are."""
         if self.out_dir and is_main_process():
-            runner.logger.info(f'{len(self.drawn)} pictures in {self.out_dir}')
+            runner.logger.info(f'{counted(len(self.drawn), "picture")} in {self.out_dir}')
 
 
 class LabelMapHook(Hook):
@@ -198,7 +198,7 @@ class LabelMapHook(Hook):
 
     def after_test(self, runner) -> None:
         """Say where the maps are."""
-        runner.logger.info(f'{len(self.paths)} label maps in {self.out_dir}')
+        runner.logger.info(f'{counted(len(self.paths), "label map")} in {self.out_dir}')
 
 
 def _images(runner) -> list[str]:

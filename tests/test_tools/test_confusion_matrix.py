@@ -40,7 +40,7 @@ def test_diagonal_is_the_metric(workplace, capsys, text, data, extra, metric):
     test_tool.main(['tiny.py', 'model.pth', '--out', 'work_dirs/m.json', '--out-item', 'metrics'])
     before = os.listdir()
     capsys.readouterr()
-    confusion_matrix.main(['tiny.py', 'model.pth', '--out', 'matrices/m'])
+    confusion_matrix.main(['tiny.py', 'model.pth', '--out', 'matrices/m.PNG'])
     out = capsys.readouterr().out
     assert 'tensor(' not in out
     assert 'on the diagonal' in out

@@ -106,13 +106,9 @@ def test_segmentor(here, capsys):
     assert found == expected
     assert len(found) == 3
     for i in range(3):
-        picture = np.asarray(Image.open(f'pictures/{i}.jpg.png'))
-        # image_demo enlarges small images.
-        wanted = np.asarray(Image.open(f'expected/{i}.png').resize(picture.shape[1::-1], 0))
-        # But for the letters.
-        plain = (wanted[:, :, None] == json.loads(meta['palette'])).all(3).any(2)
-        assert plain.mean() > 0.8
-        assert (picture == wanted).all(2)[plain].mean() > 0.8
+        picture, wanted = (np.asarray(Image.open(f'{folder}/{i}.png')) for folder in ('pictures', 'expected'))
+        # Pixels between two classes differ, and with them places of names.
+        assert (picture == wanted).all(2).mean() > 0.9
 
 
 def test_classifier(here, capsys):

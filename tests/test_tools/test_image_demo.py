@@ -13,8 +13,8 @@ from PIL import Image
 from mmvisiongru.models import VisionGRU
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, save, save_weights, write_config
 from tools import test as test_tool
+from tools.deployment.painting import enlarge
 from tools.visualization import gate_memory, image_demo, receptive_field
-from tools.visualization.drawing import enlarge
 
 COLOURS = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
 CLASSES = dict(segmentation=('wall', 'building', 'sky'), classification=('a', 'b'))

@@ -17,8 +17,10 @@ from PIL import Image
 from mmvisiongru.errors import InputError
 from mmvisiongru.outputs import output_paths, write_picture
 from tools import test as test_tool
+from tools.deployment import painting
+from tools.deployment.painting import find_font, paint
 from tools.visualization import browse_dataset
-from tools.visualization.drawing import draw_sample, font_for, paint
+from tools.visualization.drawing import draw_sample
 
 
 def files(folder):
@@ -162,15 +164,18 @@ def test_a_classifiers_text_stands_above_the_image_and_makes_room():
     assert (long[:-256, -30:] < 60).any()
 
 
-def test_a_font_that_has_the_letters_is_found(tmp_path, monkeypatch):
-    default, stix = font_for('aäßé', 12).path, font_manager.findfont('STIXGeneral')
+def test_a_font_that_has_the_letters_is_found(tmp_path, monkeypatch, capsys):
+    default, stix = find_font(['aäßé', 'b']), font_manager.findfont('STIXGeneral')
     assert 'DejaVu' in default
-    known, more = (font_manager.get_font(path).get_charmap().keys() for path in (default, stix))
-    messages = []
-    monkeypatch.setattr('tools.visualization.drawing.print_log', lambda text, **_: messages.append(text))
     monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: [str(tmp_path / 'none.ttf'), stix])
-    assert font_for(chr(min(more - known)), 12).path == stix
-    assert messages == []
-    assert font_for('日本', 12).path == default
-    (message,) = messages
-    assert all(letter in message for letter in '日本')
+    assert find_font(['ᶁ']) == stix
+    assert capsys.readouterr().err == ''
+    # Drawn with and without a caption: one line for all classes.
+    classes, labels = ('日', '本'), np.zeros((4, 4), np.int64)
+    draw_sample(np.zeros((4, 4, 3), np.uint8), segmented(labels, labels), classes)
+    (message,) = capsys.readouterr().err.splitlines()
+    assert all(letter in message for letter in classes)
+    # The font of pillow lacks umlauts.
+    monkeypatch.setattr(painting, '_font_files', lambda: [str(tmp_path / 'none.ttf'), None])
+    assert find_font(['aü']) is None
+    assert 'has ü;' in capsys.readouterr().err

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.config import get_config
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import TESTING, prepare_test
-from mmvisiongru.outputs import check_output, data_folders
-from tools.visualization.images import save_figure
+from mmvisiongru.outputs import check_output, data_folders, stem
+from tools.visualization.figures import save_figure
 
 # With more classes the values in the cells cannot be read.
 MOST_VALUES = 25
@@ -122,7 +122,9 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_config_options(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out', default='work_dirs/confusion', help='write OUT.csv, OUT.png and OUT.pdf')
+    parser.add_argument(
+        '--out', type=stem, default='work_dirs/confusion', help='write OUT.csv, OUT.png and OUT.pdf'
+    )
     return parser.parse_args(argv)
 
 

@@ -2,8 +2,8 @@
 
     python tools/deployment/demo_onnx.py IMAGE_OR_FOLDER model.onnx --out work_dirs/demo
 
-Needs onnxruntime, numpy and pillow, and nothing from this repository, so you can copy it elsewhere. Lines and
-colours are those of tools/visualization/image_demo.py.
+Needs onnxruntime, numpy and pillow, and from this repository painting.py beside it, so you can copy the two
+elsewhere. Lines and pictures are those of tools/visualization/image_demo.py.
 """
 
 import argparse
@@ -13,8 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
+# Not on the path when the tests import this file.
+sys.path.append(str(Path(__file__).resolve().parent))
+from painting import enlarge, paint, side_by_side
+
+# Marks pictures in their metadata as ours, as image_demo.py does: the next call may replace them.
+SOFTWARE = 'mmvisiongru'
 PICTURES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 
 
@@ -141,7 +148,8 @@ def read(path: Path) -> np.ndarray:
                 # Of 16 bits cv2 keeps the upper half; pillow would clip.
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             return np.asarray(upright.convert('RGB'))
-    except OSError as error:
+    # A broken file fails in any way.
+    except Exception as error:
         raise InputError(f'{path} is not an image that can be read') from error
 
 
@@ -161,42 +169,29 @@ def label_map(outputs: dict[str, np.ndarray], size: tuple[int, int]) -> np.ndarr
     return outputs['labels'][rows][:, columns]
 
 
-def segment(model: Model, image: np.ndarray, outputs: dict, opacity: float) -> tuple[Image.Image, str]:
+def segment(model: Model, image: np.ndarray, outputs: dict, opacity: float) -> tuple[np.ndarray, str]:
     """The classes over the image, and those that cover most of it."""
-    size = image.shape[:2]
-    labels = label_map(outputs, size)
-    mask = Image.fromarray(np.array(model.palette, np.uint8)[labels])
-    draw, font = ImageDraw.Draw(mask), ImageFont.load_default(max(1, round(0.06 * min(size))))
-    for label in np.unique(labels)[::-1]:
-        points = np.argwhere(labels == label)
-        # The pixel of the class that is nearest to its middle.
-        y, x = points[np.abs(points - np.median(points, 0)).sum(1).argmin()].tolist()
-        box = draw.textbbox((x, y), model.classes[label], font)
-        draw.rectangle(box, fill=tuple(model.palette[label]), outline=(0, 0, 0))
-        draw.text((x, y), model.classes[label], (255, 255, 255), font)
-    picture = (image * (1 - opacity) + np.asarray(mask) * opacity).astype(np.uint8)
+    labels = label_map(outputs, image.shape[:2])
     shares = np.bincount(labels.ravel(), minlength=len(model.classes)) / labels.size
-    return Image.fromarray(picture), best(model, shares, 3)
+    return paint(image, labels, model.classes, model.palette, opacity), best(model, shares, 3)
 
 
-def classify(model: Model, image: np.ndarray, outputs: dict, opacity: float) -> tuple[Image.Image, str]:
-    """The class on the image, and the highest scores where the file gives them."""
+def classify(model: Model, image: np.ndarray, outputs: dict, opacity: float) -> tuple[np.ndarray, str]:
+    """The class above the image, and the highest scores where the file gives them."""
     scores = outputs.get('scores')
     if 'logits' in outputs:
         scores = np.exp(outputs['logits'] - outputs['logits'].max())
         scores /= scores.sum()
-    label = int(outputs['labels'] if scores is None else scores.argmax())
-    score = '' if scores is None else f', {scores[label]:.1%}'
-    picture = Image.fromarray(image)
-    text = f'Prediction: {label}{score} ({model.classes[label]})'
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(max(8, min(picture.size) // 30))
-    draw.rectangle(draw.textbbox((2, 2), text, font), fill=(0, 0, 0))
-    draw.text((2, 2), text, (255, 255, 255), font)
-    return picture, model.classes[label] if scores is None else best(model, scores, 5)
+    first = model.classes[int(outputs['labels'])] if scores is None else best(model, scores, 1)
+    picture = side_by_side({f'prediction: {first}': enlarge(image)}, model.classes)
+    return picture, first if scores is None else best(model, scores, 5)
 
 
 def find_images(path: str, out: str) -> dict[Path, Path]:
-    """The image, or all below the folder, each with the PNG to write."""
+    """The image, or all below the folder, each with the PNG to write.
+
+    The name ends in .png instead of the image's suffix; if that made two equal, all keep their suffix too.
+    """
     source = Path(path)
     found, root, target = [source], source.parent, Path(out)
     if source.is_dir():
@@ -207,7 +202,30 @@ def find_images(path: str, out: str) -> dict[Path, Path]:
         raise InputError(f'image {path} does not exist')
     if root.resolve() in (target.resolve(), *(target.resolve().parents if source.is_dir() else ())):
         raise InputError(f'--out {out} is among the images; choose another folder')
-    return {p: target / f'{p.relative_to(root)}.png' for p in found}
+    targets = [target / p.relative_to(root).with_suffix('.png') for p in found]
+    if len(set(targets)) < len(found):
+        targets = [target / f'{p.relative_to(root)}.png' for p in found]
+    for path in targets:
+        if path.exists() and not is_ours(path):
+            raise InputError(f'{path} exists and was not written by this tool; choose another folder')
+    return dict(zip(found, targets, strict=True))
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this tool or image_demo.py wrote a picture."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get('Software') == SOFTWARE
+    except OSError:
+        return False
+
+
+def save(picture: np.ndarray, path: Path) -> None:
+    """Write a picture with its mark."""
+    mark = PngInfo()
+    mark.add_text('Software', SOFTWARE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path, pnginfo=mark)
 
 
 def parse_args(argv=None):
@@ -226,15 +244,21 @@ def run(args) -> None:
     for note in model.notes:
         print(f'note: {note}', file=sys.stderr)
     draw = segment if model.task == 'segmentation' else classify
-    targets = find_images(args.img, args.out)
+    targets, bad = find_images(args.img, args.out), []
     for source, target in targets.items():
-        image = read(source)
+        try:
+            image = read(source)
+        except InputError as error:
+            bad.append(str(error))
+            continue
         x = prepare(model, image)
         picture, line = draw(model, image, model(x), args.opacity)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(target)
+        save(picture, target)
         print(f'{source}: {line} (seen at {x.shape[1]} x {x.shape[0]})')
-    print(f'{len(targets)} pictures in {args.out}')
+    done = len(targets) - len(bad)
+    print(f'{done} picture{"s" * (done != 1)} in {args.out}')
+    if bad:
+        raise InputError(f'{len(bad)} of {len(targets)} images left out: {"; ".join(bad[:3])}')
 
 
 def main(argv=None):

@@ -9,7 +9,7 @@ from mmvisiongru.deployment.wrapper import Deployed
 from mmvisiongru.errors import InputError
 from mmvisiongru.version import __version__
 from mmvisiongru.zoo import dataset_meta
-from tools.visualization.drawing import palette_of
+from tools.deployment.painting import palette_of
 
 # Steps of a test pipeline that change no size, and those that tools/deployment/demo_onnx.py follows.
 NEUTRAL = ('LoadImageFromFile', 'LoadAnnotations', 'PackInputs', 'PackSegInputs')

@@ -8,15 +8,19 @@ Look at them before a long run: wrong colours, labels off by one and crops witho
 import argparse
 import os.path as osp
 import random
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
+# A script has only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import building, prepare_config
-from mmvisiongru.outputs import check_output, data_folders, output_paths, write_picture
+from mmvisiongru.outputs import check_output, counted, data_folders, output_paths, write_picture
 from tools.visualization.drawing import as_rgb, draw_sample
 
 
@@ -60,7 +64,8 @@ def main(argv=None):
         random.seed(args.seed)
         np.random.seed(args.seed)
         torch.manual_seed(args.seed)
-        print(f'{draw(cfg, args.split, args.number, args.out)} pictures in {args.out}')
+        number = draw(cfg, args.split, args.number, args.out)
+        print(f'{counted(number, "picture")} in {args.out}')
 
 
 if __name__ == '__main__':

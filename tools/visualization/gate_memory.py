@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.models.layers import MinGRU2D
-from mmvisiongru.outputs import check_output
-from tools.visualization.images import add_backbone_options, backbone_and_images, save_figure
+from mmvisiongru.outputs import check_output, stem
+from tools.visualization.figures import save_figure
+from tools.visualization.images import add_backbone_options, backbone_and_images
 
 HEAD = ('stage', 'block', 'height', 'width', 'q25', 'median', 'q75', 'longer_than_a_row')
 # Largest ratio of the 99 % and the 1 % quantile for a linear axis: one peak.
@@ -128,7 +129,9 @@ def parse_args(argv=None):
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_backbone_options(parser)
-    parser.add_argument('--out', default='work_dirs/gate_memory', help='write OUT.png, OUT.pdf and OUT.csv')
+    parser.add_argument(
+        '--out', type=stem, default='work_dirs/gate_memory', help='write OUT.png, OUT.pdf and OUT.csv'
+    )
     return parser.parse_args(argv)
 
 

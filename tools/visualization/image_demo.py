@@ -37,9 +37,10 @@ from mmvisiongru.files import write_text
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import prepare_config
 from mmvisiongru.measure import progress_bar
-from mmvisiongru.outputs import check_output, data_folders, output_paths, write_picture
+from mmvisiongru.outputs import check_output, counted, data_folders, output_paths, write_picture
 from mmvisiongru.zoo import dataset_meta
-from tools.visualization.drawing import SCORE, draw_sample, paint
+from tools.deployment.painting import paint
+from tools.visualization.drawing import SCORE, draw_sample
 from tools.visualization.images import find_images, image_reader
 
 # Classes that a line names, by the scope of the config.
@@ -119,16 +120,19 @@ def scores_of(sample: BaseDataElement, classes: Sequence[str] | None, config: st
     return dict(zip(distinct(classes), scores.tolist(), strict=True))
 
 
-def predictor(cfg: Config, args) -> Callable[[str, str], dict]:
-    """A function that draws what the model predicts for an image, and gives the scores and the size seen."""
-    model, read = load_model(cfg, args), image_reader(cfg)
+def predictor(cfg: Config, args) -> Callable[[str, dict, str], dict]:
+    """A function that draws what the model predicts for an image, and gives the scores and the size seen.
+
+    It takes the path of the image, what :func:`image_reader` makes of it, and the picture to write.
+    """
+    model = load_model(cfg, args)
     # A checkpoint may name classes without their colours.
     meta = (dataset_meta(cfg) or {}) | (plain_model(model).dataset_meta or {})
     classes = meta.get('classes')
 
-    def predict(path: str, picture: str) -> dict:
+    def predict(path: str, prepared: dict, picture: str) -> dict:
         with torch.no_grad():
-            (sample,) = model.test_step(pseudo_collate([read(path)]))
+            (sample,) = model.test_step(pseudo_collate([prepared]))
         found = dict(size=sample.img_shape[:2], scores=scores_of(sample, classes, args.config))
         image = mmcv.imread(path, channel_order='rgb')
         if 'pred_instances' in sample:
@@ -232,15 +236,24 @@ def main(argv=None):
             check_output(osp.dirname(args.pred_out) or '.', data)
         pictures = output_paths(images, args.out_dir, root)
         init_default_scope(cfg.default_scope)
-        predict = predictor(cfg, args)
+        predict, read, found, bad = predictor(cfg, args), image_reader(cfg), {}, []
         # One at a time: a large image takes memory enough.
         with progress_bar() as bar:
-            found = {path: predict(path, pictures[path]) for path in bar.track(images, description='images')}
-        if args.pred_out:
+            for path in bar.track(images, description='images'):
+                try:
+                    prepared = read(path)
+                except InputError as error:
+                    bad.append(str(error))
+                    continue
+                found[path] = predict(path, prepared, pictures[path])
+        if args.pred_out and found:
             write_predictions(found, args.pred_out)
-    for path, row in found.items():
-        print(f'{path}: {line(row, SHOWN.get(cfg.default_scope, 3))}')
-    print(f'{len(images)} pictures in {args.out_dir}' + (f', {args.pred_out}' if args.pred_out else ''))
+        for path, row in found.items():
+            print(f'{path}: {line(row, SHOWN.get(cfg.default_scope, 3))}')
+        table = f', {args.pred_out}' if args.pred_out and found else ''
+        print(f'{counted(len(found), "picture")} in {args.out_dir}{table}')
+        if bad:
+            raise InputError(f'{len(bad)} of {len(images)} images left out: {"; ".join(bad[:3])}')
 
 
 if __name__ == '__main__':

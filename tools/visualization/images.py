@@ -1,9 +1,8 @@
-"""What the visualization tools share: images prepared as in a test of the config, and figures as files."""
+"""What the visualization tools share: images prepared as in a test of the config."""
 
-import csv
 import os.path as osp
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import ceil
 
 import cv2
@@ -34,19 +33,18 @@ def find_images(path: str) -> list[str]:
     """The image, or all images in the folder and in those inside it.
 
     Raises:
-        InputError: There is none, or a file is not an image.
+        InputError: There is none, or the file is not an image.
     """
     paths = [path]
     if osp.isdir(path):
         names = mmengine.scandir(path, IMAGE_SUFFIXES, recursive=True, case_sensitive=False)
         paths = [osp.join(path, name) for name in sorted(names)]
-    if not paths:
-        raise InputError(f'no image ({", ".join(IMAGE_SUFFIXES)}) in {path}')
-    for path in paths:
-        if not osp.isfile(path):
-            raise InputError(f'image {path} does not exist')
-        if not cv2.haveImageReader(path):
-            raise InputError(f'{path} is not an image that can be read')
+        if not paths:
+            raise InputError(f'no image ({", ".join(IMAGE_SUFFIXES)}) in {path}')
+    elif not osp.isfile(path):
+        raise InputError(f'image {path} does not exist')
+    elif not cv2.haveImageReader(path):
+        raise InputError(f'{path} is not an image that can be read')
     return paths
 
 
@@ -149,12 +147,3 @@ def backbone_and_images(args: Namespace, number: int) -> tuple[nn.Module, list[T
         sizes = ', '.join(f'{h} x {w}' for h, w in sorted(sizes)[:3])
         raise InputError(f'the images come out in several sizes ({sizes}); set --shape H W')
     return backbone, images, [as_rgb(sample['inputs']) for sample in samples]
-
-
-def save_figure(figure, rows: Iterable[Iterable], out: str) -> str:
-    """Write a matplotlib figure as OUT.png (200 dpi) and OUT.pdf, its table as OUT.csv; give the names."""
-    figure.savefig(f'{out}.png', dpi=200)
-    figure.savefig(f'{out}.pdf')
-    with open(f'{out}.csv', 'w', newline='', encoding='utf-8') as file:
-        csv.writer(file).writerows(rows)
-    return ', '.join(f'{out}.{suffix}' for suffix in ('png', 'pdf', 'csv'))

@@ -29,8 +29,9 @@ from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.measure import progress_bar
 from mmvisiongru.models import VisionGRU
-from mmvisiongru.outputs import check_output
-from tools.visualization.images import add_backbone_options, backbone_and_images, save_figure
+from mmvisiongru.outputs import check_output, stem
+from tools.visualization.figures import save_figure
+from tools.visualization.images import add_backbone_options, backbone_and_images
 
 SHARES = (0.5, 0.9, 0.99)
 # Far below an even share of the image, which is 1, nothing is worth a shade.
@@ -103,7 +104,7 @@ def parse_args(argv=None):
     add_backbone_options(parser)
     parser.add_argument('--number', type=int, default=16, help='images to average over')
     parser.add_argument(
-        '--out', default='work_dirs/receptive_field', help='write OUT.png, OUT.pdf and OUT.csv'
+        '--out', type=stem, default='work_dirs/receptive_field', help='write OUT.png, OUT.pdf and OUT.csv'
     )
     return parser.parse_args(argv)
 
