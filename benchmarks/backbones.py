@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.models import build_for_inference
 from mmvisiongru import measure
 from mmvisiongru.models.layers.precision import converted_once
+from mmvisiongru.outputs import stem
 from mmvisiongru.zoo import build_model, model_config
 from tools.analysis_tools.benchmark import PRECISIONS, PRECISIONS_HELP, in_precision
 from tools.analysis_tools.flops import count, image_size
@@ -216,7 +217,7 @@ def markdown(rows: list[dict], machine: dict) -> str:
 def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', default='work_dirs/comparison', help='write OUT.json and OUT.md')
+    parser.add_argument('--out', type=stem, default='work_dirs/comparison', help='write OUT.json and OUT.md')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--dtype', choices=PRECISIONS, default='float32', help=PRECISIONS_HELP)
     parser.add_argument(

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.models import COMPARED, OVER_SIZES, build_for_inference
 from mmvisiongru import measure
 from mmvisiongru.measure import inference
+from mmvisiongru.outputs import stem
 
 COLUMNS = ('model', 'side', 'megapixels', 'outcome', 'seconds', 'seconds_per_megapixel', 'peak_memory_mb')
 # Pixels. Sides of the bisection are multiples of it, and so of all strides.
@@ -173,7 +174,9 @@ def plot(rows: list[dict], memory: float, path: Path) -> None:
 def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', default='work_dirs/largest_image', help='write OUT.csv and OUT.png')
+    parser.add_argument(
+        '--out', type=stem, default='work_dirs/largest_image', help='write OUT.csv and OUT.png'
+    )
     parser.add_argument(
         '--sides', nargs='+', type=int, default=sides(), help='sides of the images, in ascending order'
     )

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.models import COMPARED, OVER_SIZES, build_for_inference
 from mmvisiongru import measure
 from mmvisiongru.measure import inference
+from mmvisiongru.outputs import stem
 from mmvisiongru.zoo import build_model
 from tools.analysis_tools.flops import count
 
@@ -134,7 +135,7 @@ def plot(rows: list[dict], machine: dict, path: Path) -> None:
 def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', default='work_dirs/resolution', help='write OUT.csv and OUT.png')
+    parser.add_argument('--out', type=stem, default='work_dirs/resolution', help='write OUT.csv and OUT.png')
     parser.add_argument('--sizes', nargs='+', type=int, default=SIZES)
     parser.add_argument('--batch-size', type=int, default=1)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')

@@ -1,52 +1,75 @@
 """Curves and summary of training runs of both tasks, from the JSON logs that mmengine writes.
 
     python tools/analysis_tools/analyze_logs.py work_dirs/RUN_A work_dirs/RUN_B \
-        --keys loss mIoU --out curves.png
+        --keys loss mIoU --out work_dirs/curves
 
-A run is a work dir or one `scalars.json`. The logs of a work dir are joined in order of time, so a resumed
-run is one curve. Validation metrics are drawn at the last iteration that was logged before them.
+A run is a work dir or one `scalars.json`. Of a work dir the newest run is taken; a resumed run is one curve.
+Validation metrics are drawn at the last iteration that was logged before them. Writes OUT.png, OUT.pdf and
+OUT.csv.
 """
 
 import argparse
 import json
+import os.path as osp
+import re
 import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Column, Table
 
+# A script has only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
+from mmvisiongru.outputs import check_output, stem
+from tools.visualization.figures import save_figure
 
 # One of them is what a run is about.
 METRICS = ('mIoU', 'accuracy/top1', 'coco/bbox_mAP')
 
 
-def log_files(run: str) -> list[Path]:
-    """The logs of a run, the oldest first."""
+def log_files(run: str) -> tuple[list[Path], list[Path]]:
+    """The logs of the newest run of a work dir, the oldest first, and those of runs before it.
+
+    A run is a training and those that resumed it: their text log says where.
+    """
     path = Path(run)
     if path.is_file():
-        return [path]
+        return [path], []
     # The folders are named after the time at which they were made.
     files = sorted(path.glob('*/vis_data/scalars.json')) or sorted(path.glob('vis_data/scalars.json'))
     if not files:
         raise InputError(
             f'no log in {run}: expected a scalars.json, or a work dir with TIME/vis_data/scalars.json'
         )
-    return files
+    first = max((i for i, file in enumerate(files) if resumed_at(file) is None), default=0)
+    return files[first:], files[:first]
+
+
+def resumed_at(log: Path) -> int | None:
+    """The iteration that a training was resumed at; None if it started afresh."""
+    texts = (file.read_text(encoding='utf-8', errors='replace') for file in log.parents[1].glob('*.log'))
+    found = (re.search(r'resumed epoch: \d+, iter: (\d+)', text) for text in texts)
+    return next((int(match[1]) for match in found if match), None)
 
 
 def read_run(run: str) -> tuple[dict, dict]:
     """Values of a run.
 
     Returns:
-        tuple[dict, dict]: Of training and of validation: {key: {iteration: value}}. What a resumed run did
-        again replaces what was there.
+        tuple[dict, dict]: Of training and of validation: {key: {iteration: value}}. What came
+        after the iteration that a run was resumed at is dropped.
     """
     train, validation, steps = defaultdict(dict), defaultdict(dict), {}
-    for file in log_files(run):
+    for file in log_files(run)[0]:
+        if (start := resumed_at(file)) is not None:
+            for values in (*train.values(), *validation.values()):
+                for undone in [i for i in values if i > start]:
+                    del values[undone]
         iteration, lines = None, file.read_text(encoding='utf-8').splitlines()
         for number, line in enumerate(lines, 1):
             try:
@@ -112,14 +135,10 @@ def summarize(runs: dict[str, tuple[dict, dict]]) -> Table:
     return table
 
 
-def plot(runs: dict[str, tuple[dict, dict]], keys: list[str], path: str) -> list[str]:
-    """One panel a key, one line a run. Returns what is missing: a line for each run that lacks a key."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(keys), figsize=(5 * len(keys), 4), squeeze=False)
+def draw(runs: dict[str, tuple[dict, dict]], keys: list[str]) -> tuple[Figure, list[tuple], list[str]]:
+    """One panel a key, one line a run; its table; a line for each run that lacks a key."""
+    figure = Figure(figsize=(5 * len(keys), 4), layout='constrained')
+    axes, rows = figure.subplots(1, len(keys), squeeze=False), [('run', 'key', 'iteration', 'value')]
     missing = []
     for key, axis in zip(keys, axes[0], strict=True):
         found, without = curves(runs, key)
@@ -129,15 +148,14 @@ def plot(runs: dict[str, tuple[dict, dict]], keys: list[str], path: str) -> list
                 continue
             marker = 'osd^v'[i % 5] if len(values) < 30 else None
             style = ('-', '--', ':', '-.')[i % 4]
+            rows += [(run, key, *point) for point in values.items()]
             axis.plot(
                 *zip(*values.items(), strict=True), linestyle=style, marker=marker, label=Path(run).name
             )
         axis.set(xlabel='iteration', ylabel=key)
         axis.grid(True, alpha=0.3)
         axis.legend(fontsize='small')
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    return missing
+    return figure, rows, missing
 
 
 def parse_args(argv=None):
@@ -145,7 +163,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('runs', nargs='+', help='work dirs, or scalars.json files')
     parser.add_argument('--keys', nargs='+', default=['loss'], help='what to draw, e.g. loss lr mIoU')
-    parser.add_argument('--out', metavar='FILE', help='draw the curves to this file')
+    parser.add_argument('--out', type=stem, help='draw the curves: write OUT.png, OUT.pdf and OUT.csv')
     return parser.parse_args(argv)
 
 
@@ -154,11 +172,16 @@ def main(argv=None):
     args = parse_args(argv)
     with one_line_errors():
         runs = {run: read_run(run) for run in args.runs}
+        for run in args.runs:
+            if skipped := [log.parents[1].name for log in log_files(run)[1]]:
+                print(f'{run}: logs of earlier runs are left out: {", ".join(skipped)}', file=sys.stderr)
         Console().print(summarize(runs))
         if args.out:
-            for line in plot(runs, args.keys, args.out):
+            figure, rows, missing = draw(runs, args.keys)
+            check_output(osp.dirname(args.out) or '.')
+            print(f'{", ".join(args.keys)}: {save_figure(figure, rows, args.out)}')
+            for line in missing:
                 print(line, file=sys.stderr)
-            print(f'{", ".join(args.keys)}: {args.out}')
 
 
 if __name__ == '__main__':
