@@ -56,8 +56,9 @@ def draw_instances(image: np.ndarray, sample: BaseDataElement, classes, palette=
     visualizer.dataset_meta = dict(classes=classes, palette=palette or 'random')
     panels = {}
     for name, key in (('truth', 'gt'), ('prediction', 'pred')):
-        found = sample.get(f'{key}_instances')
-        if found is not None:
+        found = sample.get(f'{key}_instances', ())
+        # An image of a user has an empty truth without boxes.
+        if 'bboxes' in found:
             panels[name] = image
             # The drawing takes no boxes of mmdet's class.
             found.bboxes = getattr(found.bboxes, 'tensor', found.bboxes)
