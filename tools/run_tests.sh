@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folders=
-if [ "${1:-}" = --stack ]; then
+if [ "${1:-}" = '--stack' ]; then
     [ "${2:-}" = original ] || { echo 'run_tests: --stack takes original' >&2; exit 2; }
     OPENMMLAB=original
     folders='tests/test_ops tests/test_models tests/test_checkpoint tests/test_engine'

@@ -15,7 +15,7 @@ from rich.syntax import Syntax
 
 from mmvisiongru.config import check_required, get_config
 from mmvisiongru.launch.checks import check_config
-from mmvisiongru.launch.model_checks import check_labels, check_model
+from mmvisiongru.launch.model_checks import check_labels, check_model, heads
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import TESTING, TRAINING, TRAINING_DATA
 from mmvisiongru.zoo import build_model, lazy_dataset
@@ -52,7 +52,7 @@ def check(cfg: Config, required: Sequence[str], dataloaders: Sequence[str]) -> N
     check_config(cfg, dataloaders)
     model = build_model(cfg)
     check_model(cfg, model)
-    check_labels(cfg, model, {f'{key}.dataset': lazy_dataset(cfg, key) for key in dataloaders})
+    check_labels(cfg, dict(heads(cfg, model)), {f'{key}.dataset': lazy_dataset(cfg, key) for key in dataloaders})
 
 
 if __name__ == '__main__':
