@@ -68,7 +68,9 @@ def with_gradient(
     class Operator(Differentiable):
         forward = staticmethod(lambda *args: operator(*args))
         setup_context = staticmethod(setup)
-        backward = staticmethod(lambda ctx, grad: gradient(Gradient.apply, ctx, grad))
+        backward = staticmethod(
+            lambda ctx, grad: gradient(backward if _in_graph() else Gradient.apply, ctx, grad)
+        )
 
     @backward.register_fake
     def _(grad, *args):
@@ -83,7 +85,11 @@ def with_gradient(
     register_flop_formula(ops[1])(lambda grad_shape, *args, **_: flops[1] * torch.Size(grad_shape).numel())
 
     def call(*args) -> Tensor:
-        in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        return operator(*args) if in_graph else Operator.apply(*args)
+        return operator(*args) if _in_graph() else Operator.apply(*args)
 
     return call
+
+
+def _in_graph() -> bool:
+    """Whether calls are recorded, where the operator stands for itself."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()

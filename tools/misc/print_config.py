@@ -52,7 +52,9 @@ def check(cfg: Config, required: Sequence[str], dataloaders: Sequence[str]) -> N
     check_config(cfg, dataloaders)
     model = build_model(cfg)
     check_model(cfg, model)
-    check_labels(cfg, dict(heads(cfg, model)), {f'{key}.dataset': lazy_dataset(cfg, key) for key in dataloaders})
+    check_labels(
+        cfg, dict(heads(cfg, model)), {f'{key}.dataset': lazy_dataset(cfg, key) for key in dataloaders}
+    )
 
 
 if __name__ == '__main__':

@@ -15,15 +15,16 @@ def q_shift(x: Tensor) -> Tensor:
     The first quarter of a token comes from its left neighbour, the second from its right one, the third from
     above, the fourth from below.
     """
-    C = x.size(3)
-    borders = [C * q // 4 for q in range(5)]
-    sides = ((0, 0, 1, -1), (0, 0, -1, 1), (0, 0, 0, 0, 1, -1), (0, 0, 0, 0, -1, 1))
-    quarters = [
-        F.pad(x[..., first:last], side)
-        for first, last, side in zip(borders[:-1], borders[1:], sides, strict=True)
+    borders, quarters = [x.size(3) * q // 4 for q in range(5)], []
+    # Where a quarter is padded, and the axis and index from which it is taken then. Some releases of
+    # onnxruntime crop an axis of one pixel wrongly by a negative padding.
+    sides = ((0, 0, 1, 0), (0, 0, 0, 1), (0, 0, 0, 0, 1, 0), (0, 0, 0, 0, 0, 1))
+    places = (2, 0), (2, 1), (1, 0), (1, 1)
+    for first, last, side, (axis, start) in zip(borders[:-1], borders[1:], sides, places, strict=True):
         # Not every torch pads a quarter without channels.
-        if first < last
-    ]
+        if first < last:
+            padded = F.pad(x[..., first:last], side)
+            quarters.append(padded.narrow(axis, start, x.size(axis)))
     return torch.cat(quarters, 3)
 
 
