@@ -9,12 +9,11 @@ from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, save_weights,
 def refused(capsys):
     """Calls a script with arguments that cannot be used; gives the one line that it ends with."""
 
-    def call(script, *args, named=()) -> str:
+    def call(script, *args) -> str:
         with pytest.raises(SystemExit, match='2'):
             script.main([*map(str, args)])
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith('error: ')
-        assert [part for part in named if part not in line] == []
         return line
 
     return call

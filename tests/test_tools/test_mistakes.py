@@ -51,7 +51,8 @@ def mistake(work, refused):
         if leaf:
             Path('leaf.py').write_text(f"_base_ = '{config}'\n{leaf}\n")
         options = ['--cfg-options', *options] if options else []
-        line = refused(script, 'leaf.py' if leaf else config, *args, *options, named=named)
+        line = refused(script, 'leaf.py' if leaf else config, *args, *options)
+        assert [part for part in named if part not in line] == []
         assert 'Traceback' not in line
         assert not [*Path().rglob('scalars.json'), *Path('work_dirs').rglob('*.pth')]
 

@@ -223,7 +223,8 @@ NO_GPU = pytest.mark.skipif(has_gpu(), reason='says what happens where there is 
 )
 def test_options_that_cannot_be_used(classifier, refused, args, named):
     write_config(Path('nodata.py'), SEGMENTATION, 'nowhere')
-    refused(*args, named=named)
+    line = refused(*args)
+    assert [part for part in named if part not in line] == []
 
 
 def test_two_processes_say_the_error_once(workplace, start):
