@@ -31,7 +31,7 @@ def in_one_line(error: BaseException, width: int = 300) -> str:
         'OSError: no such file'
     """
     if isinstance(error, ImportError) and error.name == 'mmcv._ext':
-        return _no_compiled_operators()
+        return no_compiled_operators()
     # A KeyError quotes its text.
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     text = ' '.join(str(text).split())
@@ -39,7 +39,7 @@ def in_one_line(error: BaseException, width: int = 300) -> str:
     return text if type(error) in (InputError, ValueError) else f'{type(error).__name__}: {text}'
 
 
-def _no_compiled_operators() -> str:
+def no_compiled_operators() -> str:
     """What to do where mmcv is installed without its compiled operators."""
     for name in ('onedl-mmcv', 'mmcv-lite', 'mmcv'):
         with suppress(metadata.PackageNotFoundError):

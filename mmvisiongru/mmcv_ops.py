@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmvisiongru.errors import InputError
+from mmvisiongru.errors import InputError, no_compiled_operators
 
 
 def provide_ops() -> None:
@@ -42,10 +42,7 @@ class Operators(ModuleType):
             raise AttributeError(name)
 
         def missing(*_, **__):
-            raise InputError(
-                f'{name} is a compiled operator of mmcv, which is installed without them; compile them: '
-                'pip install --force-reinstall --no-deps --no-build-isolation onedl-mmcv'
-            )
+            raise InputError(f'{name}: {no_compiled_operators()}')
 
         return missing
 
