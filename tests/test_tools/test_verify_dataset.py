@@ -24,6 +24,11 @@ test_dataloader = val_dataloader
 """
 
 
+MODEL = """
+backbone = dict(type='mmvisiongru.VisionGRU', arch=dict(embed_dims=[8], depths=[1]), out_indices=(0,))
+head = dict(type='FCNHead', in_channels=8, channels=8, num_classes=3, align_corners=False)
+model = dict(type='EncoderDecoder', backbone=backbone, decode_head=head, test_cfg=dict(mode='whole'))
+"""
 IMAGE = np.ones((16, 16, 3))
 
 
@@ -133,7 +138,7 @@ def test_labels_of_turned_images(root, capsys):
     ('setting', 'named'),
     [
         ("val_dataloader = dict(dataset=dict(metainfo=dict(classes=('a', 'c'))))", 'b, c'),
-        ("model = dict(type='EncoderDecoder', decode_head=dict(num_classes=3))", 'decode_head.num_classes=2'),
+        (MODEL, 'decode_head.num_classes=2'),
     ],
 )
 def test_classes_that_a_training_refuses(root, refused, setting, named):

@@ -14,7 +14,6 @@ import json
 import os.path as osp
 import sys
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import mmengine
 import torch
@@ -24,16 +23,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mmvisiongru.config import settings
 from mmvisiongru.engine.guarded_dataset import GuardedDataset
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
-from mmvisiongru.launch.model_checks import check_labels
+from mmvisiongru.launch.model_checks import check_labels, heads
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import building, prepare_config
 from mmvisiongru.measure import progress_bar
 from mmvisiongru.outputs import check_output, data_folders
 from mmvisiongru.sample_checks import IMAGE_SUFFIXES
+from mmvisiongru.zoo import build_model
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 # Names that a note lists.
@@ -173,16 +172,6 @@ def parts(dataset) -> Iterator:
     yield from [dataset] if inner == [None] else (leaf for part in inner for leaf in parts(part))
 
 
-def stated_classes(cfg: Config) -> dict[str, SimpleNamespace]:
-    """What the parts of the model say of classes and of the label to ignore, by their places."""
-    keys, found = ('num_classes', 'ignore_index'), {}
-    for top in filter(cfg.get, ('model', 'data_preprocessor')):
-        for place, node in settings(cfg[top], top):
-            if isinstance(node, dict) and 'num_classes' in node:
-                found[place] = SimpleNamespace(**{key: node[key] for key in keys if key in node})
-    return found
-
-
 def distinct(cfg: Config, names) -> list[str]:
     """The dataloaders that the config has, each once: test is often the same as val."""
     names = [n for n in names if cfg.get(n)]
@@ -212,7 +201,7 @@ def main(argv=None) -> int:
             print(*(f'note: {note}\n' for note in notes), sep='', end='')
         if args.out:
             write_text(args.out, json.dumps(report, indent=1) + '\n')
-        check_labels(cfg, stated_classes(cfg), datasets)
+        check_labels(cfg, dict(heads(cfg, build_model(cfg))) if cfg.get('model') else {}, datasets)
     return int(any(part['faults'] or not part['samples'] for part in report.values()))
 
 
