@@ -32,22 +32,25 @@ from tools.visualization.figures import save_figure
 METRICS = ('mIoU', 'accuracy/top1', 'coco/bbox_mAP')
 
 
-def log_files(run: str) -> tuple[list[Path], list[Path]]:
+def log_files(run: str) -> tuple[dict[Path, int | None], list[Path]]:
     """The logs of the newest run of a work dir, the oldest first, and those of runs before it.
+
+    Each of the first comes with the iteration at which it was resumed, None if it started afresh.
 
     A run is a training and those that resumed it: their text log says where.
     """
     path = Path(run)
     if path.is_file():
-        return [path], []
+        return {path: resumed_at(path)}, []
     # The folders are named after the time at which they were made.
     files = sorted(path.glob('*/vis_data/scalars.json')) or sorted(path.glob('vis_data/scalars.json'))
     if not files:
         raise InputError(
             f'no log in {run}: expected a scalars.json, or a work dir with TIME/vis_data/scalars.json'
         )
-    first = max((i for i, file in enumerate(files) if resumed_at(file) is None), default=0)
-    return files[first:], files[:first]
+    starts = {file: resumed_at(file) for file in files}
+    first = max((i for i, file in enumerate(files) if starts[file] is None), default=0)
+    return {file: starts[file] for file in files[first:]}, files[:first]
 
 
 def resumed_at(log: Path) -> int | None:
@@ -65,8 +68,8 @@ def read_run(run: str) -> tuple[dict, dict]:
         after the iteration that a run was resumed at is dropped.
     """
     train, validation, steps = defaultdict(dict), defaultdict(dict), {}
-    for file in log_files(run)[0]:
-        if (start := resumed_at(file)) is not None:
+    for file, start in log_files(run)[0].items():
+        if start is not None:
             for values in (*train.values(), *validation.values()):
                 for undone in [i for i in values if i > start]:
                     del values[undone]
