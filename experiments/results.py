@@ -10,7 +10,7 @@ from mmvisiongru.files import write_text
 
 RUN = ('config', 'seed', 'metric', 'value', 'metrics', 'iterations', 'seconds', 'seconds_per_iteration',
        'machine', 'loss_curve', 'metric_curve')  # fmt: skip
-CONFIG = ('config', 'fingerprint', 'options', 'parameters', 'macs', 'step_memory')
+CONFIG = ('config', 'fingerprint', 'options', 'parameters', 'macs', 'step_memory', 'step_seconds')
 Points = list[tuple[int, float]]
 
 
@@ -22,7 +22,8 @@ class Results:
 
     Attributes:
         configs (dict): For each config by its name: the fingerprint of its settings, the options over those
-            of its file, and, once measured, ``parameters``, ``macs`` and ``step_memory`` in bytes.
+            of its file, and, once measured, ``parameters``, ``macs``, ``step_memory`` in bytes and
+            ``step_seconds``.
         runs (dict): For each config and seed its row: numbers as numbers, curves as (iteration, value).
     """
 

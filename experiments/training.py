@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,11 +26,13 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from torch import nn
 
 from experiments.results import Results
 from mmvisiongru import measure
 from mmvisiongru.config import get_config
 from mmvisiongru.errors import InputError, in_one_line
+from mmvisiongru.files import write_text
 from mmvisiongru.zoo import build_model
 from tools.analysis_tools.analyze_logs import METRICS, read_run
 from tools.analysis_tools.flops import count
@@ -106,6 +109,9 @@ def plan(
 ) -> list[Run]:
     """List all runs seed by seed, so that the results at any time compare all configs.
 
+    ``{seed}`` in a setting stands for the seed of the run, so that fine-tuning can start from the weights of
+    the same seed.
+
     Raises:
         InputError: A config cannot be used, two have the same name, or there are results of other settings.
     """
@@ -122,7 +128,7 @@ def plan(
             results.expect(name, key, text)
             file = work_dir / f'{name}_{seed}_{key}' / f'{name}.py'
             file.parent.mkdir(parents=True, exist_ok=True)
-            cfg.dump(file)
+            write_text(str(file), cfg.pretty_text.replace('{seed}', str(seed)))
             runs.append(Run(name, seed, file, length(cfg), validation_is_test(cfg)))
     # The first config of the command is the one that the others are compared with.
     results.configs = {name: results.configs[name] for name in (*names, *results.configs)}
@@ -302,33 +308,58 @@ def record(run: Run, tested: bool) -> dict:
 
 
 def measure_costs(runs: Iterable[Run], results: Results) -> None:
-    """Add parameters, MACs and memory of each trained config, measured once in a fresh process."""
-    for run in runs:
-        config = results.configs[run.name]
-        if run.key in results.runs and not config.get('parameters'):
-            with ProcessPoolExecutor(1, get_context('spawn')) as pool:
-                task = pool.submit(step_cost, str(run.config))
+    """Add parameters, MACs, memory and time of a step of each trained config, measured in fresh processes.
+
+    Times are measured again for all configs where one is new: only those of one process compare.
+    """
+    trained = {run.name: str(run.config) for run in runs if run.key in results.runs}
+    if all(results.configs[name].get('step_seconds') for name in trained):
+        return
+    for name in list(trained):
+        if not results.configs[name].get('parameters'):
+            try:
+                results.configs[name].update(_in_a_process(step_cost, trained[name]))
             # The results matter more than their costs.
-            if error := task.exception():
-                print(f'costs of {run.name} are unknown: {in_one_line(error)}', file=sys.stderr)
-                continue
-            config.update(task.result())
-            results.save()
+            except Exception as error:
+                print(f'costs of {name} are unknown: {in_one_line(error)}', file=sys.stderr)
+                del trained[name]
+    for name, seconds in _in_a_process(step_times, trained).items():
+        results.configs[name]['step_seconds'] = f'{seconds:.4g}'
+    results.save()
+
+
+def _in_a_process(function: Callable, argument):
+    with ProcessPoolExecutor(1, get_context('spawn')) as pool:
+        return pool.submit(function, argument).result()
 
 
 def step_cost(config: str) -> dict:
     """Parameters and MACs of the model, and the peak memory of a training step in bytes."""
+    model, step = training_step(config)
+    device = next(model.parameters()).device
+    memory = measure.peak_memory(step, device)
+    size = model.data_preprocessor(step.args[0], training=True)['inputs'].shape[2:]
+    found = count(build_model(get_config(config)), size)
+    return dict(
+        parameters=found['parameters'],
+        macs=found['macs'],
+        step_memory='' if math.isnan(memory) else round(memory),
+    )
+
+
+def step_times(configs: dict[str, str]) -> dict[str, float]:
+    """Median seconds of a training step of each config, by its name, with the steps of all interleaved."""
+    steps = {name: training_step(config)[1] for name, config in configs.items()}
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    return {name: statistics.median(t) for name, t in measure.interleaved_times(steps, device, 20).items()}
+
+
+def training_step(config: str) -> tuple[nn.Module, partial]:
+    """Model of a config, and its training step on a batch of its data."""
     cfg, device = get_config(config), torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     model = build_model(cfg)
     loader = dict(cfg.train_dataloader, num_workers=0, persistent_workers=False)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         optimizer = build_optim_wrapper(model.to(device).train(), cfg.optim_wrapper)
         batch = next(iter(Runner.build_dataloader(loader, seed=0)))
-    size = model.data_preprocessor(batch, training=True)['inputs'].shape[2:]
-    memory = measure.peak_memory(lambda: model.train_step(batch, optimizer), device)
-    found = count(build_model(cfg), size)
-    return dict(
-        parameters=found['parameters'],
-        macs=found['macs'],
-        step_memory='' if math.isnan(memory) else round(memory),
-    )
+    return model, partial(model.train_step, batch, optimizer)

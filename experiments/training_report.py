@@ -79,10 +79,11 @@ def markdown(results: Results, outstanding: Sequence[str]) -> str:
         f'- {metric}: after the last iteration; mean over seeds with its 95 % interval (Student t).',
         f'- Difference: to {names[0] if names else "the first"} with the same seed; mean and interval alike.',
         '- FLOPs: multiply-accumulates for one image of the size that the model trains with.',
-        '- Training: seconds of a run with start and test, median over seeds.',
+        '- p: that the difference is zero, by a paired t test, with the correction of Holm for all of them.',
+        '- Step: median time of a training step without loading, the steps of all configs interleaved.',
         '- Memory: peak of a training step on top of model and data.',
         '',
-        f'| config | params (M) | FLOPs (M) | seeds | {metric} | difference | training (s) | s / iteration '
+        f'| config | params (M) | FLOPs (M) | seeds | {metric} | difference | p | step (ms) '
         '| step memory (MB) |',
         '|---|---|---|---|---|---|---|---|---|',
         *(row(results, name, names[0]) for name in names),
@@ -96,18 +97,46 @@ def markdown(results: Results, outstanding: Sequence[str]) -> str:
 
 def row(results: Results, name: str, first: str) -> str:
     """Row of a config."""
-    config, runs, metric = results.configs[name], results.seeds_of(name).values(), metric_of(results)
+    config, metric = results.configs[name], metric_of(results)
     values, reference = values_of(results, name), values_of(results, first)
-    cells = [name, '', '', str(len(runs)), with_interval([*values.values()], bounds(metric)), '', '', '', '']
+    cells = [
+        name,
+        '',
+        '',
+        str(len(values)),
+        with_interval([*values.values()], bounds(metric)),
+        '',
+        '',
+        '',
+        '',
+    ]
     if config.get('parameters'):
         cells[1:3] = f'{int(config["parameters"]) / 1e6:.2f}', f'{int(config["macs"]) / 1e6:.1f}'
-    if config.get('step_memory'):
-        cells[8] = f'{int(config["step_memory"]) / 2**20:.0f}'
-    for i, key, digits in ((6, 'seconds', 0), (7, 'seconds_per_iteration', 3)):
-        cells[i] = f'{statistics.median(run[key] for run in runs):.{digits}f}'
     if name != first and (differences := paired(values, reference)):
         cells[5] = with_interval(differences, difference_bounds(metric), '+')
+        if name in (corrected := p_values(results)):
+            cells[6] = f'{corrected[name]:.2g}'
+    if config.get('step_seconds'):
+        cells[7] = f'{1e3 * float(config["step_seconds"]):.0f}'
+    if config.get('step_memory'):
+        cells[8] = f'{int(config["step_memory"]) / 2**20:.0f}'
     return f'| {" | ".join(cells)} |'
+
+
+def p_values(results: Results) -> dict[str, float]:
+    """Probability of each difference to the first config if there were none, corrected for their number.
+
+    Two-sided paired t tests with the correction of Holm (1979); configs with fewer than two pairs have none.
+    """
+    from scipy.stats import ttest_1samp
+
+    first, *others = results.trained()
+    pairs = {name: paired(values_of(results, name), values_of(results, first)) for name in others}
+    tested = {name: ttest_1samp(values, 0).pvalue for name, values in pairs.items() if len(values) > 1}
+    corrected, largest = {}, 0.0
+    for rank, name in enumerate(sorted(tested, key=tested.get)):
+        largest = corrected[name] = max(largest, min(1.0, (len(tested) - rank) * tested[name]))
+    return corrected
 
 
 def with_interval(values: Sequence[float], possible: Bounds = UNBOUNDED, sign: str = '') -> str:

@@ -74,6 +74,7 @@ def test_two_configs_with_two_seeds_of_which_one_fails_at_first(folder, capsys):
     for name, row in found.configs.items():
         expected = count(build_model(f'{name}.py'), (32, 32))
         assert [int(row[key]) for key in ('parameters', 'macs')] == [expected['parameters'], expected['macs']]
+        assert float(row['step_seconds']) > 0
 
     # The page follows from the two tables alone.
     for name in ('README.md', 'results.png'):
@@ -145,6 +146,27 @@ def test_bad_input_is_one_line(folder, capsys, call, named):
         compare_training.main([*call, '--out', 'out'])
     (line,) = capsys.readouterr().err.splitlines()
     assert named in line
+
+
+def test_p_values_are_corrected_for_the_number_of_comparisons(tmp_path):
+    results = Results(tmp_path)
+    differences = dict(first=(0, 0, 0), near=(0.2, -0.1, 0.3), far=(-4.1, -3.9, -4.2), apart=(1.0, 2.0, 4.0))
+    for name, values in differences.items():
+        results.expect(name, 'x', '')
+        for seed, value in enumerate(values):
+            results.runs[name, seed] = dict(value=[40, 43, 41][seed] + value)
+    # By hand: t = mean / (s / sqrt(3)), and for two degrees of freedom p = 1 - t / sqrt(t^2 + 2).
+    t = {name: abs(np.mean(v)) / (np.std(v, ddof=1) / 3**0.5) for name, v in differences.items() if any(v)}
+    p = {name: 1 - value / (value**2 + 2) ** 0.5 for name, value in t.items()}
+    expected = dict(far=3 * p['far'], apart=2 * p['apart'], near=p['near'])
+    assert training_report.p_values(results) == pytest.approx(expected)
+
+
+def test_seed_in_a_setting(folder):
+    first, second = training.plan(
+        ['narrow.py'], [3, 4], Results(folder / 'out'), folder / 'work', {'load_from': 'seed_{seed}.pth'}
+    )
+    assert [Config.fromfile(run.config).load_from for run in (first, second)] == ['seed_3.pth', 'seed_4.pth']
 
 
 # Student's t for two values: 12.706 times half of their difference.
