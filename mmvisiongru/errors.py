@@ -36,7 +36,9 @@ def in_one_line(error: BaseException, width: int = 300) -> str:
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     text = ' '.join(str(text).split())
     text = text if len(text) <= width else f'{text[: width - 4]} ...'
-    return text if type(error) in (InputError, ValueError) else f'{type(error).__name__}: {text}'
+    # An assertion of another package speaks of its input, such as an image that cannot be read.
+    plain = text and type(error) in (InputError, ValueError, AssertionError)
+    return text if plain else f'{type(error).__name__}: {text}'
 
 
 def no_compiled_operators() -> str:

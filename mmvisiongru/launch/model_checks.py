@@ -31,8 +31,7 @@ TRIED = 4
 
 def check_built(runner: Runner, dataloaders: Iterable[str]) -> None:
     """Check the model of a Runner against the loops over some dataloaders, by their keys in the config."""
-    loops = {key: getattr(runner, key.replace('dataloader', 'loop')) for key in dataloaders}
-    loops = {key: loop for key, loop in loops.items() if loop is not None}
+    loops = {key: loop for key in dataloaders if (loop := _loop(runner, key)) is not None}
     found = {f'{key}.dataset': loop.dataloader.dataset for key, loop in loops.items()}
     for key, loop in loops.items():
         for i, metric in enumerate(loop.evaluator.metrics if hasattr(loop, 'evaluator') else ()):
@@ -43,6 +42,19 @@ def check_built(runner: Runner, dataloaders: Iterable[str]) -> None:
         check_batch_norm(pooled, loops['train_dataloader'].dataloader)
     for key, loop in {} if isinstance(runner.model, BaseTTAModel) else loops.items():
         check_batch(key, loop.dataloader, runner.model, training=key == 'train_dataloader')
+
+
+def _loop(runner: Runner, dataloader: str):
+    try:
+        return getattr(runner, dataloader.replace('dataloader', 'loop'))
+    except ValueError as error:
+        # mmengine's BaseDataset, of an empty list of samples.
+        if 'need at least one array to concatenate' not in str(error):
+            raise
+        raise InputError(
+            f'{dataloader}.dataset in {runner.cfg.filename} has no samples; check its data_prefix, suffixes '
+            'and ann_file'
+        ) from error
 
 
 def heads(cfg: Config, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -82,9 +82,6 @@ def building(cfg: Config) -> Iterator[None]:
     # What the config names is code of anybody, and fails in any way.
     except Exception as error:
         line = f'{cfg.filename or cfg.model.type}: {in_one_line(error)}'
-        # An empty list of samples, in mmengine's BaseDataset.
-        if 'need at least one array to concatenate' in line:
-            line += ' (a data set without samples: check its data_prefix, suffixes and ann_file)'
         logger, trace = MMLogger.get_current_instance(), (type(error), error, error.__traceback__)
         record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, line, (), trace)
         # The terminal gets the line alone.

@@ -122,7 +122,7 @@ def test_odd_but_whole_files_are_no_fault(scenes):
     assert [dataset[i]['inputs'].shape for i in range(3)] == [(3, 24, 32)] * 3
 
 
-def test_label_of_a_classifier_out_of_range(tmp_path):
+def test_label_of_a_classifier_out_of_range_and_a_file_that_is_no_image(tmp_path):
     init_default_scope('mmpretrain')
     Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
     (tmp_path / 'list.txt').write_text('a.png 2\n')
@@ -131,6 +131,10 @@ def test_label_of_a_classifier_out_of_range(tmp_path):
         pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')],
     )  # fmt: skip
     with pytest.raises(InputError, match=r'a\.png contains label 2, .* 0 to 1'):
+        GuardedDataset(dataset, seed=0)[0]
+    # No map is compared with it. The decoder asserts, which is no fault of the program.
+    (tmp_path / 'a.png').write_text('<html>')
+    with pytest.raises(InputError, match=r'a\.png: failed to load image'):
         GuardedDataset(dataset, seed=0)[0]
 
 

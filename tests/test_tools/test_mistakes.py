@@ -89,7 +89,8 @@ def mistake(work, refused):
         ('seg.py', 'train_cfg.val_intervals=5', ['train_cfg', "'val_interval'"]),
         # Keys, data, labels.
         ('seg.py', 'train_dataloader.dataset.data_root=away', ['dataset.data_root', 'away', 'make_scenes()']),
-        ('seg.py', 'train_dataloader.dataset.img_suffix=.tif', ['seg.py', 'without samples', 'suffixes']),
+        ('seg.py', 'train_dataloader.dataset.img_suffix=.tif', ['train_dataloader.dataset in seg', 'suffix']),
+        ('seg.py', 'val_dataloader.dataset.img_suffix=.tif', ['val_dataloader.dataset in seg', 'suffix']),
         (
             'seg.py',
             'model.decode_head.ignore_index=0',

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 import mmengine
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -103,7 +104,9 @@ def only_loading(dataset: dict) -> dict:
     if 'pipeline' in dataset:
         steps = dataset['pipeline']
         dataset['pipeline'] = [t for t in steps if t['type'].split('.')[-1].startswith(('Load', 'Pack'))]
-    if str(dataset.get('type')).endswith('SegDataset'):
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        kind = registry.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
+    if isinstance(kind, type) and issubclass(kind, BaseDataset):
         # mmengine cannot serialise an empty list, which a wrong suffix leads to.
         dataset['serialize_data'] = False
     if 'dataset' in dataset:
