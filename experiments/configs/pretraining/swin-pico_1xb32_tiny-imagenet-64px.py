@@ -17,3 +17,5 @@ model = dict(
         ],
     ),
 )
+# The best of three on held-out training images of 50 classes.
+optim_wrapper = dict(optimizer=dict(lr=5e-4))
