@@ -1,0 +1,20 @@
+"""UperNet with VRWKV-pico on CamVid, from the Tiny-ImageNet weights of the same seed."""
+
+_base_ = '../peers/vrwkv-pico_upernet_1xb8-1k_camvid-180x240.py'
+
+model = dict(
+    backbone=dict(
+        # The patches of the pretraining.
+        patch_size=(16, 22),
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='work_dirs/tiny_imagenet/vrwkv-pico_1xb32_tiny-imagenet-64px_{seed}_2889d57aea43/epoch_12.pth',
+            prefix='backbone.',
+        ),
+    )
+)
+
+train_dataloader = dict(batch_size=4)
+train_cfg = dict(max_iters=800, val_interval=200)
+default_hooks = dict(checkpoint=dict(interval=200))
+auto_scale_lr = dict(base_batch_size=4)
