@@ -7,7 +7,6 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
-from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
 # What OpenMMLab tools look for in `<package>/.mim`.
@@ -45,15 +44,6 @@ class BuildPyWithMim(build_py):
             link_mim(ROOT / 'mmvisiongru')
         else:
             copy_mim(Path(self.build_lib, 'mmvisiongru'))
-
-
-class SdistWithMim(sdist):
-    """``sdist`` whose package folder holds ``.mim``, as an installed one does."""
-
-    def make_release_tree(self, base_dir, files):
-        """Lay out the release, then ``.mim`` in it."""
-        super().make_release_tree(base_dir, files)
-        copy_mim(Path(base_dir, 'mmvisiongru'))
 
 
 def read(name):
@@ -108,7 +98,7 @@ setup(
         'deploy': requirements('deploy'),
         'tests': requirements('tests'),
     },
-    cmdclass={'build_py': BuildPyWithMim, 'sdist': SdistWithMim},
+    cmdclass={'build_py': BuildPyWithMim},
     options={'build': {'build_base': BUILD.name}, 'egg_info': {'egg_base': BUILD.name}},
     zip_safe=False,
 )
