@@ -71,7 +71,9 @@ def test_layer_decay_of_a_classifier_is_that_of_mmpretrain():
     ours = optimizer_of(cfg, model, layer_decay_rate=0.8)
     assert settings(ours, model) == settings(theirs, model)
     # The stem, 14 blocks, and the head; each with and without weight decay.
-    assert len({lr for lr, _ in settings(ours, model).values()}) == 16
+    rates = sorted({lr for lr, _ in settings(ours, model).values()})
+    assert rates == pytest.approx([1e-3 * 0.8**n for n in range(15, -1, -1)])
+    assert settings(ours, model)['backbone.stages.0.blocks.1.mixer.in_proj.weight'][0] == rates[2]
     assert len(ours.param_groups) == 32
 
 

@@ -178,6 +178,23 @@ def test_16_bits(kind):
         assert c.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize('amp', [False, True])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [{}, dict(dwconv_kernel_size=5), dict(dwconv_kernel_size=1), dict(in_channels=1), dict(with_cp=True)],
+    ids=str,
+)
+def test_gradients_have_the_strides_of_their_parameters(options, memory_format, amp):
+    """DistributedDataParallel warns and copies otherwise."""
+    model = small(**options).to(memory_format=memory_format).train()
+    with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+        maps = model(image(64, 64)[:, : options.get('in_channels', 3)])
+    backward(maps)
+    for name, param in model.named_parameters():
+        assert param.grad.stride() == param.stride(), name
+
+
 @pytest.mark.parametrize('prefix', ['', 'backbone.'])
 @pytest.mark.parametrize(
     ('kind', 'total', 'known'),
@@ -217,30 +234,6 @@ def test_layer_depth_rises_through_the_network(kind, total, known, prefix):
     for depth, names in known.items():
         assert [depths[n][0] for n in names] == [depth] * len(names)
     assert model.get_layer_depth('head.fc.weight', 'backbone.') == (total + 1, total + 2)
-
-
-def test_layer_decay_of_mmpretrain():
-    from mmpretrain.engine import LearningRateDecayOptimWrapperConstructor
-    from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
-
-    model = MMPRETRAIN_MODELS.build(
-        dict(
-            type='ImageClassifier',
-            backbone=dict(type='mmvisiongru.VisionGRU', out_indices=(3,), **SMALL[VisionGRU]),
-            neck=dict(type='GlobalAveragePooling'),
-            head=dict(type='LinearClsHead', num_classes=3, in_channels=28),
-            _scope_='mmpretrain',
-        )
-    )
-    constructor = LearningRateDecayOptimWrapperConstructor(
-        dict(optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05)), dict(layer_decay_rate=0.5)
-    )
-    groups = {g['param_name']: g['lr'] for g in constructor(model).optimizer.param_groups}
-    # Seven layers: the stem, five blocks and the head.
-    places = ((0, 0), (1, 0), (2, 0), (2, 1), (3, 0))
-    names = ['backbone.stages.{}.blocks.{}.mixer.in_proj.weight'.format(*place) for place in places]
-    names = ['backbone.stem.conv1.weight', *names, 'head.fc.weight']
-    assert [groups[name] for name in names] == [0.5**k for k in range(6, -1, -1)]
 
 
 def stages(embed_dims=(8, 16, 32, 64), depths=(1, 1, 1, 1)):

@@ -1,7 +1,5 @@
 """VRWKVAdapter: values of the original, deformable attention by its definition, and the contract."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -45,42 +43,22 @@ def test_last_tokens_go_to_all_maps_as_released_for_detection():
 # ---- deformable attention
 
 
-def read_by_hand(feature, x, y):
-    """Bilinear interpolation of (H, W, C) at a place in pixels whose centres are at .5; zero outside."""
-    H, W, _ = feature.shape
-    x, y = x - 0.5, y - 0.5
-    left, top = math.floor(x), math.floor(y)
-    out = torch.zeros_like(feature[0, 0])
-    for row in (top, top + 1):
-        for column in (left, left + 1):
-            if 0 <= row < H and 0 <= column < W:
-                out = out + (1 - abs(x - column)) * (1 - abs(y - row)) * feature[row, column]
-    return out
-
-
 def attend_by_hand(layer, query, places, x, shapes):
-    """The equation of the class, place by place."""
-    B, Q, _ = query.shape
-    heads, levels, points = layer.num_heads, layer.levels, layer.points
-    value = layer.value_proj(x)
-    D = value.size(2) // heads
-    offsets = layer.sampling_offsets(query).view(B, Q, heads, levels, points, 2)
-    weights = layer.attention_weights(query).view(B, Q, heads, -1).softmax(-1)
-    weights = weights.view(B, Q, heads, levels, points)
-    out = torch.zeros(B, Q, heads * D, dtype=query.dtype)
-    for b in range(B):
-        for q in range(Q):
-            for h in range(heads):
-                begin = 0
-                for level, (H, W) in enumerate(shapes):
-                    feature = value[b, begin : begin + H * W, h * D : (h + 1) * D].view(H, W, D)
-                    begin += H * W
-                    for p in range(points):
-                        shift = offsets[b, q, h, level, p]
-                        at = places[q, 0] * W + shift[0], places[q, 1] * H + shift[1]
-                        read = read_by_hand(feature, *(float(a) for a in at))
-                        out[b, q, h * D : (h + 1) * D] += weights[b, q, h, level, p] * read
-    return layer.output_proj(out)
+    """The equation of the class, with the share of every pixel (centres at .5) in what is read at a place."""
+    by_point = (layer.num_heads, layer.levels, layer.points)
+    offsets = layer.sampling_offsets(query).unflatten(2, (*by_point, 2))
+    weights = layer.attention_weights(query).unflatten(2, (layer.num_heads, -1)).softmax(3)
+    weights, values = (
+        weights.unflatten(3, by_point[1:]),
+        layer.value_proj(x).unflatten(2, (layer.num_heads, -1)),
+    )
+    out = 0
+    for level, (H, W) in enumerate(shapes):
+        at = places[:, None, None] * torch.tensor([W, H]) + offsets[:, :, :, level] - 0.5
+        shares = [(1 - (at[..., i, None] - torch.arange(n)).abs()).clamp(min=0) for i, n in enumerate((W, H))]
+        map_, values = values[:, : H * W].unflatten(1, (H, W)), values[:, H * W :]
+        out = out + torch.einsum('bqhp,bqhpx,bqhpy,byxhd->bqhd', weights[:, :, :, level], *shares, map_)
+    return layer.output_proj(out.flatten(2))
 
 
 @pytest.mark.parametrize('shapes', [[(2, 3)], [(4, 2), (2, 1), (1, 1)]], ids=str)
