@@ -45,12 +45,14 @@ def test_option_without_effect(option, message):
         ('bad.py', 'a = 1\n', 'bad.py has no model, train_cfg'),
         ('a/b.py', '', 'no folder a'),
         ('c.py', '', 'c.py does not exist'),
+        ('sag.py', '', 'did you mean seg.py'),
         (UPERNET[:-1], '', UPERNET),
     ],
 )
 def test_config_that_cannot_be_used(here, name, text, message):
-    if text:
-        Path(name).write_text(text)
+    for path, content in (('seg.py', 'a = 1'), (name, text)):
+        if content:
+            Path(path).write_text(content)
     with pytest.raises(InputError) as error:
         get_config(name, required=('model', 'train_cfg'))
     assert message in str(error.value)

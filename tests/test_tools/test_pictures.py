@@ -64,6 +64,11 @@ def test_a_picture_never_becomes_a_sample(classifier, refused):
     assert files('inet') == before
 
 
+def test_browsing_names_a_broken_image(classifier, refused):
+    Path('inet/train/b/2.png').write_bytes(b'no image')
+    assert 'inet/train/b/2.png' in refused(browse_dataset, classifier)
+
+
 def test_images_that_are_no_files_are_refused():
     with pytest.raises(InputError, match='no files'):
         test_tool.PictureHook('shown').before_test(Mock(**{'test_loop.dataloader.dataset': [0]}))
