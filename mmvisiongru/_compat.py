@@ -93,12 +93,3 @@ def adaptive_pooling_operators() -> list:
     """
     aten, names = torch.ops.aten, ('_adaptive_avg_pool2d', 'adaptive_avg_pool2d')
     return [getattr(aten, name).default for name in names if hasattr(aten, name)]
-
-
-def batch_norm_types() -> tuple[type, ...]:
-    """Base class of batch norm layers (torch 2.15), which mmengine's stand-in for SyncBN has as well.
-
-    Without it, the public classes, which leave out that stand-in.
-    """
-    base = getattr(nn.modules.batchnorm, '_BatchNorm', None)
-    return (base,) if base else (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

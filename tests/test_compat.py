@@ -46,14 +46,6 @@ def adaptive_pooling_operators():
         return _compat.adaptive_pooling_operators(), [torch.ops.aten.adaptive_avg_pool2d.default]
 
 
-def batch_norm_types():
-    public = SimpleNamespace(**{name: getattr(nn, name) for name in dir(nn) if 'BatchNorm' in name})
-    public.modules = SimpleNamespace(batchnorm=SimpleNamespace())
-    with mock.patch.object(_compat, 'nn', public):
-        found = _compat.batch_norm_types()
-    return [isinstance(layer, found) for layer in (nn.BatchNorm2d(3), nn.LayerNorm(3))], [True, False]
-
-
 # What each function gives where the names are missing, and what it must give.
 FALLBACKS = {
     'linear': linear,
@@ -61,7 +53,6 @@ FALLBACKS = {
     'checkpoint_loaders': lambda: (_compat.checkpoint_loaders(object), {}),
     'has_hooks': lambda: (_compat.has_hooks(SimpleNamespace()), False),
     'adaptive_pooling_operators': adaptive_pooling_operators,
-    'batch_norm_types': batch_norm_types,
     'built_loops': lambda: (_compat.built_loops(SimpleNamespace()), {}),
 }
 

@@ -6,7 +6,6 @@ tools/dist_train.sh CONFIG GPUS [OPTIONS]
 
 import argparse
 
-from mmvisiongru.engine.resume import CHOICES
 from mmvisiongru.launch.options import add_common_options, add_config_options, at_least_one, one_line_errors
 from mmvisiongru.launch.prepare import train
 
@@ -25,7 +24,7 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         '--schedule',
-        choices=CHOICES,
+        choices=('checkpoint', 'config'),
         help="where a run is resumed to another length: go on with the checkpoint's schedule, or with the "
         "config's, as if the run had had its length from the start",
     )
@@ -41,11 +40,6 @@ def parse_args(argv=None):
         '--auto-scale-lr',
         action='store_true',
         help='scale lr by the global batch over auto_scale_lr.base_batch_size of the config',
-    )
-    parser.add_argument(
-        '--no-persistent-workers',
-        action='store_true',
-        help='turn persistent_workers off in every dataloader',
     )
     add_common_options(parser)
     args = parser.parse_args(argv)

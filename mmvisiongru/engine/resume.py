@@ -26,9 +26,6 @@ from mmvisiongru.engine.optim import accept_state, all_schedulers, single_wrappe
 from mmvisiongru.errors import InputError
 from mmvisiongru.registry import HOOKS
 
-# Values of resume_schedule: the schedule that a run follows when it is resumed to another length.
-CHOICES = ('checkpoint', 'config')
-
 
 def seed_all(*position) -> None:
     """Seed the generators of Python, numpy and torch from a position in a run."""

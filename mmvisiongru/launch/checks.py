@@ -57,20 +57,17 @@ def parts(cfg: Config, *keys: str) -> Iterator[tuple[str, dict]]:
 
 def check_names(cfg: Config) -> None:
     """Refuse misspelt types and arguments, and any unknown one of a hook. mmengine refuses the others."""
-    scope, found = cfg.get('default_scope'), {}
     for place, node in parts(cfg, *filter(KNOWN_KEYS.__contains__, cfg)):
-        key, _, name = place.partition('.')
+        (key, _, name), scope = place.partition('.'), node.get('_scope_', cfg.get('default_scope'))
         for type_key in ('type', 'ema_type'):
             kind = node.get(type_key)
-            if isinstance(kind, str) and kind not in found:
-                found[kind] = _find(kind, node.get('_scope_', scope))
-                if not found[kind] and (hint := near_type(kind, scope)):
-                    raise InputError(f'{place}.{type_key}: {kind!r} is not registered{hint}')
+            if isinstance(kind, str) and not _find(kind, scope) and (hint := near_type(kind, scope)):
+                raise InputError(f'{place}.{type_key}: {kind!r} is not registered{hint}')
         if 'type' in node:
-            kinds = found[node['type']] if isinstance(node['type'], str) else [node['type']]
+            kinds = _find(node['type'], scope) if isinstance(node['type'], str) else [node['type']]
             classes = list(filter(inspect.isclass, kinds))
             if any(issubclass(each, EMAHook) for each in classes):
-                classes += found.get(node.get('ema_type')) or _find('ExponentialMovingAverage', None)
+                classes += _find(node.get('ema_type', 'ExponentialMovingAverage'), scope)
             _check_arguments(place, node, classes)
         elif place in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             _check_arguments(place, node, [DataLoader])

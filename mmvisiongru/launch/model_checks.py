@@ -16,10 +16,8 @@ from mmengine.dist import get_world_size
 from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import SyncBatchNorm
 from torch.utils.data import DataLoader
 
-from mmvisiongru._compat import batch_norm_types
 from mmvisiongru.checkpoint.match import plain_model
 from mmvisiongru.errors import InputError, in_one_line
 
@@ -94,23 +92,19 @@ def check_model(cfg: Config, model: nn.Module) -> list[str]:
             return []
         if (neck := getattr(plain, 'neck', None)) is not None:
             maps = _call(cfg, 'model.neck', neck, maps)
-        for name, part in _children(plain) if isinstance(maps, Sequence) else ():
+        if not isinstance(maps, Sequence):
+            return pooled
+        for name, part in _children(plain):
             if hasattr(part, 'in_channels') and part not in (plain.backbone, neck):
                 _call(cfg, f'model.{name}', part, maps)
-        if hasattr(plain, 'roi_head') and isinstance(maps, Sequence):
-            check_regions(cfg, plain.roi_head, maps[0].size(1))
+        for name, part in _children(plain.roi_head) if hasattr(plain, 'roi_head') else ():
+            # A head may widen its maps, but what cuts regions out of maps may not.
+            key = 'out_channels' if hasattr(part, 'featmap_strides') else 'in_channels'
+            place, width = f'model.roi_head.{name}.{key}', maps[0].size(1)
+            if (stated := getattr(part, key, width)) != width:
+                where = f'{place}={stated} in {cfg.filename}'
+                raise InputError(f'{where}, but its maps have {width} channels; set {place}={width}')
     return pooled
-
-
-def check_regions(cfg: Config, roi_head: nn.Module, width: int) -> None:
-    """Compare what cuts regions out of maps of some ``width``, and the heads that get these."""
-    for name, part in _children(roi_head):
-        # A head may widen its maps, but an extractor may not.
-        key = 'out_channels' if hasattr(part, 'featmap_strides') else 'in_channels'
-        place, stated = f'model.roi_head.{name}.{key}', getattr(part, key, width)
-        if stated != width:
-            where = f'{place}={stated} in {cfg.filename}'
-            raise InputError(f'{where}, but its maps have {width} channels; set {place}={width}')
 
 
 def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -123,12 +117,12 @@ def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 @contextmanager
 def _looking(model: nn.Module) -> Iterator[list[str]]:
     """Run the model without a trace in it; gives the batch norms that get one value per channel."""
-    kinds = batch_norm_types()
-    names = {m: f'model.{name}' for name, m in model.named_modules() if isinstance(m, kinds)}
+    # Batch norms of any library; other norms keep no statistics of several images.
+    names = {m: f'model.{n}' for n, m in model.named_modules() if getattr(m, 'track_running_stats', False)}
     training, pooled = model.training, []
 
     def look(norm, inputs):
-        across = isinstance(norm, SyncBatchNorm) and get_world_size() > 1
+        across = isinstance(norm, nn.SyncBatchNorm) and get_world_size() > 1
         if not across and inputs[0].numel() == inputs[0].size(1):
             pooled.append(names[norm])
 

@@ -63,6 +63,7 @@ def add_common_options(parser: ArgumentParser) -> None:
     parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/CONFIG)')
     parser.add_argument('--amp', action='store_true', help='mixed precision (bfloat16 without a GPU)')
     parser.add_argument('--no-pin-memory', action='store_true', help='turn pin_memory off')
+    parser.add_argument('--no-persistent-workers', action='store_true', help='turn persistent_workers off')
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],

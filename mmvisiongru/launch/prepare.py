@@ -1,9 +1,10 @@
-"""From a config to a checked Runner, in the one order that every script keeps: cheap checks come first."""
+"""From a command line to a checked Runner, in the one order of all scripts: cheap checks come first."""
 
-import logging
+import traceback
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -13,9 +14,8 @@ from mmengine.runner import Runner
 from mmvisiongru.checkpoint import check_file, refuse_pickled_code
 from mmvisiongru.config import get_config
 from mmvisiongru.errors import InputError, did_you_mean, in_one_line
-from mmvisiongru.files import check_folder, is_local
+from mmvisiongru.files import check_folder
 from mmvisiongru.launch.checks import check_config
-from mmvisiongru.launch.merge import merge_training_options
 from mmvisiongru.launch.model_checks import check_built
 from mmvisiongru.launch.processes import prepare_launch
 from mmvisiongru.launch.schedule import build_schedule
@@ -23,8 +23,9 @@ from mmvisiongru.launch.schedule import build_schedule
 # Top-level keys without which a config is for something else.
 TRAINING = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
 TESTING = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
-# Dataloaders that training goes through.
+# Dataloaders that training goes through, and all of a config.
 TRAINING_DATA = ('train_dataloader', 'val_dataloader')
+LOADERS = (*TRAINING_DATA, 'test_dataloader')
 
 
 def prepare_config(args: Namespace, required: Iterable[str] = (), dataloaders: Iterable[str] = ()) -> Config:
@@ -38,8 +39,47 @@ def prepare_config(args: Namespace, required: Iterable[str] = (), dataloaders: I
 def train(args: Namespace) -> None:
     """Train as the command line of ``tools/train.py`` says; InputError if something cannot be used."""
     cfg = get_config(args.config, args.cfg_options, TRAINING)
-    trial = merge_training_options(cfg, args)
-    prepare_training(cfg, trial).train()
+    merge_common_options(cfg, args)
+    wrapper = cfg.optim_wrapper
+    if args.amp and wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+    elif args.amp and wrapper.type not in ('AmpOptimWrapper', 'mmvisiongru.CPUAmpOptimWrapper'):
+        raise InputError(f'--amp replaces an OptimWrapper, the config has {wrapper.type}')
+    prepare_training(cfg, shorten(cfg, args) if args.trial else None).train()
+
+
+def merge_common_options(cfg: Config, args: Namespace) -> None:
+    """Merge the options that training and testing share into a config; the command line wins."""
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(cfg.filename).stem}'
+    cfg.launcher = args.launcher or cfg.get('launcher', 'none')
+    for loader in filter(None, map(cfg.get, LOADERS)):
+        if args.no_pin_memory:
+            loader.pin_memory = False
+        # Torch refuses to keep workers when there are none.
+        if args.no_persistent_workers or loader.get('num_workers') == 0:
+            loader.persistent_workers = False
+
+
+def shorten(cfg: Config, args: Namespace) -> float:
+    """Make a trial, in iterations or epochs as in the config. Returns its length over that of the run."""
+    # Not where the run would find a checkpoint to resume.
+    cfg.work_dir = args.work_dir or f'{cfg.work_dir.rstrip("/")}_trial'
+    by_epoch, length = bool(cfg.train_cfg.get('max_epochs')), args.trial
+    unit = 'max_epochs' if by_epoch else 'max_iters'
+    if not isinstance(before := cfg.train_cfg.get(unit), int):
+        raise InputError(f'--trial needs a number in train_cfg.max_iters or max_epochs of {args.config}')
+    cfg.train_cfg.update({unit: length, 'val_interval': min(cfg.train_cfg.get('val_interval', 1), length)})
+    for key in ('dynamic_intervals', 'val_begin'):
+        cfg.train_cfg.pop(key, None)
+    hooks = cfg.get('default_hooks') or {}
+    saving, logger = hooks.get('checkpoint'), hooks.get('logger')
+    if saving and saving.get('by_epoch', True) == by_epoch:
+        saving.interval = min(saving.get('interval', length), length)
+        saving.pop('save_begin', None)
+    if logger and not by_epoch:
+        logger.interval = min(logger.get('interval', 10), max(1, length // 10))
+    return length / before
 
 
 def prepare_training(cfg: Config, trial: float | None = None) -> Runner:
@@ -54,12 +94,11 @@ def prepare_test(cfg: Config, checkpoint: str) -> Runner:
 
 
 def _prepare(cfg: Config, dataloaders: Iterable[str], trial: float | None = None) -> Runner:
-    refuse_pickled_code()
     check_config(cfg, dataloaders)
+    refuse_pickled_code()
+    if cfg.get('load_from') and cfg.get('resume') != 'auto':
+        check_file(cfg.load_from)
     check_folder(cfg.work_dir)
-    path = cfg.get('load_from')
-    if path and cfg.get('resume') != 'auto' and is_local(path):
-        check_file(path)
     notes = prepare_launch(cfg)
     with building(cfg):
         runner = build_runner(cfg)
@@ -82,11 +121,9 @@ def building(cfg: Config) -> Iterator[None]:
     # What the config names is code of anybody, and fails in any way.
     except Exception as error:
         line = f'{cfg.filename or cfg.model.type}: {in_one_line(error)}'
-        logger, trace = MMLogger.get_current_instance(), (type(error), error, error.__traceback__)
-        record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, line, (), trace)
-        # The terminal gets the line alone.
-        for handler in (h for h in logger.handlers if isinstance(h, logging.FileHandler)):
-            handler.emit(record)
+        if file := MMLogger.get_current_instance().log_file:
+            with open(file, 'a', encoding='utf-8') as log:
+                log.write(f'{line}\n{traceback.format_exc()}')
         raise InputError(line) from error
 
 

@@ -79,8 +79,8 @@ def _use_gloo(cfg: Config) -> list[str]:
 
 def replace_sync_bn(model: dict) -> bool:
     """Replace SyncBN by BN wherever the config of a model names it: it needs GPUs. Returns whether it did."""
-    nodes = [node for _, node in settings(model, 'model') if isinstance(node, dict)]
-    found = [node for node in nodes if node.get('type') in ('SyncBN', 'MMSyncBN')]
-    for node in found:
-        node['type'] = 'BN'
-    return bool(found)
+    found = False
+    for _, node in settings(model, 'model'):
+        if isinstance(node, dict) and node.get('type') in ('SyncBN', 'MMSyncBN'):
+            node['type'], found = 'BN', True
+    return found

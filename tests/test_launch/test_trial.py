@@ -10,7 +10,7 @@ import pytest
 from mmengine.config import Config
 
 from mmvisiongru.config import get_config
-from mmvisiongru.launch.merge import shorten
+from mmvisiongru.launch.prepare import shorten
 from mmvisiongru.launch.schedule import check_schedule, fit_schedule
 from tests.harness import ROOT
 from tests.harness.config_builders import lr_curve
