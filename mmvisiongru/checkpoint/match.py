@@ -14,9 +14,8 @@ from .load import Checkpoint, data_only, read_checkpoint, state_dict_of
 SHOWN_KEYS = 4
 
 
-def unfit_keys(module: nn.Module, state: dict) -> list[str]:
-    """List each parameter or buffer that ``state`` has in another shape, lacks, or has in addition."""
-    own = module.state_dict()
+def unfit_keys(own: dict, state: dict) -> list[str]:
+    """List each weight of a model that ``state`` has in another shape, lacks, or has in addition."""
     lines = [
         f'shape of {k}: {tuple(state[k].shape)} in the file, {tuple(v.shape)} in the model'
         for k, v in own.items()
@@ -55,7 +54,7 @@ def check_weights(
     source = f'checkpoint {checkpoint.path}' + (f' ({setting})' if setting else '')
     # As in mmengine: older files lack the counter of batch norm.
     own = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
-    unfit = [line for line in unfit_keys(model, weights) if not line.endswith('num_batches_tracked')]
+    unfit = unfit_keys(own, {k: v for k, v in weights.items() if not k.endswith('num_batches_tracked')})
     fitting = _fitting(own, weights)
     if not fitting and any('snake_gru.' in key for key in checkpoint.state_dict):
         raise InputError(

@@ -1,16 +1,15 @@
-"""Names of the released checkpoints of VisionGRU, and their conversion to ours and back."""
+"""Names of the released checkpoints of VisionGRU, and the model that weights describe."""
 
 import re
 from collections import Counter
 
-import torch
-from torch import nn
-
 from mmvisiongru.errors import InputError
 from mmvisiongru.models import VisionGRU
 
-from .common import SEG_HEADS, first, require_fit, without_wrappers
+from .common import SEG_HEADS, first
 
+# Prefixes of the released names.
+WRAPPERS = r'((backbone\.)?vig\.)?'
 # Modules of a block.
 BLOCK = {
     'norm1': 'norm', 'mixer.dwconv': 'dw_conv', 'norm2': 'norm2', 'mlp.fc1': 'projection1',
@@ -18,11 +17,13 @@ BLOCK = {
 }  # fmt: skip
 
 
-def name_table(depths, names):
+def name_table(names):
     """Our names, with the released names of the parts of each and the dimension that joins them.
 
-    ``depths`` are the blocks of each stage; ``names``, keys in either format, tell which heads exist.
+    ``names``, keys in either format, tell how many blocks there are and which heads.
     """
+    ours = any(name.startswith('backbone.stages.') for name in names)
+    depths = count_blocks(names, 'backbone.stages.' if ours else 'snake_gru.layers.')
     modules = [(f'backbone.stem.{m}', f'tokenizer.{m}') for m in ('conv1', 'norm1', 'conv2', 'norm2')]
     table = []
     for i, depth in enumerate(depths):
@@ -56,13 +57,11 @@ def count_blocks(names, prefix):
     return [count[stage] for stage in range(max(count) + 1)]
 
 
-def require_names(expected, found):
-    """Raise InputError with the number and the first of the names that only one of both holds."""
-    known, lists = set(expected), dict(missing=[n for n in expected if n not in found])
-    lists['unmapped'] = [n for n in found if n not in known]
-    wrong = [f'{len(names)} {kind} keys, first {first(names)}' for kind, names in lists.items() if names]
-    if wrong:
-        raise InputError('; '.join(wrong))
+def released_prefix(names):
+    """Of the released names: a classifier has none."""
+    if 'head.fc.weight' in names:
+        return ''
+    return 'backbone.vig.' if any(name.startswith(SEG_HEADS) for name in names) else 'vig.'
 
 
 def arch_of(state):
@@ -78,49 +77,7 @@ def name_of(state):
     return next((name for name, known in VisionGRU.arch_settings.items() if known == arch), None)
 
 
-def require_model(state):
-    """Raise InputError unless names and shapes are those of the model with this ``arch_of``."""
-    arch = arch_of(state)
-    with torch.device('meta'):
-        channels = state['backbone.stem.conv1.weight'].shape[1]
-        backbone = VisionGRU(arch, in_channels=channels, out_indices=(-1,))
-        model = nn.ModuleDict({'backbone': backbone})
-        if 'head.fc.weight' in state:
-            fc = nn.Linear(arch['embed_dims'][-1], len(state['head.fc.weight']))
-            model['head'] = nn.ModuleDict({'fc': fc})
-    require_fit(model, state)
-
-
-def to_mmvisiongru(state):
-    """Rename and fuse a released state dict, whatever wrappers it came through."""
-    released = without_wrappers(state, r'((backbone\.)?vig\.)?')
-    table = name_table(count_blocks(released, 'snake_gru.layers.'), released)
-    require_names([name for _, parts, _ in table for name in parts], released)
-    ours = {}
-    for name, parts, dim in table:
-        values = [released[part] for part in parts]
-        if len({v.shape for v in values}) > 1:
-            raise InputError(f'{" and ".join(parts)} differ in shape: {[tuple(v.shape) for v in values]}')
-        ours[name] = torch.cat(values, dim) if len(values) > 1 else values[0]
-    require_model(ours)
-    return ours
-
-
-def to_released(state):
-    """Undo :func:`to_mmvisiongru`: a classifier gets plain names, a backbone ``vig.``, a segmentor both.
-
-    The released model reads rows and their reverse with candidate 'g'. Weights do not tell whether theirs
-    did; a model with other ``scan_paths`` of the same number, or another ``candidate``, has no released form.
-    """
-    table = name_table(count_blocks(state, 'backbone.stages.'), state)
-    require_names([name for name, _, _ in table], state)
-    require_model(state)
-    prefix = '' if 'head.fc.weight' in state else 'vig.'
-    if any(name.startswith(SEG_HEADS) for name in state):
-        prefix = 'backbone.vig.'
-    released = {}
-    for name, parts, dim in table:
-        for part, value in zip(parts, state[name].chunk(len(parts), dim), strict=True):
-            # A slice would be saved with all of the tensor that it is cut from.
-            released[part if part.startswith(SEG_HEADS) else prefix + part] = value.clone()
-    return released
+def backbone(state):
+    """The backbone, as far as names and shapes depend on its arguments."""
+    channels = state['backbone.stem.conv1.weight'].shape[1]
+    return VisionGRU(arch_of(state), in_channels=channels, out_indices=(-1,))

@@ -3,14 +3,9 @@
 Their names are ours except for the two linear layers of VRWKV-L's head, which mmpretrain names differently.
 """
 
-import torch
-from torch import nn
-
-from mmvisiongru.errors import InputError
 from mmvisiongru.models import VRWKV, VRWKVAdapter
 
-from .common import require_fit, without_wrappers
-
+WRAPPERS = ''
 # Released prefix: ours.
 HEAD = {'head.0.': 'head.layers.pre_logits.', 'head.2.': 'head.layers.head.'}
 
@@ -47,50 +42,25 @@ def name_of(state):
     return None
 
 
-def to_mmvisiongru(state):
-    """Check a released state dict and rename the head of VRWKV-L; of a backbone alone, add ``backbone.``."""
-    plain = without_wrappers(state)
-    if 'pos_embed' in plain:
-        plain = {f'backbone.{name}': value for name, value in plain.items()}
-    renamed = _renamed(plain, HEAD)
-    require_model(renamed)
-    return renamed
+def name_table(names):
+    """Our names, each with the one released name of it; of a backbone alone, ours have ``backbone.``."""
+    table = []
+    for name in names:
+        ours = theirs = name
+        for released, own in HEAD.items():
+            if name.startswith((released, own)):
+                rest = name.removeprefix(released).removeprefix(own)
+                ours, theirs = own + rest, released + rest
+        table.append((f'backbone.{ours}' if 'pos_embed' in names else ours, (theirs,), 0))
+    return table
 
 
-def to_released(state):
-    """Undo :func:`to_mmvisiongru`; a backbone alone keeps ``backbone.``, which the released code deletes."""
-    require_model(state)
-    return _renamed(state, {ours: theirs for theirs, ours in HEAD.items()})
+def released_prefix(names):
+    """Of the released names: none."""
+    return ''
 
 
-def _renamed(state, prefixes):
-    renamed = {}
-    for name, value in state.items():
-        prefix = next((p for p in prefixes if name.startswith(p)), '')
-        renamed[prefixes.get(prefix, '') + name.removeprefix(prefix)] = value
-    return renamed
-
-
-def require_model(state):
-    """Raise InputError unless names and shapes are those of the model that they describe."""
-    try:
-        with torch.device('meta'):
-            model = nn.ModuleDict({'backbone': _backbone(state)})
-            if 'head.fc.weight' in state:
-                model['head'] = nn.ModuleDict({'fc': _linear(state, 'head.fc')})
-            elif 'head.layers.head.weight' in state:
-                parts = {n: _linear(state, f'head.layers.{n}') for n in ('pre_logits', 'head')}
-                model['head'] = nn.ModuleDict({'layers': nn.ModuleDict(parts)})
-    except KeyError as error:
-        raise InputError(f'1 missing keys, first {error.args[0]}') from None
-    require_fit(model, state)
-
-
-def _linear(state, name):
-    return nn.Linear(*reversed(state[f'{name}.weight'].shape))
-
-
-def _backbone(state):
+def backbone(state):
     """The backbone, as far as names and shapes depend on its arguments."""
     patch = state['backbone.patch_embed.projection.weight'].shape
     tokens = state['backbone.pos_embed'].shape[1]
