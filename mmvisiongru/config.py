@@ -139,3 +139,25 @@ def settings(node, place: str) -> Iterator[tuple[str, object]]:
     if isinstance(node, (dict, list, tuple)):
         for key, child in node.items() if isinstance(node, dict) else enumerate(node):
             yield from settings(child, f'{place}.{key}')
+
+
+def parts(cfg: Config, *keys: str) -> Iterator[tuple[str, dict]]:
+    """All dictionaries under top-level keys of a config, each with its dotted name."""
+    for key in filter(cfg.get, keys):
+        yield from ((place, node) for place, node in settings(cfg[key], key) if isinstance(node, dict))
+
+
+def datasets(cfg: Config, dataloaders: Iterable[str]) -> Iterator[tuple[str, dict]]:
+    """The data sets of dataloaders with their places, those inside RepeatDataset and the like too."""
+    for place, node in parts(cfg, *dataloaders):
+        if {'data_root', 'data_prefix'} & set(node):
+            yield place, node
+
+
+def replace_sync_bn(model: dict) -> bool:
+    """Replace SyncBN by BN wherever the config of a model names it: it needs GPUs. Returns whether it did."""
+    found = False
+    for _, node in settings(model, 'model'):
+        if isinstance(node, dict) and node.get('type') in ('SyncBN', 'MMSyncBN'):
+            node['type'], found = 'BN', True
+    return found

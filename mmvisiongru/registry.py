@@ -12,8 +12,6 @@ from mmvisiongru.checkpoint import SCHEME, load_checkpoint_file
 class ModelRegistry(Registry):
     """The registry of models, which imports the heads, and mmseg with them, when a config names one."""
 
-    heads = 'mmvisiongru.models.heads'
-
     def get(self, key: str) -> type | None:
         """The class of a name, None if there is none.
 
@@ -22,7 +20,7 @@ class ModelRegistry(Registry):
         """
         found = super().get(key)
         if found is None and key.endswith('Head'):
-            import_module(self.heads)
+            import_module('mmvisiongru.models.heads')
             found = super().get(key)
         return found
 

@@ -33,9 +33,7 @@ def check_files(info: dict, upright: bool = True) -> None:
             _check_end(path)
     image, label = (path if _is_picture(path) else None for path in paths)
     if label:
-        size = _check_map(label)
-        if image:
-            _compare_size(label, size, image, upright)
+        _check_map(label, image, upright)
 
 
 def _is_picture(path) -> bool:
@@ -61,17 +59,16 @@ def _check_end(path: str) -> None:
         raise ValueError(f'{path} is cut short')
 
 
-def _check_map(path: str) -> tuple[int, int]:
+def _check_map(path: str, image: str | None, upright: bool) -> None:
     with Image.open(path) as label:
         if label.mode in WIDE_MODES:
             if (highest := label.getextrema()[1]) > 255:
                 raise ValueError(f'label map {path} has the value {highest}; class indices end at 255')
         elif label.mode not in MAP_MODES:
             raise ValueError(f'label map {path} has mode {label.mode}; expected one channel of class indices')
-        return label.size
-
-
-def _compare_size(path: str, size: tuple[int, int], image: str, upright: bool) -> None:
+        size = label.size
+    if image is None:
+        return
     with Image.open(image) as picture:
         turned = upright and picture.getexif().get(ExifTags.Base.Orientation, 1) > 4
         read = picture.size[::-1] if turned else picture.size

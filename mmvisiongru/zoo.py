@@ -13,11 +13,10 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import nn
 
 from mmvisiongru.checkpoint.published import published_weights
-from mmvisiongru.config import config_files, get_config
+from mmvisiongru.config import config_files, datasets, get_config, replace_sync_bn
 from mmvisiongru.errors import InputError, did_you_mean
-from mmvisiongru.launch.checks import check_config, datasets
+from mmvisiongru.launch.checks import check_config
 from mmvisiongru.launch.prepare import building
-from mmvisiongru.launch.processes import replace_sync_bn
 
 SCOPES = ('mmpretrain', 'mmseg', 'mmdet', 'mmvisiongru')
 

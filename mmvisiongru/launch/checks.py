@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 # Makes the classes of this package known under their scope.
 import mmvisiongru.registry
-from mmvisiongru.config import KNOWN_KEYS, settings
+from mmvisiongru.config import KNOWN_KEYS, datasets, parts
 from mmvisiongru.errors import InputError, did_you_mean, in_one_line
 from mmvisiongru.mmcv_ops import import_mmdet, provide_ops
 
@@ -47,12 +47,6 @@ def check_config(cfg: Config, dataloaders: Iterable[str] = ()) -> None:
         warnings.filterwarnings('ignore', message=message)
     check_sizes(cfg)
     check_data(cfg, dataloaders)
-
-
-def parts(cfg: Config, *keys: str) -> Iterator[tuple[str, dict]]:
-    """All dictionaries under top-level keys of a config, each with its dotted name."""
-    for key in filter(cfg.get, keys):
-        yield from ((place, node) for place, node in settings(cfg[key], key) if isinstance(node, dict))
 
 
 def check_names(cfg: Config) -> None:
@@ -166,13 +160,6 @@ def check_sizes(cfg: Config) -> None:
                 f'model.data_preprocessor.size={tuple(size)} in {cfg.filename} pads crops of {crop} with '
                 f'ignored pixels, which dilute the loss; set model.data_preprocessor.size={crop}'
             )
-
-
-def datasets(cfg: Config, dataloaders: Iterable[str]) -> Iterator[tuple[str, dict]]:
-    """The data sets of dataloaders with their places, those inside RepeatDataset and the like too."""
-    for place, node in parts(cfg, *dataloaders):
-        if {'data_root', 'data_prefix'} & set(node):
-            yield place, node
 
 
 def check_data(cfg: Config, dataloaders: Iterable[str]) -> None:

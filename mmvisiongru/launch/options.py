@@ -9,6 +9,7 @@ from argparse import ArgumentError, ArgumentParser, ArgumentTypeError
 from contextlib import contextmanager
 
 from mmengine.config import DictAction
+from mmengine.utils import apply_to
 
 from mmvisiongru.errors import InputError
 
@@ -27,15 +28,9 @@ class SettingsAction(DictAction):
             super().__call__(parser, namespace, marked, option_string)
         except (AssertionError, ValueError) as error:
             raise ArgumentError(self, f'must be KEY=VALUE, got {" ".join(values)}') from error
-        setattr(namespace, self.dest, _unmarked(getattr(namespace, self.dest)))
-
-
-def _unmarked(value):
-    if isinstance(value, dict):
-        return {key: _unmarked(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_unmarked, value))
-    return value.replace(MARK, ' ') if isinstance(value, str) else value
+        found = getattr(namespace, self.dest)
+        found = apply_to(found, lambda x: isinstance(x, str), lambda x: x.replace(MARK, ' '))
+        setattr(namespace, self.dest, found)
 
 
 def at_least_one(text: str) -> int:

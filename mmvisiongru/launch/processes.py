@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from mmvisiongru.config import settings
+from mmvisiongru.config import replace_sync_bn
 from mmvisiongru.errors import InputError
 
 # For each launcher what starts it, and the variables with rank, number of processes, and rank on the node.
@@ -75,12 +75,3 @@ def _use_gloo(cfg: Config) -> list[str]:
     if replace_sync_bn(cfg.model) | bool(cfg.pop('sync_bn', None)):
         notes.append('no GPU: SyncBN replaced by BN')
     return notes
-
-
-def replace_sync_bn(model: dict) -> bool:
-    """Replace SyncBN by BN wherever the config of a model names it: it needs GPUs. Returns whether it did."""
-    found = False
-    for _, node in settings(model, 'model'):
-        if isinstance(node, dict) and node.get('type') in ('SyncBN', 'MMSyncBN'):
-            node['type'], found = 'BN', True
-    return found

@@ -3,8 +3,8 @@
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmvisiongru.config import parts
 from mmvisiongru.errors import InputError
-from mmvisiongru.launch.checks import parts
 
 
 def schedulers(cfg: Config) -> list[tuple[str, dict]]:

@@ -42,11 +42,10 @@ class SpatialPrior(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) -> maps (B, dim, H / 4, W / 4) to (B, dim, H / 32, W / 32)."""
-        maps, convs = [], (self.stem, self.conv2, self.conv3, self.conv4)
-        for conv, project in zip(convs, (self.fc1, self.fc2, self.fc3, self.fc4), strict=True):
-            x = conv(x)
-            maps.append(project(x))
-        return maps
+        c1 = self.stem(x)
+        c2 = self.conv2(c1)
+        c3 = self.conv3(c2)
+        return [self.fc1(c1), self.fc2(c2), self.fc3(c3), self.fc4(self.conv4(c3))]
 
 
 class Injector(nn.Module):
@@ -113,10 +112,6 @@ class Interaction(nn.Module):
         self.injector, self.extractor = injector, extractors[0]
         if extractors[1:]:
             self.extra_extractors = nn.ModuleList(extractors[1:])
-
-    def extractors(self) -> list[Extractor]:
-        """One, or the first and the further ones."""
-        return [self.extractor, *getattr(self, 'extra_extractors', ())]
 
 
 def split_maps(c: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -240,7 +235,7 @@ class VRWKVAdapter(VRWKV):
             x = run(interaction.injector, x.flatten(1, 2), of_x, c, shapes).unflatten(1, shape)
             for layer in self.layers[share * i : share * (i + 1)]:
                 x = layer(x)
-            for extractor in interaction.extractors():
+            for extractor in (interaction.extractor, *getattr(interaction, 'extra_extractors', ())):
                 c = run(extractor, c, of_c, x.flatten(1, 2), shape, shapes)
             maps.append(x.permute(0, 3, 1, 2))
         return maps, c

@@ -86,10 +86,11 @@ def _channels(x, place: Place):
 
 
 @triton.jit
-def _inputs(x: Inputs, place: Place, STEPS: tl.constexpr):
-    """Keys and values of the chunks."""
+def _inputs(x: Inputs, place: Place, D, STEPS: tl.constexpr):
+    """Keys and values of the chunks, and the largest key of each channel."""
     keys = _tokens(_start(x.key, place), x.key.token, place, float('-inf'), STEPS)
-    return keys, _tokens(_start(x.value, place), x.value.token, place, 0.0, STEPS)
+    values = _tokens(_start(x.value, place), x.value.token, place, 0.0, STEPS)
+    return keys, values, _channels(x.top + place.image * D, place)
 
 
 @triton.jit
@@ -191,8 +192,7 @@ def totals(
 ):  # fmt: skip
     """Totals of the pair [x v, x] of each chunk, with MOMENTS in float64."""
     place = _place(L, D, chunks, STEPS, ROWS, LANES)
-    keys, values = _inputs(x, place, STEPS)
-    top = _channels(x.top + place.image * D, place)
+    keys, values, top = _inputs(x, place, D, STEPS)
     pair = _pair(keys, values, top, STEPS)
     decay = _decay(x, place, D, states.dtype.element_ty)
     for half in tl.static_range(2):
@@ -217,8 +217,7 @@ def average(
 ):  # fmt: skip
     """y = K[x v] / K[x] into ``out``, which is dense."""
     place = _place(L, D, chunks, STEPS, ROWS, LANES)
-    keys, values = _inputs(x, place, STEPS)
-    top = _channels(x.top + place.image * D, place)
+    keys, values, top = _inputs(x, place, D, STEPS)
     products, weights = _pair(keys, values, top, STEPS)
     decay = _decay(x, place, D, tl.float32)
     own = _channels(bonus, place).to(tl.float32)
@@ -240,8 +239,7 @@ def adjoint(
 ):  # fmt: skip
     """[r, r y] into ``ratios`` (2, B, L, D), their totals, and the share of each chunk in dw and du."""
     place = _place(L, D, chunks, STEPS, ROWS, LANES)
-    keys, values = _inputs(x, place, STEPS)
-    top = _channels(x.top + place.image * D, place)
+    keys, values, top = _inputs(x, place, D, STEPS)
     products, weights = _pair(keys, values, top, STEPS)
     decay, own = _decay(x, place, D, tl.float64), _channels(bonus, place)
     entered = ()
@@ -295,11 +293,10 @@ def gradients(
 ):  # fmt: skip
     """dv = x K[r] and dk = x (v K[r] - K[r y]), dense."""
     place = _place(L, D, chunks, STEPS, ROWS, LANES)
-    keys, values = _inputs(x, place, STEPS)
+    keys, values, top = _inputs(x, place, D, STEPS)
     ratios += place.image * L * D + place.channel
     rs = _tokens(ratios, D, place, 0.0, STEPS)
     ss = _tokens(ratios + ratios_stride, D, place, 0.0, STEPS)
-    top = _channels(x.top + place.image * D, place)
     decay = _decay(x, place, D, tl.float32)
     own = _channels(bonus, place).to(tl.float32)
     steps = _powers(powers, place, D, STEPS)
