@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.models import build_for_inference
 from mmvisiongru import measure
 from mmvisiongru.models.layers.precision import converted_once
-from mmvisiongru.outputs import stem
 from mmvisiongru.zoo import build_model, model_config
 from tools.analysis_tools.benchmark import PRECISIONS, PRECISIONS_HELP, in_precision
 from tools.analysis_tools.flops import count, image_size
+from tools.outputs import stem
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 # The first model of a task is the reference of the time ratios.

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.models import COMPARED, OVER_SIZES, build_for_inference
 from mmvisiongru import measure
 from mmvisiongru.measure import inference
-from mmvisiongru.outputs import stem
+from tools.outputs import stem
 
 COLUMNS = ('model', 'side', 'megapixels', 'outcome', 'seconds', 'seconds_per_megapixel', 'peak_memory_mb')
 # Pixels. Sides of the bisection are multiples of it, and so of all strides.

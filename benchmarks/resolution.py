@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.models import COMPARED, OVER_SIZES, build_for_inference
 from mmvisiongru import measure
 from mmvisiongru.measure import inference
-from mmvisiongru.outputs import stem
 from mmvisiongru.zoo import build_model
 from tools.analysis_tools.flops import count
+from tools.outputs import stem
 
 STYLES = {
     'VisionGRU-tiny': dict(marker='o', linestyle='-', color='black', hatch=''),

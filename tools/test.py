@@ -25,7 +25,7 @@ from mmvisiongru.errors import InputError
 from mmvisiongru.inference import optimize_for_inference
 from mmvisiongru.launch.options import add_common_options, add_config_options, at_least_one, one_line_errors
 from mmvisiongru.launch.prepare import TESTING, merge_common_options, prepare_test
-from mmvisiongru.outputs import check_output, counted, data_folders, output_paths, write_picture
+from tools.outputs import check_output, counted, data_folders, output_paths, write_picture
 from tools.visualization.drawing import as_rgb, draw_sample
 
 # Metrics of mmseg that write predictions in a form of their own.

@@ -15,10 +15,10 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 
 from mmvisiongru.errors import InputError
-from mmvisiongru.outputs import output_paths, write_picture
 from tools import test as test_tool
 from tools.deployment import painting
 from tools.deployment.painting import find_font, paint
+from tools.outputs import output_paths, write_picture
 from tools.visualization import browse_dataset
 from tools.visualization.drawing import draw_sample
 

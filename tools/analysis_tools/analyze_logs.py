@@ -25,7 +25,7 @@ from rich.table import Column, Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
-from mmvisiongru.outputs import check_output, stem
+from tools.outputs import check_output, stem
 from tools.visualization.figures import save_figure
 
 # One of them is what a run is about.

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.config import get_config
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import TESTING, prepare_test
-from mmvisiongru.outputs import check_output, data_folders, stem
+from tools.outputs import check_output, data_folders, stem
 from tools.visualization.figures import save_figure
 
 # With more classes the values in the cells cannot be read.

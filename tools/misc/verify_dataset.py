@@ -14,6 +14,7 @@ import json
 import os.path as osp
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import mmengine
 import torch
@@ -24,6 +25,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+# A script has only its own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.engine.guarded_dataset import GuardedDataset
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
@@ -31,9 +34,9 @@ from mmvisiongru.launch.model_checks import check_labels, heads
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import building, prepare_config
 from mmvisiongru.measure import progress_bar
-from mmvisiongru.outputs import check_output, data_folders
 from mmvisiongru.sample_checks import IMAGE_SUFFIXES
 from mmvisiongru.zoo import build_model
+from tools.outputs import check_output, data_folders
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 # Names that a note lists.

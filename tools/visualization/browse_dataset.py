@@ -20,7 +20,7 @@ from mmengine.registry import DATASETS, init_default_scope
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import building, prepare_config
-from mmvisiongru.outputs import check_output, counted, data_folders, output_paths, write_picture
+from tools.outputs import check_output, counted, data_folders, output_paths, write_picture
 from tools.visualization.drawing import as_rgb, draw_sample
 
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.models.layers import MinGRU2D
-from mmvisiongru.outputs import check_output, stem
+from tools.outputs import check_output, stem
 from tools.visualization.figures import save_figure
 from tools.visualization.images import add_backbone_options, backbone_and_images
 

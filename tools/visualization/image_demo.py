@@ -37,9 +37,9 @@ from mmvisiongru.files import write_text
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import prepare_config
 from mmvisiongru.measure import progress_bar
-from mmvisiongru.outputs import check_output, counted, data_folders, output_paths, write_picture
 from mmvisiongru.zoo import dataset_meta
 from tools.deployment.painting import paint
+from tools.outputs import check_output, counted, data_folders, output_paths, write_picture
 from tools.visualization.drawing import SCORE, draw_sample
 from tools.visualization.images import find_images, image_reader
 

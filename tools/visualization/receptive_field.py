@@ -29,7 +29,7 @@ from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.measure import progress_bar
 from mmvisiongru.models import VisionGRU
-from mmvisiongru.outputs import check_output, stem
+from tools.outputs import check_output, stem
 from tools.visualization.figures import save_figure
 from tools.visualization.images import add_backbone_options, backbone_and_images
 
