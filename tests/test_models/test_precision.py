@@ -7,10 +7,7 @@ import torch
 from mmseg.models.decode_heads import FCNHead
 from torch import nn
 
-from mmvisiongru.models.layers.precision import (
-    converted_once,
-    score_in_float32,
-)
+from mmvisiongru.models.layers.precision import converted_once, score_in_float32
 from tests.harness.operators import Operators
 
 
