@@ -12,6 +12,8 @@ from mmvisiongru.checkpoint import SCHEME, load_checkpoint_file
 class ModelRegistry(Registry):
     """The registry of models, which imports the heads, and mmseg with them, when a config names one."""
 
+    heads = 'mmvisiongru.models.heads'
+
     def get(self, key: str) -> type | None:
         """The class of a name, None if there is none.
 
@@ -20,7 +22,7 @@ class ModelRegistry(Registry):
         """
         found = super().get(key)
         if found is None and key.endswith('Head'):
-            import_module('mmvisiongru.models.heads')
+            import_module(self.heads)
             found = super().get(key)
         return found
 

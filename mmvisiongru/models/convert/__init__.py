@@ -57,7 +57,9 @@ def to_released(state):
     _require_names([name for name, _, _ in table], state)
     _require_model(family, state)
     for name, parts, dim in table:
-        for part, value in zip(parts, state[name].chunk(len(parts), dim), strict=True):
+        # A counter of batch norm has no dimension.
+        values = state[name].chunk(len(parts), dim) if len(parts) > 1 else [state[name]]
+        for part, value in zip(parts, values, strict=True):
             # A slice would be saved with all of the tensor that it is cut from.
             released[part if part.startswith(SEG_HEADS) else prefix + part] = value.clone()
     return released
