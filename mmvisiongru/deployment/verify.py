@@ -1,6 +1,6 @@
 """Comparison of an exported file with torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import numpy as np
@@ -9,9 +9,10 @@ from torch import Tensor
 
 from mmvisiongru.errors import InputError
 
-from .runtimes import Run
 from .wrapper import Deployed
 
+# A file as a function, from images to outputs by name.
+Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 # Relative to the largest value; float32 resolves 1.2e-7.
 TOLERANCE = 2e-6
 # All differ from the exporter's example: odd, not square, two images, a single pixel.

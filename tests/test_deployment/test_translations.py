@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from mmvisiongru.deployment.runtimes import has_openvino, openvino
 from mmvisiongru.models import VRWKV
 from mmvisiongru.ops import bi_wkv, mingru_scan_2d
 from tests.harness.scans import error
 from tests.harness.wkv import by_sums, inputs
+from tools.deployment.runtimes import has_openvino, openvino
 
 onnx, onnxruntime, _ = (
     pytest.importorskip(name, reason='ONNX export needs requirements/deploy.txt')
@@ -95,7 +95,7 @@ def test_scan_of_fixed_size_in_openvino(tmp_path):
 
 LARGER_TWICE = """
 import sys, torch
-from mmvisiongru.deployment.runtimes import openvino
+from tools.deployment.runtimes import openvino
 from mmvisiongru.ops import mingru_scan_2d
 run = openvino(sys.argv[1])
 for width in (128, 171, 171):

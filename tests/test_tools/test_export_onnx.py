@@ -16,13 +16,13 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmvisiongru import deployment
-from mmvisiongru.deployment.runtimes import has_openvino, onnx_runtime, openvino
 from mmvisiongru.deployment.verify import TOLERANCE, random_images
 from mmvisiongru.deployment.wrapper import Deployed
 from mmvisiongru.errors import InputError
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, TOOLS, make_checkpoint, save
 from tools.deployment import demo_onnx, export
 from tools.deployment.describe import describe
+from tools.deployment.runtimes import has_openvino, onnx_runtime, openvino
 from tools.visualization import image_demo
 
 onnx, *_ = (

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru import measure
 from mmvisiongru.deployment import check_stack
-from mmvisiongru.deployment.runtimes import has_openvino, onnx_runtime, openvino
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.zoo import build_model
+from tools.deployment.runtimes import has_openvino, onnx_runtime, openvino
 
 # ONNX Runtime has hardly any kernel for bfloat16 on CPUs.
 RUNNERS = (

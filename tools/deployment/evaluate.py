@@ -8,8 +8,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmvisiongru.deployment.runtimes import Run
-from mmvisiongru.deployment.verify import random_images
+from mmvisiongru.deployment.verify import Run, random_images
 
 
 def evaluate(runner: Runner, runs: dict[str, Run]) -> dict[str, dict[str, float]]:

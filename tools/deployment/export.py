@@ -78,12 +78,12 @@ def parse_args(argv=None):
 def write(args, cfg: Config, checkpoint: Checkpoint) -> dict[str, str]:
     """Export, verify and quantise. Returns the files by the name of what runs them."""
     from mmvisiongru.deployment.export import export
-    from mmvisiongru.deployment.runtimes import onnx_runtime
     from mmvisiongru.deployment.verify import SHAPES, verify
     from mmvisiongru.deployment.wrapper import Deployed
     from tools.deployment.describe import describe
     from tools.deployment.evaluate import loss
     from tools.deployment.files import PER_BATCH, quantize, save
+    from tools.deployment.runtimes import onnx_runtime
 
     segmentor = cfg.default_scope != 'mmpretrain'
     outputs = args.output or (['labels'] if segmentor else ['scores'])
@@ -137,8 +137,8 @@ def write_page(folder: str, model: str, sample: str | None, runtime: str) -> Non
 
 def evaluate_files(args, cfg: Config, checkpoint: Checkpoint, files: dict[str, str]) -> None:
     """Print the metrics of torch and of the files in all installed runtimes."""
-    from mmvisiongru.deployment.runtimes import has_openvino, onnx_runtime, openvino
     from tools.deployment.evaluate import evaluate
+    from tools.deployment.runtimes import has_openvino, onnx_runtime, openvino
 
     runs = {name: onnx_runtime(path) for name, path in files.items()}
     if has_openvino():

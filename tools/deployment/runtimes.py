@@ -1,13 +1,12 @@
 """ONNX files as functions, in each installed runtime."""
 
-from collections.abc import Callable
 from functools import cache, lru_cache
 from importlib.util import find_spec
 
 import numpy as np
 import torch
 
-Run = Callable[[np.ndarray], dict[str, np.ndarray]]
+from mmvisiongru.deployment.verify import Run
 
 
 def onnx_runtime(path: str) -> Run:
