@@ -1,6 +1,6 @@
 """From a command line to a checked Runner, in the one order of all scripts: cheap checks come first."""
 
-import traceback
+import logging
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -121,9 +121,11 @@ def building(cfg: Config) -> Iterator[None]:
     # What the config names is code of anybody, and fails in any way.
     except Exception as error:
         line = f'{cfg.filename or cfg.model.type}: {in_one_line(error)}'
-        if file := MMLogger.get_current_instance().log_file:
-            with open(file, 'a', encoding='utf-8') as log:
-                log.write(f'{line}\n{traceback.format_exc()}')
+        logger, trace = MMLogger.get_current_instance(), (type(error), error, error.__traceback__)
+        record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, line, (), trace)
+        # The terminal gets the line alone, and a process without a file leaves that of another one alone.
+        for handler in (h for h in logger.handlers if isinstance(h, logging.FileHandler)):
+            handler.emit(record)
         raise InputError(line) from error
 
 
