@@ -99,15 +99,13 @@ def load_checkpoint_file(path: str, map_location='cpu') -> dict:
             if re.match('https?://', path):
                 content = torch.hub.load_state_dict_from_url(path, **options)
             else:
+                check_file(path)
                 _check_integrity(path)
                 content = torch.load(path, **options)
         if published:
             check_hash(published, content)
         return content
     except InputError:
-        raise
-    except FileNotFoundError:
-        check_file(path)
         raise
     # A damaged file fails in many ways: besides unpickling and zip errors, as KeyError, EOFError, OSError.
     except Exception as error:

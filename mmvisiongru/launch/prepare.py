@@ -23,9 +23,8 @@ from mmvisiongru.launch.schedule import build_schedule
 # Top-level keys without which a config is for something else.
 TRAINING = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
 TESTING = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
-# Dataloaders that training goes through, and all of a config.
+# Dataloaders that training goes through.
 TRAINING_DATA = ('train_dataloader', 'val_dataloader')
-LOADERS = (*TRAINING_DATA, 'test_dataloader')
 
 
 def prepare_config(args: Namespace, required: Iterable[str] = (), dataloaders: Iterable[str] = ()) -> Config:
@@ -53,7 +52,7 @@ def merge_common_options(cfg: Config, args: Namespace) -> None:
     """Merge the options that training and testing share into a config; the command line wins."""
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(cfg.filename).stem}'
     cfg.launcher = args.launcher or cfg.get('launcher', 'none')
-    for loader in filter(None, map(cfg.get, LOADERS)):
+    for loader in filter(None, map(cfg.get, (*TRAINING_DATA, 'test_dataloader'))):
         if args.no_pin_memory:
             loader.pin_memory = False
         # Torch refuses to keep workers when there are none.

@@ -29,7 +29,8 @@ def build_schedule(runner: Runner, trial: float | None) -> list[str]:
 def check_schedule(cfg: Config, max_iters: int, max_epochs: int) -> list[str]:
     """Refuse schedulers that begin, and warm-ups that end, after the run has ended. Returns what to log."""
     unit, notes, ends = 'max_epochs' if cfg.train_cfg.get('max_epochs') else 'max_iters', [], {}
-    trial = f'or give --trial {cfg.train_cfg[unit]} in place of train_cfg.{unit}, which fits all'
+    length = cfg.train_cfg[unit]
+    trial = f'or give --trial {length} in place of train_cfg.{unit}, which fits all'
     for place, scheduler in schedulers(cfg):
         by_epoch = scheduler.get('by_epoch', True)
         total = max_epochs if by_epoch else max_iters
@@ -53,10 +54,8 @@ def check_schedule(cfg: Config, max_iters: int, max_epochs: int) -> list[str]:
         ends[by_epoch] = max(ends.get(by_epoch, (0, '')), (end, note))
     notes += [note for _, note in ends.values() if note]
     interval = cfg.train_cfg.get('val_interval', 1)
-    if cfg.get('val_cfg') is not None and interval > cfg.train_cfg[unit]:
-        notes.append(
-            f'no validation: train_cfg.val_interval={interval}, train_cfg.{unit}={cfg.train_cfg[unit]}'
-        )
+    if cfg.get('val_cfg') is not None and interval > length:
+        notes.append(f'no validation: train_cfg.val_interval={interval}, train_cfg.{unit}={length}')
     return notes
 
 
