@@ -59,11 +59,14 @@ def options():
         found[f'{place}.dataset.metainfo'] = dict(classes=CLASSES)
         # As large as they are.
         found[f'{place}.dataset.pipeline.{2 if split == "train" else 1}.scale'] = (64, 48)
-    heads = {f'model.roi_head.{part}_head.num_classes': 2 for part in ('bbox', 'mask')}
     schedule = {'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 2, 'param_scheduler': None}
-    # All that it finds, however badly.
-    schedule['model.test_cfg.rcnn.score_thr'] = 0.0
-    return found | heads | schedule | {'default_hooks.checkpoint.interval': 1}
+    return found | schedule | {'default_hooks.checkpoint.interval': 1}
+
+
+# All that it finds, however badly.
+MASKS = {'model.test_cfg.rcnn.score_thr': 0.0} | {
+    f'model.roi_head.{part}_head.num_classes': 2 for part in ('bbox', 'mask')
+}
 
 
 @pytest.fixture(scope='module')
@@ -75,7 +78,7 @@ def run(tmp_path_factory):
         patch.setattr(Runner, '_log_env', lambda *_: None)
         for split, number in (('train', 9), ('val', 4)):
             coco(folder / 'toy', split, number)
-        cfg = get_config(CONFIG, options())
+        cfg = get_config(CONFIG, options() | MASKS)
         cfg.dump('toy.py')
         prepare_training(cfg).train()
     return folder
@@ -93,6 +96,42 @@ def test_training_resumes_exactly(run):
     found, expected = (torch.load(f'{name}/epoch_2.pth')['state_dict'] for name in ('other', 'run'))
     for key, value in expected.items():
         assert torch.equal(found[key], value), key
+
+
+NARROW = {'drop_path_rate': 0.0, 'arch': 'pico'}
+RETINA = dict(num_classes=2, in_channels=64, feat_channels=64, stacked_convs=1)
+
+
+@pytest.mark.parametrize(
+    ('config', 'changes', 'metrics'),
+    [
+        (
+            'retinanet_visiongru-tiny_fpn_8xb2-1x_coco',
+            {'neck.in_channels': [48, 96, 192], 'neck.out_channels': 64, 'test_cfg.score_thr': 0.0}
+            | {f'bbox_head.{key}': value for key, value in RETINA.items()},
+            ['bbox'],
+        ),
+        ('mask-rcnn_vrwkv-tiny-adapter_fpn_8xb2-1x_coco', {'neck.in_channels': [96] * 4}, ['bbox', 'segm']),
+    ],
+)
+def test_other_detectors_learn_and_are_tested(run, config, changes, metrics):
+    changes = {f'model.{key}': value for key, value in changes.items()}
+    if 'mask' in config:
+        # The heads of the narrow one.
+        narrow = get_config(CONFIG, MASKS).model
+        changes = {f'model.{key}': narrow[key] for key in ('neck', 'rpn_head', 'roi_head')} | changes
+    changes |= {f'model.backbone.{key}': value for key, value in NARROW.items()}
+    # Twice as large: as the smallest anchors.
+    changes |= {'train_dataloader.dataset.pipeline.2.scale': (128, 96), 'train_cfg.max_epochs': 1}
+    get_config(config, options() | changes).dump('other.py')
+    train.main(['other.py', '--work-dir', config])
+    states = torch.load(f'{config}/epoch_1.pth')['optimizer']['state']
+    assert {int(state['step']) for state in states.values()} == {3}
+    # Every parameter had a gradient, the adapter's query norms after the second step.
+    assert all(state['exp_avg'].isfinite().all() and state['exp_avg'].any() for state in states.values())
+    test.main(['other.py', f'{config}/epoch_1.pth', '--work-dir', f'{config}/test'])
+    (found,) = (json.loads(path.read_text()) for path in (run / config / 'test').glob('*/*.json'))
+    assert [f'coco/{name}_mAP' in found for name in ('bbox', 'segm')] == [True, 'segm' in metrics]
 
 
 def test_test_draws_and_dumps_predictions(run):
