@@ -24,6 +24,7 @@ from experiments.training_report import write_report
 from mmvisiongru import measure
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import SettingsAction, one_line_errors
+from tools.analysis_tools.analyze_logs import decimals
 
 
 class Watch:
@@ -50,7 +51,8 @@ class Watch:
         if run.error:
             return f'{run.title}: failed: {run.error}'
         row = self.results.runs[run.key]
-        return f'{run.title}: {row["metric"]} {row["value"]:.2f} in {row["seconds"]:.0f} s'
+        value = f'{row["value"]:.{decimals(row["metric"])}f}'
+        return f'{run.title}: {row["metric"]} {value} in {row["seconds"]:.0f} s'
 
 
 def outstanding(runs: list[Run], results: Results) -> list[str]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from experiments.results import Results
 from mmvisiongru.files import write_text
+from tools.analysis_tools.analyze_logs import decimals
 
-# Metrics of mmseg and mmpretrain in percent: no mean lies outside of 0 to 100.
+# Metrics of mmseg and mmpretrain in percent: no mean lies outside of 0 to 100. Those of mmdet are shares.
 PERCENT = re.compile(r'(accuracy|single-label|multi-label)/|[am](IoU|Acc|Dice|Fscore|Precision|Recall)$')
 Bounds = tuple[float, float]
 UNBOUNDED = (-math.inf, math.inf)
@@ -16,6 +17,8 @@ UNBOUNDED = (-math.inf, math.inf)
 
 def bounds(metric: str) -> Bounds:
     """Smallest and largest possible value of a metric."""
+    if metric.startswith('coco/'):
+        return 0, 1
     return (0, 100) if PERCENT.match(metric) else UNBOUNDED
 
 
@@ -98,13 +101,13 @@ def markdown(results: Results, outstanding: Sequence[str]) -> str:
 def row(results: Results, name: str, first: str) -> str:
     """Row of a config."""
     config, metric = results.configs[name], metric_of(results)
-    values, reference = values_of(results, name), values_of(results, first)
+    values, reference, digits = values_of(results, name), values_of(results, first), decimals(metric)
     cells = [
         name,
         '',
         '',
         str(len(values)),
-        with_interval([*values.values()], bounds(metric)),
+        with_interval([*values.values()], bounds(metric), digits),
         '',
         '',
         '',
@@ -113,7 +116,7 @@ def row(results: Results, name: str, first: str) -> str:
     if config.get('parameters'):
         cells[1:3] = f'{int(config["parameters"]) / 1e6:.2f}', f'{int(config["macs"]) / 1e6:.1f}'
     if name != first and (differences := paired(values, reference)):
-        cells[5] = with_interval(differences, difference_bounds(metric), '+')
+        cells[5] = with_interval(differences, difference_bounds(metric), digits, '+')
         if name in (corrected := p_values(results)):
             cells[6] = f'{corrected[name]:.2g}'
     if config.get('step_seconds'):
@@ -139,11 +142,11 @@ def p_values(results: Results) -> dict[str, float]:
     return corrected
 
 
-def with_interval(values: Sequence[float], possible: Bounds = UNBOUNDED, sign: str = '') -> str:
+def with_interval(values: Sequence[float], possible: Bounds, digits: int, sign: str = '') -> str:
     """Mean with the ends of its interval, e.g. '43.20 [42.11, 44.29]'."""
     mean, low, high = interval(values, possible)
-    ends = '' if math.isnan(low) else f' [{low:{sign}.2f}, {high:{sign}.2f}]'
-    return f'{mean:{sign}.2f}{ends}'
+    ends = '' if math.isnan(low) else f' [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]'
+    return f'{mean:{sign}.{digits}f}{ends}'
 
 
 def labels(names: Sequence[str]) -> list[str]:

@@ -170,12 +170,19 @@ def test_seed_in_a_setting(folder):
 
 
 # Student's t for two values: 12.706 times half of their difference.
-@pytest.mark.parametrize(('metric', 'ends'), [('mIoU', '[0.00, 100.00]'), ('loss', '[-58.56, 195.56]')])
-def test_interval_ends_where_values_are_possible(tmp_path, metric, ends):
+@pytest.mark.parametrize(
+    ('metric', 'unit', 'shown'),
+    [
+        ('mIoU', 1, '68.50 [0.00, 100.00]'),
+        ('loss', 1, '68.50 [-58.56, 195.56]'),
+        ('coco/bbox_mAP', 0.01, '0.6850 [0.0000, 1.0000]'),
+    ],
+)
+def test_interval_ends_where_values_are_possible(tmp_path, metric, unit, shown):
     results = Results(tmp_path)
     common = dict(metric=metric, metrics={}, iterations=1, seconds=1.0, seconds_per_iteration=1.0, machine='',
                   loss_curve=[(1, 2.0)], metric_curve=[])  # fmt: skip
     results.expect('a', 'x', '')
     for seed, value in enumerate((58.5, 78.5)):
-        results.runs['a', seed] = dict(common, config='a', seed=seed, value=value)
-    assert ends in training_report.markdown(results, [])
+        results.runs['a', seed] = dict(common, config='a', seed=seed, value=unit * value)
+    assert shown in training_report.markdown(results, [])

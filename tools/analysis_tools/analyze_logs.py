@@ -32,6 +32,11 @@ from tools.visualization.figures import save_figure
 METRICS = ('mIoU', 'accuracy/top1', 'coco/bbox_mAP')
 
 
+def decimals(metric: str) -> int:
+    """Decimals that a metric is shown with: mmdet's are shares of 1, the others percentages."""
+    return 4 if metric.startswith('coco/') else 2
+
+
 def log_files(run: str) -> tuple[dict[Path, int | None], list[Path]]:
     """The logs of the newest run of a work dir, the oldest first, and those of runs before it.
 
@@ -128,7 +133,8 @@ def summarize(runs: dict[str, tuple[dict, dict]]) -> Table:
         if metric:
             values = validation[metric]
             best = max(values, key=values.get)
-            row += [metric, f'{values[max(values)]:.2f}', f'{values[best]:.2f}', str(best)]
+            last, highest = (f'{values[i]:.{decimals(metric)}f}' for i in (max(values), best))
+            row += [metric, last, highest, str(best)]
         else:
             row += [''] * 4
         times, memory = train.get('time', {}), train.get('memory', {})
