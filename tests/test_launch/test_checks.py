@@ -15,6 +15,7 @@ import mmvisiongru.errors
 from mmvisiongru.config import check_keys
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.checks import check_config, check_data
+from mmvisiongru.mmcv_ops import import_mmdet
 from tests.harness import ROOT
 from tests.harness.config_builders import DETECTORS, LEAVES, load
 
@@ -22,8 +23,10 @@ SEGMENTATION = ROOT / 'configs/segmentation/visiongru-tiny_upernet_8xb2-160k_ade
 
 
 @pytest.mark.parametrize('name', [*LEAVES, *DETECTORS])
-def test_own_configs_pass(name):
+def test_own_configs_pass_and_only_those_of_detectors_import_mmdet(name, monkeypatch):
+    monkeypatch.setattr('mmvisiongru.launch.checks.import_mmdet', importer := Mock(wraps=import_mmdet))
     check_config(load(name))
+    assert importer.called == name.startswith('detection/')
     assert not DefaultScope._instance_dict
 
 
