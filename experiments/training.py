@@ -288,6 +288,9 @@ def record(run: Run, tested: bool) -> dict:
     if tested:
         metrics = json.loads(max((run.work_dir / 'test').glob('*/*.json')).read_text(encoding='utf-8'))
     metrics = {key: value for key, value in metrics.items() if key not in ('step', 'time', 'data_time')}
+    # mmdet gives none where nothing was detected.
+    if not metrics:
+        raise InputError('its last evaluation has no metric')
     metric = next((key for key in METRICS if key in metrics), next(iter(metrics)))
     loss = sorted(train['loss'].items())
     machine = measure.describe_machine(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))

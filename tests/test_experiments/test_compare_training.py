@@ -169,6 +169,14 @@ def test_seed_in_a_setting(folder):
     assert [Config.fromfile(run.config).load_from for run in (first, second)] == ['seed_3.pth', 'seed_4.pth']
 
 
+def test_a_run_without_a_metric_is_named(folder):
+    (run,) = training.plan(['narrow.py'], [0], Results(folder / 'out'), folder / 'work')
+    (log := run.work_dir / '0/vis_data/scalars.json').parent.mkdir(parents=True)
+    log.write_text('{"iter": 1, "loss": 2.0, "time": 0.1}\n{"step": 1, "time": 0.1}\n')
+    with pytest.raises(InputError, match='metric'):
+        training.record(run, tested=False)
+
+
 # Student's t for two values: 12.706 times half of their difference.
 @pytest.mark.parametrize(
     ('metric', 'unit', 'shown'),
