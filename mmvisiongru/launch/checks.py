@@ -58,10 +58,11 @@ def check_names(cfg: Config) -> None:
             if isinstance(kind, str) and not _find(kind, scope) and (hint := near_type(kind, scope)):
                 raise InputError(f'{place}.{type_key}: {kind!r} is not registered{hint}')
         if 'type' in node:
-            kinds = _find(node['type'], scope) if isinstance(node['type'], str) else [node['type']]
-            classes = list(filter(inspect.isclass, kinds))
+            classes = list(filter(inspect.isclass, _find(node['type'], scope)))
             if any(issubclass(each, EMAHook) for each in classes):
-                classes += _find(node.get('ema_type', 'ExponentialMovingAverage'), scope)
+                average = _find(node.get('ema_type', 'ExponentialMovingAverage'), scope)
+                # Without it, its arguments are not known either.
+                classes = average and classes + average
             _check_arguments(place, node, classes)
         elif place in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             _check_arguments(place, node, [DataLoader])
@@ -96,8 +97,10 @@ def _registries(*scopes: str | None) -> Iterator[Registry]:
                 yield registry
 
 
-def _find(kind: str, scope: str | None) -> list:
-    """Find what a type names in the registries: one class, as a rule."""
+def _find(kind, scope: str | None) -> list:
+    """Find what a type names in the registries, one class as a rule, or what it is."""
+    if not isinstance(kind, str):
+        return [kind]
     prefix, _, name = kind.rpartition('.')
     if prefix == 'mmdet':
         provide_ops()

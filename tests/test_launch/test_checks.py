@@ -8,6 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 from mmengine.config import Config
+from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS as SEGMENTORS
 
@@ -55,6 +56,10 @@ def test_a_type_may_be_a_class_or_its_full_name():
     check_config(cfg)
     cfg.custom_hooks[0].momentun = 0.1
     with pytest.raises(InputError, match=r"custom_hooks\.0; did you mean 'momentum'"):
+        check_config(cfg)
+    # Of one that is not known, mmengine gives the name; its arguments are no mistake.
+    for average in (ExponentialMovingAverage, 'Xyzzy'):
+        cfg.custom_hooks = [dict(type='EMAHook', ema_type=average, momentum=0.1)]
         check_config(cfg)
 
 
