@@ -174,6 +174,7 @@ def test_weights_in_a_training_checkpoint(tmp_path, refused):
 
 
 LAYER = 'backbone.layers.1'
+NO_FC = {'head.fc.weight': None, 'head.fc.bias': None}
 # Values that replace those of a file, None for keys that it lacks.
 DAMAGED = [
     ('cls', {f'{BLOCK}.norm.weight': None, 'fc.bias': None}, f'2 missing keys, first .*{BLOCK}.norm.weight'),
@@ -194,6 +195,8 @@ DAMAGED = [
     ('post', {f'{LAYER}.att.time_maa': torch.ones(1)}, f'unexpected {LAYER}.att.time_maa'),
     ('post', {f'{LAYER}.ffn.key.weight': torch.ones(2, 2)}, r'ffn.key.weight: \(2, 2\) in the file'),
     ('post', {'module.head.fc.bias': torch.ones(7)}, 'head.fc.bias is there twice'),
+    # The first of the two linear layers of VRWKV-L.
+    ('post', NO_FC | {'head.0.weight': torch.ones(5, 16), 'head.0.bias': torch.ones(5)}, 'head.layers.pre_l'),
     ('post', {'backbone.out_norms.2.bias': torch.ones(16)}, 'unexpected backbone.out_norms'),
 ]
 

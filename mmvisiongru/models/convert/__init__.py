@@ -16,8 +16,8 @@ from .common import SEG_HEADS, first
 
 __all__ = ['arch_of', 'first', 'name_of', 'to_mmvisiongru', 'to_released']
 
-# Linear layers of mmpretrain's heads: the only one, or the first and the second of two.
-HEADS = ('head.fc', 'head.layers.pre_logits', 'head.layers.head')
+# Linear layers of mmpretrain's heads, the last one at the end.
+HEADS = (('head.fc',), ('head.layers.pre_logits', 'head.layers.head'))
 
 
 def to_mmvisiongru(state):
@@ -95,7 +95,7 @@ def _require_model(family, state):
         with torch.device('meta'):
             model = nn.ModuleDict({'backbone': family.backbone(state)})
             own, width = model.state_dict(), model['backbone'].num_features
-            for head in (name for name in HEADS if f'{name}.weight' in state):
+            for head in next((names for names in HEADS if f'{names[-1]}.weight' in state), ()):
                 linear = nn.Linear(width, len(state[f'{head}.weight']))
                 own |= {f'{head}.{name}': value for name, value in linear.state_dict().items()}
                 width = linear.out_features
