@@ -29,7 +29,11 @@ TRIED = 4
 
 def check_built(runner: Runner, dataloaders: Iterable[str]) -> None:
     """Check the model of a Runner against the loops over some dataloaders, by their keys in the config."""
-    loops = {key: loop for key in dataloaders if (loop := _loop(runner, key)) is not None}
+    loops = {}
+    for key in dataloaders:
+        with naming_empty(runner.cfg, key):
+            if (loop := getattr(runner, key.replace('dataloader', 'loop'))) is not None:
+                loops[key] = loop
     found = {f'{key}.dataset': loop.dataloader.dataset for key, loop in loops.items()}
     for key, loop in loops.items():
         for i, metric in enumerate(loop.evaluator.metrics if hasattr(loop, 'evaluator') else ()):
@@ -42,17 +46,17 @@ def check_built(runner: Runner, dataloaders: Iterable[str]) -> None:
         check_batch(key, loop.dataloader, runner.model, training=key == 'train_dataloader')
 
 
-def _loop(runner: Runner, dataloader: str):
+@contextmanager
+def naming_empty(cfg: Config, dataloader: str) -> Iterator[None]:
+    """Build the data set of a dataloader; InputError with its place if it has no samples."""
     try:
-        return getattr(runner, dataloader.replace('dataloader', 'loop'))
+        yield
     except ValueError as error:
         # mmengine's BaseDataset, of an empty list of samples.
         if 'need at least one array to concatenate' not in str(error):
             raise
-        raise InputError(
-            f'{dataloader}.dataset in {runner.cfg.filename} has no samples; check its data_prefix, suffixes '
-            'and ann_file'
-        ) from error
+        where = f'{dataloader}.dataset in {cfg.filename}'
+        raise InputError(f'{where} has no samples; check its data_prefix, suffixes and ann_file') from error
 
 
 def heads(cfg: Config, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

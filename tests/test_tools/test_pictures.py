@@ -69,6 +69,11 @@ def test_browsing_names_a_broken_image(classifier, refused):
     assert 'inet/train/b/2.png' in refused(browse_dataset, classifier)
 
 
+def test_browsing_names_a_data_set_without_samples(segmentor, refused):
+    option = ('--cfg-options', 'val_dataloader.dataset.img_suffix=.tif')
+    assert 'val_dataloader.dataset in' in refused(browse_dataset, segmentor, '--split', 'val', *option)
+
+
 def test_images_that_are_no_files_are_refused():
     with pytest.raises(InputError, match='no files'):
         test_tool.PictureHook('shown').before_test(Mock(**{'test_loop.dataloader.dataset': [0]}))

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS
 from PIL import Image
 
 from tests.harness.small_runs import save
@@ -153,6 +155,20 @@ def test_a_hidden_folder_is_no_class(classifier, refused):
     assert '.ipynb_checkpoints' in line
     # Not what would let a run begin with it as a class.
     assert 'num_classes=3' not in line
+
+
+@DATASETS.register_module()
+class Own(BaseDataset):
+    def __init__(self, data_root, data_prefix, metainfo, pipeline):
+        super().__init__(data_root=data_root, data_prefix=data_prefix, metainfo=metainfo, pipeline=pipeline)
+
+    def load_data_list(self):
+        return []
+
+
+def test_a_data_set_of_few_arguments_without_samples(root, refused):
+    option = ('--cfg-options', 'train_dataloader.dataset.dataset.type=Own')
+    assert 'train_dataloader.dataset in config.py' in refused(verify_dataset, 'config.py', *option)
 
 
 def test_config_without_data(root, refused):

@@ -19,7 +19,6 @@ from pathlib import Path
 import mmengine
 import torch
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 from torch import Tensor
@@ -30,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.engine.guarded_dataset import GuardedDataset
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
-from mmvisiongru.launch.model_checks import check_labels, heads
+from mmvisiongru.launch.checks import arguments_of
+from mmvisiongru.launch.model_checks import check_labels, heads, naming_empty
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import building, prepare_config
 from mmvisiongru.measure import progress_bar
@@ -109,7 +109,7 @@ def only_loading(dataset: dict) -> dict:
         dataset['pipeline'] = [t for t in steps if t['type'].split('.')[-1].startswith(('Load', 'Pack'))]
     with DATASETS.switch_scope_and_registry(None) as registry:
         kind = registry.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
-    if isinstance(kind, type) and issubclass(kind, BaseDataset):
+    if isinstance(kind, type) and 'serialize_data' in arguments_of(kind):
         # mmengine cannot serialise an empty list, which a wrong suffix leads to.
         dataset['serialize_data'] = False
     if 'dataset' in dataset:
@@ -197,7 +197,7 @@ def main(argv=None) -> int:
             check_output(osp.dirname(args.out) or '.', data_folders(cfg))
         report, datasets = {}, {}
         for name in distinct(cfg, args.dataloaders):
-            with building(cfg):
+            with building(cfg), naming_empty(cfg, name):
                 # In training, a map without a label is a fault too.
                 dataset = GuardedDataset(only_loading(cfg[name].dataset), seed=0, max_bad_samples=0)
             datasets[f'{name}.dataset'] = dataset

@@ -18,6 +18,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 # A script has only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from mmvisiongru.launch.model_checks import naming_empty
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import building, prepare_config
 from tools.outputs import check_output, counted, data_folders, output_paths, write_picture
@@ -27,7 +28,7 @@ from tools.visualization.drawing import as_rgb, draw_sample
 def draw(cfg: Config, split: str, number: int, out: str) -> int:
     """Draw images spread over the split. Returns how many."""
     init_default_scope(cfg.default_scope)
-    with building(cfg):
+    with building(cfg), naming_empty(cfg, f'{split}_dataloader'):
         dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
         number = min(number, len(dataset))
         samples = [dataset[i * len(dataset) // number] for i in range(number)]
