@@ -120,7 +120,9 @@ LOADERS[SCHEME] = load_checkpoint_file
 def check_file(path: str) -> None:
     """Refuse a path that is neither a file, nor an address, nor the name of published weights."""
     if not find_published(path) and '://' not in path and not os.path.isfile(os.path.expanduser(path)):
-        raise InputError(f'checkpoint {path} does not exist{did_you_mean(path, published_weights())}')
+        near = did_you_mean(path, published_weights())
+        is_folder = os.path.isdir(os.path.expanduser(path))
+        raise InputError(f'checkpoint {path} {"is a folder" if is_folder else f"does not exist{near}"}')
 
 
 def _check_integrity(path: str) -> None:

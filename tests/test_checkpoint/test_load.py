@@ -110,6 +110,8 @@ def test_content_that_cannot_be_resumed(tmp_path, content, reason):
         read_checkpoint(str(path), resume=True)
     assert 'a.pth' in str(info.value)
     assert '\n' not in str(info.value)
+    with pytest.raises(InputError, match='is a folder'):
+        read_checkpoint(str(tmp_path))
 
 
 def test_every_damage_is_found_or_harmless(tmp_path):
