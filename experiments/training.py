@@ -318,22 +318,26 @@ def measure_costs(runs: Iterable[Run], results: Results) -> None:
     trained = {run.name: str(run.config) for run in runs if run.key in results.runs}
     if all(results.configs[name].get('step_seconds') for name in trained):
         return
-    for name in list(trained):
-        if not results.configs[name].get('parameters'):
-            try:
-                results.configs[name].update(_in_a_process(step_cost, trained[name]))
-            # The results matter more than their costs.
-            except Exception as error:
-                print(f'costs of {name} are unknown: {in_one_line(error)}', file=sys.stderr)
-                del trained[name]
-    for name, seconds in _in_a_process(step_times, trained).items():
-        results.configs[name]['step_seconds'] = f'{seconds:.4g}'
+    for name in [name for name in trained if not results.configs[name].get('parameters')]:
+        costs = _in_a_process(step_cost, trained[name])
+        results.configs[name].update(costs)
+        if not costs:
+            del trained[name]
+    times = _in_a_process(step_times, trained)
+    # Those of an earlier process go.
+    for name, config in results.configs.items():
+        config['step_seconds'] = f'{times[name]:.4g}' if name in times else ''
     results.save()
 
 
-def _in_a_process(function: Callable, argument):
-    with ProcessPoolExecutor(1, get_context('spawn')) as pool:
-        return pool.submit(function, argument).result()
+def _in_a_process(function: Callable, argument) -> dict:
+    """What a function finds in a fresh process; nothing where it fails: results matter more than costs."""
+    try:
+        with ProcessPoolExecutor(1, get_context('spawn')) as pool:
+            return pool.submit(function, argument).result()
+    except Exception as error:
+        print(f'costs of {argument} are unknown: {in_one_line(error)}', file=sys.stderr)
+        return {}
 
 
 def step_cost(config: str) -> dict:

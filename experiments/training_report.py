@@ -135,7 +135,12 @@ def p_values(results: Results) -> dict[str, float]:
 
     first, *others = results.trained()
     pairs = {name: paired(values_of(results, name), values_of(results, first)) for name in others}
-    tested = {name: ttest_1samp(values, 0).pvalue for name, values in pairs.items() if len(values) > 1}
+    # Without any difference there is no statistic, and no evidence of one.
+    tested = {
+        name: ttest_1samp(values, 0).pvalue if any(values) else 1.0
+        for name, values in pairs.items()
+        if len(values) > 1
+    }
     corrected, largest = {}, 0.0
     for rank, name in enumerate(sorted(tested, key=tested.get)):
         largest = corrected[name] = max(largest, min(1.0, (len(tested) - rank) * tested[name]))

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -150,7 +151,9 @@ def test_bad_input_is_one_line(folder, capsys, call, named):
 
 def test_p_values_are_corrected_for_the_number_of_comparisons(tmp_path):
     results = Results(tmp_path)
-    differences = dict(first=(0, 0, 0), near=(0.2, -0.1, 0.3), far=(-4.1, -3.9, -4.2), apart=(1.0, 2.0, 4.0))
+    differences = dict(
+        first=(0, 0, 0), same=(0, 0, 0), near=(0.2, -0.1, 0.3), far=(-4.1, -3.9, -4.2), apart=(1.0, 2.0, 4.0)
+    )
     for name, values in differences.items():
         results.expect(name, 'x', '')
         for seed, value in enumerate(values):
@@ -158,8 +161,20 @@ def test_p_values_are_corrected_for_the_number_of_comparisons(tmp_path):
     # By hand: t = mean / (s / sqrt(3)), and for two degrees of freedom p = 1 - t / sqrt(t^2 + 2).
     t = {name: abs(np.mean(v)) / (np.std(v, ddof=1) / 3**0.5) for name, v in differences.items() if any(v)}
     p = {name: 1 - value / (value**2 + 2) ** 0.5 for name, value in t.items()}
-    expected = dict(far=3 * p['far'], apart=2 * p['apart'], near=p['near'])
+    expected = dict(far=4 * p['far'], apart=3 * p['apart'], near=2 * p['near'], same=1)
     assert training_report.p_values(results) == pytest.approx(expected)
+
+
+def test_costs_that_cannot_be_measured(tmp_path, capsys, monkeypatch):
+    """Nor does a time of an earlier process stay beside others."""
+    results = Results(tmp_path)
+    monkeypatch.setattr(results, 'save', lambda: None)
+    monkeypatch.setattr(training, 'ProcessPoolExecutor', lambda *_: ThreadPoolExecutor(1))
+    results.configs = dict(gone=dict(parameters='1'), earlier=dict(step_seconds='2'))
+    results.runs['gone', 0] = {}
+    training.measure_costs([training.Run('gone', 0, tmp_path / 'gone.py', ('iter', 1), True)], results)
+    assert 'gone.py does not exist' in capsys.readouterr().err
+    assert [config['step_seconds'] for config in results.configs.values()] == ['', '']
 
 
 def test_seed_in_a_setting(folder):
