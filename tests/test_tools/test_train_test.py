@@ -126,7 +126,8 @@ def test_tta_of_a_segmentor_averages_the_flipped_image(segmentor):
 def test_options_of_training(classifier):
     options = ('--no-validate', '--auto-scale-lr', '--no-pin-memory', '--resume', '--work-dir', 'work')
     options += ('--schedule', 'config', '--cfg-options', 'auto_scale_lr.base_batch_size=1')
-    run(train, classifier, *options, 'runner_type=Runner')
+    workers = ('test_dataloader.num_workers=1', 'test_dataloader.persistent_workers=True')
+    run(train, classifier, '--no-persistent-workers', *options, 'runner_type=Runner', *workers)
     log = next(Path('work').glob('*/*.log')).read_text()
     assert 'Epoch(val)' not in log
     # That of ReliableRunner alone.
@@ -135,6 +136,7 @@ def test_options_of_training(classifier):
     assert 'lr: 2.0000e-03' in log
     dumped = Config.fromfile('work/tiny.py')
     assert dumped.train_dataloader.pin_memory is False
+    assert dumped.test_dataloader.persistent_workers is False
     assert dumped.resume_schedule == 'config'
 
 
@@ -219,10 +221,13 @@ NO_GPU = pytest.mark.skipif(has_gpu(), reason='says what happens where there is 
         ([test_tool, 'tiny.py', 'fits.pth', '--out', 'folder'], ['--out', '.pkl', 'folder']),
         ([test_tool, 'tiny.py', 'fits.pth', '--out-item', 'metrics'], ['--out-item metrics', '--out PATH']),
         ([test_tool, 'nodata.py', 'fits.pth'], ['nowhere', 'test_dataloader', 'make_scenes()']),
+        ([train, 'part.py'], ['part.py', 'train_dataloader', 'optim_wrapper']),
+        ([test_tool, 'part.py', 'fits.pth'], ['part.py', 'test_dataloader', 'test_evaluator']),
     ],
 )
 def test_options_that_cannot_be_used(classifier, refused, args, named):
     write_config(Path('nodata.py'), SEGMENTATION, 'nowhere')
+    Path('part.py').write_text('a = 1')
     line = refused(*args)
     assert [part for part in named if part not in line] == []
 
