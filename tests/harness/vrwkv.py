@@ -25,10 +25,6 @@ OTHERS.update(prior_channels='conv_inplane', points='n_points')
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 
-def count(module):
-    return sum(p.numel() for p in module.parameters())
-
-
 def released_state(name):
     """The weights of a model of the fixture under their released names."""
     prefix = f'{name}/state/'

@@ -1,4 +1,4 @@
-"""What all backbones have in common: sizes, arguments, frozen stages, drop path, recomputation, 16 bits."""
+"""What all backbones have in common: sizes, frozen stages, recomputation, 16 bits, graphs, arguments."""
 
 import copy
 import math
@@ -9,8 +9,11 @@ import sys
 import pytest
 import torch
 from mmcv.cnn.bricks import DropPath
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from mmvisiongru.models import VRWKV, VisionGRU, VRWKVAdapter
+from mmvisiongru.models.visiongru import Block
+from mmvisiongru.models.vrwkv import Layer, PatchEmbed
 from tests.harness import ROOT, need_mmseg
 from tests.harness.backbones import SMALL, image, small
 from tests.harness.children import PATIENCE
@@ -98,15 +101,15 @@ def test_every_parameter_receives_a_gradient(kind, options):
 @pytest.mark.parametrize('frozen_stages', [-1, 0, 2, 'all'])
 @every_kind
 def test_frozen_stages(kind, frozen_stages):
-    """0 freezes the stem or embedding, n that and the first n stages or layers."""
-    options = dict(pos_embed='absolute') if kind is VisionGRU else {}
+    """0 freezes the stem or embedding, n that and the first n stages or layers, with norms of their maps."""
+    options = dict(pos_embed='absolute', out_norm_cfg=dict(type='BN')) if kind is VisionGRU else {}
     number = (3 if kind is VRWKV else 4) if frozen_stages == 'all' else frozen_stages
     model = small(kind, frozen_stages=number, drop_path_rate=0.5, **options)
     assert model.train() is model
 
     def frozen(name):
         first, *rest = name.split('.')
-        if first in ('stages', 'layers'):
+        if first in ('stages', 'layers', 'out_norms'):
             return bool(rest) and int(rest[0]) < number
         return first in ('stem', 'patch_embed', 'pos_embed') and number >= 0
 
@@ -234,6 +237,69 @@ def test_layer_depth_rises_through_the_network(kind, total, known, prefix):
     for depth, names in known.items():
         assert [depths[n][0] for n in names] == [depth] * len(names)
     assert model.get_layer_depth('head.fc.weight', 'backbone.') == (total + 1, total + 2)
+
+
+# ---- graphs as PyTorch's tools take them
+
+
+@pytest.mark.parametrize(
+    ('kind', 'options', 'nodes', 'leaves'),
+    [
+        (*TWO_BLOCKS[0], ('stages.0', 'stages.1'), [Block]),
+        (*TWO_BLOCKS[1], ('layers.0', 'ln1'), [Layer, PatchEmbed]),
+    ],
+    ids=str,
+)
+def test_feature_extraction_with_blocks_as_leaves(kind, options, nodes, leaves):
+    model = small(kind, **{**options, 'out_indices': (0, 1)}).eval()
+    extractor = create_feature_extractor(model, list(nodes), tracer_kwargs=dict(leaf_modules=leaves))
+    for size in ((64, 64), (65, 47)):
+        x = image(*size)
+        for got, ref in zip(extractor(x).values(), model(x), strict=True):
+            assert torch.equal(got.permute(0, 3, 1, 2), ref)
+
+
+@pytest.mark.parametrize(('kind', 'options'), [*TWO_BLOCKS, (VRWKVAdapter, {})], ids=str)
+def test_compiled_for_several_sizes(kind, options):
+    torch._dynamo.reset()
+    model = small(kind, **options).eval()
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    for size in ((64, 64), (96, 80), (33, 46)):
+        found = []
+        for module in (compiled, model):
+            x = image(*size).requires_grad_()
+            backward(maps := module(x))
+            found.append([*maps, x.grad])
+        for got, ref in zip(*found, strict=True):
+            torch.testing.assert_close(got, ref, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_backward():
+    torch._dynamo.reset()
+    model = small(*TWO_BLOCKS[0][:1], **TWO_BLOCKS[0][1])
+
+    def loss():
+        return sum(out.square().mean() for out in model(image(33, 46)))
+
+    ref = torch.autograd.grad(loss(), list(model.parameters()))
+    out = loss()
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        torch.compile(lambda: out.backward(), backend='aot_eager')()
+    for param, grad in zip(model.parameters(), ref, strict=True):
+        torch.testing.assert_close(param.grad, grad, rtol=1e-4, atol=1e-6)
+
+
+@every_kind
+def test_empty_batch(kind):
+    model, shapes = small(kind).eval(), []
+    for batch in (0, 1):
+        maps = model(image(33, 46, batch=batch))
+        backward(maps)
+        shapes.append([m.shape[1:] for m in maps])
+    assert shapes[0] == shapes[1]
+
+
+# ---- arguments
 
 
 def stages(embed_dims=(8, 16, 32, 64), depths=(1, 1, 1, 1)):

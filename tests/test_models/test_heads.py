@@ -239,21 +239,8 @@ def images_head(kind):
     return Images(theirs.double().eval()), Images(ours.eval())
 
 
-IMAGES = ((1, 3, 39, 58), (2, 3, 17, 9), (1, 3, 24, 100))
-
-
 @pytest.mark.parametrize('kind', HEADS)
-def test_exported_program_takes_any_size(kind):
-    theirs, ours = images_head(kind)
-    free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    program = torch.export.export(ours, (torch.zeros(2, 3, 48, 80),), dynamic_shapes=(free,)).module()
-    for shape in IMAGES:
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-        assert distance([program(x)], [theirs(x.double())]) <= 1e-5, shape
-
-
-@pytest.mark.parametrize('kind', HEADS)
-def test_onnx_file_takes_any_size(kind):
+def test_exported_file_takes_any_size(kind):
     onnxruntime, _ = (
         pytest.importorskip(name, reason='ONNX export needs requirements/deploy.txt')
         for name in ('onnxruntime', 'onnxscript')
@@ -262,7 +249,7 @@ def test_onnx_file_takes_any_size(kind):
 
     theirs, ours = images_head(kind)
     session = onnxruntime.InferenceSession(export(ours, ['logits']).SerializeToString())
-    for shape in (*IMAGES, (1, 3, 1, 1), (2, 3, 16, 8)):
+    for shape in ((1, 3, 39, 58), (2, 3, 17, 9), (1, 3, 24, 100), (1, 3, 1, 1), (2, 3, 16, 8)):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
         found = torch.from_numpy(session.run(None, {'images': x.numpy()})[0])
         assert distance([found], [theirs(x.double())]) <= 2e-6, shape

@@ -1,4 +1,4 @@
-"""The backbone: its numbers against a second implementation here, and the shapes of its maps."""
+"""The backbone: its numbers against a second implementation here, and the maps that heads get of it."""
 
 import copy
 import math
@@ -6,11 +6,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from mmpretrain.models.utils import LayerNorm2d
 from torch import nn
 
 from mmvisiongru.models import VisionGRU, visiongru
 from mmvisiongru.ops.scan_paths import PATHS
 from tests.harness.backbones import image, small
+from tests.harness.scans import composed_2d
 
 OPTIONS_OF_THE_SCAN = dict(scan_paths='paths', candidate='candidate')
 THIN_SIZES = [(1, 1), (1, 37), (41, 1), (2, 3), (5, 4)]
@@ -30,30 +32,13 @@ def second_implementation(p, x, depths, paths=('row', 'row_reverse'), candidate=
     def gelu(x):
         return x / 2 * (1 + torch.erf(x / math.sqrt(2)))
 
-    def mingru(gate, hidden):
-        z, h, states = torch.sigmoid(gate), 0, []
-        c = torch.where(hidden >= 0, hidden + 0.5, torch.sigmoid(hidden)) if candidate == 'g' else hidden
-        for keep_t, add_t in zip((1 - z).unbind(1), (z * c).unbind(1), strict=True):
-            h = keep_t * h + add_t
-            states.append(h)
-        return torch.stack(states, 1)
-
     def mixer(x, name):
-        B, C, H, W = x.shape
         if f'{name}.dwconv.weight' in p:
-            kernel = p[f'{name}.dwconv.weight']
-            x = F.conv2d(x, kernel, p[f'{name}.dwconv.bias'], padding=kernel.size(-1) // 2, groups=C)
-        w_in = p[f'{name}.in_proj.weight'].view(len(paths), 2, -1, C)
-        w_out = p[f'{name}.out_proj.weight'].view(C, len(paths), -1)
-        tokens, y = x.flatten(2).mT, 0
-        for i, path in enumerate(paths):
-            order = torch.arange(H * W).view(H, W)
-            order = (order.T if PATHS[path].column else order).flatten()
-            order = order.flip(0) if PATHS[path].reverse else order
-            read = tokens[:, order]
-            h = mingru(gate=read @ w_in[i, 1].T, hidden=read @ w_in[i, 0].T)
-            y = y + (h @ w_out[:, i].T)[:, order.argsort()]
-        return y.mT.view(B, C, H, W)
+            kernel, bias = p[f'{name}.dwconv.weight'], p[f'{name}.dwconv.bias']
+            x = F.conv2d(x, kernel, bias, padding=kernel.size(-1) // 2, groups=x.size(1))
+        projected = x.permute(0, 2, 3, 1) @ p[f'{name}.in_proj.weight'].T
+        h = composed_2d(projected, paths, candidate)
+        return (h @ p[f'{name}.out_proj.weight'].T).permute(0, 3, 1, 2)
 
     def mlp(x, name):
         for fc, after in (('fc1', gelu), ('fc2', lambda x: x)):
@@ -149,6 +134,52 @@ def test_out_indices(out_indices, stages):
     assert len(got) == len(stages)
     for out, i in zip(got, stages, strict=True):
         assert torch.equal(out, wanted[i])
+
+
+# The second map of a 64 x 64 image is 8 x 8 x 8: norms of a wrong axis run without an error.
+THREE_MAPS = dict(arch=dict(embed_dims=[6, 8, 12], depths=[1, 1, 1]), out_indices=(0, 1, 2))
+
+
+def by_definition(norm, raw, axes):
+    """Over ``axes`` of a map (B, C, H, W), with affine parameters by channel."""
+    if isinstance(norm, nn.RMSNorm):
+        return raw / (raw.square().mean(axes, keepdim=True) + 1e-5).sqrt() * norm.weight[:, None, None]
+    out = (raw - raw.mean(axes, keepdim=True)) / (raw.var(axes, keepdim=True, correction=0) + norm.eps).sqrt()
+    if norm.weight is None:
+        return out
+    return out * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'axes'),
+    [
+        (dict(type='LN'), 1),
+        (dict(type=nn.LayerNorm, eps=1e-3), 1),
+        (dict(type=LayerNorm2d), 1),
+        (dict(type=nn.RMSNorm), 1),
+        (dict(type='BN'), (0, 2, 3)),
+        (dict(type='BN', requires_grad=False), (0, 2, 3)),
+        (dict(type='IN'), (2, 3)),
+        (dict(type='IN', affine=True), (2, 3)),
+        (dict(type='GN', num_groups=1), (1, 2, 3)),
+    ],
+    ids=str,
+)
+def test_norms_of_tokens_and_norms_of_maps(cfg, axes):
+    model, plain = small(**THREE_MAPS, out_norm_cfg=cfg).train(), small(**THREE_MAPS)
+    plain.load_state_dict(model.state_dict(), strict=False)
+    for i, (got, raw) in enumerate(zip(model(image(64, 64)), plain(image(64, 64)), strict=True)):
+        ref = by_definition(model.out_norms[str(i)], raw, axes)
+        torch.testing.assert_close(got, ref, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('norm', [None, dict(type='LN'), dict(type='BN')], ids=str)
+def test_contiguous_maps(norm):
+    plain, contiguous = (small(out_norm_cfg=norm, out_contiguous=how) for how in (False, True))
+    for a, b in zip(plain(image(33, 46)), contiguous(image(33, 46)), strict=True):
+        assert a.is_contiguous(memory_format=torch.channels_last)
+        assert b.is_contiguous()
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize('paths', [('row',), tuple(PATHS)], ids=len)

@@ -11,7 +11,7 @@ from torch import nn
 from mmvisiongru.models import VRWKV, VRWKVAdapter
 from mmvisiongru.models.layers.rwkv_mix import q_shift
 from tests.harness.backbones import SMALL, image, small
-from tests.harness.vrwkv import CASES, FIXTURE, LIMITS, assert_original, count, original, results
+from tests.harness.vrwkv import CASES, FIXTURE, LIMITS, assert_original, original, results
 
 PLAIN = [pair for pair in CASES if pair[0] != 'adapter']
 RELEASED = [pair for pair in PLAIN if '{}/case{}/released/logits'.format(*pair) in FIXTURE.files]
@@ -40,10 +40,6 @@ def test_values_of_the_released_kernel(name, case):
     # The kernel adds 1e-6 to its denominator, which moves maps and logits by up to 5e-7.
     assert assert_original(found, name, case, 1e-6, released=True) == 5
     assert assert_original(dict(grad_norms=found['grad_norms']), name, case, 1e-9, released=True) == 1
-    with pytest.raises(AssertionError, match='stage1'):
-        assert_original(
-            results(original(name, torch.float64), name, case, torch.float64), name, case, 1e-6, True
-        )
 
 
 # ---- parameters
@@ -59,7 +55,8 @@ def test_values_of_the_released_kernel(name, case):
 def test_parameter_counts_of_the_original(kind, numbers):
     for arch, number in zip(('tiny', 'small', 'base', 'large'), numbers, strict=True):
         with torch.device('meta'):
-            assert count(kind(arch, img_size=192 if arch == 'large' else 224)) == number, arch
+            model = kind(arch, img_size=192 if arch == 'large' else 224)
+        assert sum(p.numel() for p in model.parameters()) == number, arch
 
 
 # ---- parts
