@@ -26,7 +26,7 @@ PRELOAD = (
 
 @contextmanager
 def forked_python(folder: Path) -> Iterator[str]:
-    """The path of such a python; it takes `[-u] -m MODULE` or `[-u] SCRIPT`, with their arguments."""
+    """The path of such a python; it takes `[-u] SCRIPT` with its arguments."""
     from tests.harness.children import environment
 
     address, python = folder / 'socket', folder / 'python'
@@ -88,12 +88,8 @@ def run(arguments: list[str], folder: str, variables: dict[str, str], files: lis
     os.environ.update(variables)
     sys.stdout.reconfigure(line_buffering=True)
     sys.argv = arguments = arguments[arguments[0] == '-u' :]
-    if arguments[0] == '-m':
-        sys.argv, sys.path[0] = arguments[1:], folder
-        runpy.run_module(arguments[1], run_name='__main__', alter_sys=True)
-    else:
-        sys.path[0] = str(Path(arguments[0]).parent)
-        runpy.run_path(arguments[0], run_name='__main__')
+    sys.path[0] = str(Path(arguments[0]).parent)
+    runpy.run_path(arguments[0], run_name='__main__')
 
 
 def call(address: str, *arguments: str) -> None:

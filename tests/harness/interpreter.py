@@ -1,11 +1,12 @@
 """Triton's interpreter: in a process of its own, and beside a NumPy that its version does not know."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.harness.children import environment
+from tests.harness.children import PATIENCE, environment
 
 
 @contextmanager
@@ -16,6 +17,14 @@ def interpreted(file: str, *args: str, **variables: str) -> Iterator[subprocess.
     with subprocess.Popen(command, **settings) as process:
         yield process
         process.kill()
+
+
+def results(process: subprocess.Popen):
+    """What it says in its last line, in JSON; before that it says at which case it is."""
+    out, err = process.communicate(timeout=PATIENCE)
+    last = out.splitlines()[-1:]
+    assert process.returncode == 0, f'died at {last}\n{err[-3000:]}'
+    return json.loads(last[0])
 
 
 def mend() -> None:

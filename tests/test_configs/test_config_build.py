@@ -23,7 +23,6 @@ from tests.harness.config_builders import (
 
 RELEASED = CLASSIFIER.replace('.py', '_released.py')
 SAVE_BEST = {'IoUMetric': 'mIoU', 'Accuracy': 'accuracy/top1', 'CocoMetric': 'coco/bbox_mAP'}
-POS_EMBED = [name for name in LEAVES if name.startswith('ablations/visiongru-tiny_pos-embed_')]
 
 
 @pytest.mark.parametrize('name', [*LEAVES, *DETECTORS])
@@ -71,22 +70,6 @@ def test_data_hooks_and_visualizer_build(name, tmp_path):
         hooks = {key: HOOKS.build(hook) for key, hook in cfg.default_hooks.items()}
     assert hooks.keys() >= {'exact_resume', 'guard', 'bad_samples', 'stall'}
     assert hooks['checkpoint'].save_best == [SAVE_BEST[cfg.test_evaluator.type]]
-
-
-@pytest.mark.parametrize('name', [CLASSIFIER, UPERNET, *POS_EMBED])
-def test_paper_recipes_spare_norms_and_positional_embedding_from_weight_decay(name):
-    """And biases, in classification."""
-    model = build_model(load(name))
-    groups = build_optimizer(load(name), model).param_groups
-    decay = {id(param): group['weight_decay'] for group in groups for param in group['params']}
-    spared = {key for key, param in model.named_parameters() if decay[id(param)] == 0}
-    biases = 'in1k' in name
-    assert spared == {
-        key
-        for key, _ in model.named_parameters()
-        if 'norm' in key or '.bn.' in key or 'pos_embed' in key or (biases and key.endswith('bias'))
-    }
-    assert set(decay.values()) == {0, 0.05 if biases else 0.01}
 
 
 AMP = {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16',

@@ -63,7 +63,6 @@ def test_imagenet_batch_is_mixed_in_training_alone(imagenet):
     score = torch.stack([sample.gt_score for sample in mixed['data_samples']])
     assert (mixed['inputs'] != plain).any()
     assert ((score > 0) & (score < 1)).any()
-    torch.testing.assert_close(score.sum(1), torch.ones(8))
 
 
 def test_ade20k_is_scored_at_its_own_size_without_the_zero_label(ade20k):

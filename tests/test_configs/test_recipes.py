@@ -1,14 +1,17 @@
 """The recipes as built: optimizer, schedule, augmentation and model."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
+from mmcv.cnn.bricks import DropPath
 from mmengine.registry import HOOKS, MODELS
 
 from tests.harness.config_builders import (
     CLASSIFIER,
+    LEAVES,
     NEEDS_MMDET,
     UPERNET,
     build_dataset,
@@ -20,7 +23,16 @@ from tests.harness.config_builders import (
 
 RELEASED = CLASSIFIER.replace('.py', '_released.py')
 CLASSIFIERS = (CLASSIFIER, RELEASED)
+POS_EMBED = [name for name in LEAVES if name.startswith('ablations/visiongru-tiny_pos-embed_')]
 DETECTOR = 'detection/mask-rcnn_visiongru-tiny_fpn_8xb2-1x_coco.py'
+# Vision-RWKV.
+WIDTH = dict(tiny=192, small=384, base=768)
+VRWKV_CLASSIFIERS = {arch: f'classification/vrwkv-{arch}_8xb128_in1k.py' for arch in WIDTH}
+VRWKV_UPERNETS = {
+    arch: f'segmentation/vrwkv-{arch}_upernet_8xb2-160k_ade20k-512x512.py'
+    for arch in ('tiny', 'small', 'tiny-adapter', 'small-adapter')
+}
+VRWKV_DETECTOR = DETECTOR.replace('visiongru-tiny', 'vrwkv-tiny-adapter')
 
 
 @pytest.mark.parametrize(
@@ -29,7 +41,7 @@ DETECTOR = 'detection/mask-rcnn_visiongru-tiny_fpn_8xb2-1x_coco.py'
     [
         (CLASSIFIER, np.repeat(np.arange(280), 10) / 280, 1e-5),
         (RELEASED, np.arange(2800) / 2800, 0),
-        ('classification/vrwkv-small_8xb128_in1k.py', np.arange(2800) / 2800, 1e-5),
+        (VRWKV_CLASSIFIERS['small'], np.arange(2800) / 2800, 1e-5),
     ],
 )
 def test_lr_of_in1k_warms_up_20_epochs_and_follows_a_cosine(name, steps, low):
@@ -44,7 +56,7 @@ def test_lr_of_in1k_warms_up_20_epochs_and_follows_a_cosine(name, steps, low):
     [
         (UPERNET, 160_000, 6e-5),
         (UPERNET.replace('160k', '80k'), 80_000, 6e-5),
-        (UPERNET.replace('visiongru-tiny', 'vrwkv-tiny'), 160_000, 12e-5),
+        (VRWKV_UPERNETS['tiny'], 160_000, 12e-5),
     ],
 )
 def test_lr_of_ade20k_warms_up_1500_iterations_and_falls_linearly_to_zero(name, iterations, lr):
@@ -59,7 +71,7 @@ def test_lr_of_ade20k_warms_up_1500_iterations_and_falls_linearly_to_zero(name, 
     [
         (DETECTOR, 1e-4, 1000, (8, 11)),
         (DETECTOR.replace('1x', 'ms-crop-3x'), 1e-4, 1000, (27, 33)),
-        (DETECTOR.replace('visiongru-tiny', 'vrwkv-tiny-adapter'), 2e-4, 500, (8, 11)),
+        (VRWKV_DETECTOR, 2e-4, 500, (8, 11)),
     ],
 )
 def test_lr_of_coco_warms_up_and_falls_twice_to_a_tenth(name, lr, warm_up, steps):
@@ -84,6 +96,51 @@ def test_optimizer(name):
     assert ({group['weight_decay'] for group in optimizer.param_groups} == {decay}) is released
     assert cfg.optim_wrapper.get('clip_grad') == (dict(max_norm=5.0) if name == CLASSIFIER else None)
     assert cfg.env_cfg.get('tf32', False) is released
+
+
+def rates(name):
+    """Weight decay and lr of each parameter, by its name and number of dimensions."""
+    cfg = load(name)
+    model = build_model(cfg)
+    groups = {id(param): g for g in build_optimizer(cfg, model).param_groups for param in g['params']}
+    found = {(key, param.ndim): groups[id(param)] for key, param in model.named_parameters()}
+    return {key: (group['weight_decay'], group['lr']) for key, group in found.items()}
+
+
+@pytest.mark.parametrize('name', [CLASSIFIER, UPERNET, *POS_EMBED, *VRWKV_CLASSIFIERS.values()])
+def test_weight_decay_spares_norms_and_embeddings_and_in_classification_biases(name):
+    """Not the embedding of Vision-RWKV."""
+    spared = r'\.ln\d\.' if 'vrwkv' in name else r'norm|\.bn\.|pos_embed'
+    value = 0.01
+    if 'in1k' in name:
+        spared, value = f'{spared}|bias$', 0.05
+    for (key, _), (decay, lr) in rates(name).items():
+        assert decay == (0 if re.search(spared, key) else value), key
+        assert lr == (1e-3 if 'in1k' in name else 6e-5)
+
+
+@pytest.mark.parametrize(
+    ('name', 'lr', 'rate', 'weight'),
+    [
+        (VRWKV_UPERNETS['tiny'], 12e-5, 0.95, 0.01),
+        (VRWKV_UPERNETS['tiny-adapter'], 12e-5, 0.95, 0.01),
+        (VRWKV_UPERNETS['small'], 6e-5, 0.85, 0.01),
+        (VRWKV_UPERNETS['small-adapter'], 6e-5, 0.85, 0.01),
+        pytest.param(VRWKV_DETECTOR, 2e-4, 0.85, 0.01, marks=NEEDS_MMDET),
+        pytest.param(VRWKV_DETECTOR.replace('tiny', 'small'), 1e-4, 0.85, 0.05, marks=NEEDS_MMDET),
+    ],
+)
+def test_dense_vrwkv_decays_lr_by_layer(name, lr, rate, weight, monkeypatch):
+    monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
+    for (key, ndim), (decay, found) in rates(name).items():
+        # Stored as (1, 1, C) and (1, N, C), the mixes and the embedding are no vectors.
+        assert decay == (0 if ndim == 1 else weight), key
+        layer = 13
+        if key.startswith(('backbone.patch_embed.', 'backbone.pos_embed')):
+            layer = 0
+        elif key.startswith('backbone.layers.'):
+            layer = int(key.split('.')[2]) + 1
+        assert found == pytest.approx(lr * rate ** (13 - layer), rel=1e-9), key
 
 
 @pytest.mark.parametrize('name', CLASSIFIERS)
@@ -172,3 +229,43 @@ def test_ade20k_augmentation():
     assert type(photometric).__name__ == 'PhotoMetricDistortion'
     _, resize, _, _ = build_dataset(cfg, 'val', lazy_init=True).pipeline.transforms
     assert (resize.scale, resize.keep_ratio) == ((2048, 512), True)
+
+
+@pytest.mark.parametrize(('arch', 'rate'), [('tiny', 0), ('small', 0.3), ('base', 0.5)])
+def test_in1k_vrwkv(arch, rate):
+    cfg = load(VRWKV_CLASSIFIERS[arch])
+    model = build_model(cfg)
+    assert model.backbone.layers[-1].drop_path.drop_prob == pytest.approx(rate)
+    assert model.head.fc.in_features == WIDTH[arch] == model.backbone.embed_dims
+    assert model.head.loss_module.label_smooth_val == 0.1
+    mixing = getattr(model.data_preprocessor, 'batch_augments', None)
+    found = [(type(a).__name__, a.alpha) for a in mixing.augments] if mixing else []
+    assert found == ([] if arch == 'tiny' else [('Mixup', 0.8), ('CutMix', 1.0)])
+    assert cfg.optim_wrapper.clip_grad == dict(max_norm=5.0)
+
+
+@pytest.mark.parametrize('arch', ['tiny', 'small'])
+def test_ade20k_plain_vrwkv(arch):
+    model, width = build_model(load(VRWKV_UPERNETS[arch])), WIDTH[arch]
+    assert model.backbone.out_indices == (2, 5, 8, 11)
+    assert (model.neck.in_channels, model.neck.out_channels) == ([width] * 4, width)
+    assert model.neck.scales == [4, 2, 1, 0.5]
+    assert tuple(model.decode_head.in_channels) == (width,) * 4
+    assert (model.auxiliary_head.in_channels, model.auxiliary_head.in_index) == (width, 2)
+    assert model.test_cfg.mode == 'whole'
+
+
+@pytest.mark.parametrize(('arch', 'rate'), [('tiny', 0.1), ('small', 0.2)])
+def test_ade20k_vrwkv_adapter_is_tested_in_windows_of_whole_patches(arch, rate):
+    cfg = load(VRWKV_UPERNETS[f'{arch}-adapter'])
+    model = build_model(cfg)
+    assert not model.with_neck
+    assert model.backbone.norm1.weight.shape == (WIDTH[arch],)
+    assert {m.drop_prob for m in model.backbone.interactions.modules() if isinstance(m, DropPath)} == {rate}
+    assert model.backbone.layers[-1].drop_path.drop_prob == pytest.approx(rate)
+    assert model.test_cfg == dict(mode='slide', crop_size=(512, 512), stride=(341, 341))
+    for split in ('val', 'test'):
+        _, resize, multiple, _, _ = build_dataset(cfg, split, lazy_init=True).pipeline.transforms
+        assert (resize.scale, resize.keep_ratio, multiple.size_divisor) == ((2048, 512), True, 32)
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert (cfg.optim_wrapper.dtype, cfg.optim_wrapper.loss_scale) == ('float16', dict(init_scale=512))

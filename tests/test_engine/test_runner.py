@@ -1,5 +1,6 @@
-"""What ReliableRunner makes of the keys of a config that mmengine's does not know."""
+"""What ReliableRunner makes of the keys of a config that mmengine's does not know, and what it logs."""
 
+import json
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -10,10 +11,11 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+from mmvisiongru.engine.hooks import AtomicLoggerHook, logger
 from mmvisiongru.engine.runner import ReliableRunner
 from mmvisiongru.models.layers.pooling import AveragePool
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
-from tests.harness.toy import ToyModel, toy_runner
+from tests.harness.toy import ToyModel, toy_config, toy_runner
 
 
 def built(folder, text, **settings):
@@ -68,3 +70,18 @@ def test_a_logged_value_is_that_of_its_iteration(tmp_path):
     runner = toy_runner(tmp_path, model=dict(type=CountingModel))
     runner.train()
     assert runner.message_hub.get_scalar('train/count').data[0].tolist() == list(range(1, 19))
+
+
+def test_one_process_writes_the_metrics(tmp_path, monkeypatch):
+    """Of a test, when several processes share a disk."""
+    cfg = toy_config(tmp_path)
+    loop = dict(test_cfg={}, test_dataloader=cfg.val_dataloader, test_evaluator=cfg.val_evaluator)
+    runner = toy_runner(tmp_path, **loop)
+    runner.test()
+    file = tmp_path / runner.timestamp / f'{runner.timestamp}.json'
+    assert 0 <= json.loads(file.read_text())['acc'] <= 1
+    (hook,) = [h for h in runner.hooks if isinstance(h, AtomicLoggerHook)]
+    file.write_text('of the first process')
+    monkeypatch.setattr(logger, 'is_main_process', lambda: False)
+    hook.after_test_epoch(runner, dict(acc=0.5))
+    assert file.read_text() == 'of the first process'

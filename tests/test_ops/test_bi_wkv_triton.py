@@ -15,9 +15,8 @@ import torch
 from mmvisiongru.ops import triton_launch
 from mmvisiongru.ops.wkv import triton_wkv
 from mmvisiongru.ops.wkv.interface import Wkv
-from tests.harness.children import PATIENCE
 from tests.harness.guarded import PLACES, Guarded
-from tests.harness.interpreter import interpreted, mend
+from tests.harness.interpreter import interpreted, mend, results
 from tests.harness.scans import TOLERANCE, error
 from tests.harness.triton_compile import cross_compile, needs_compiler, spilled
 from tests.harness.wkv import NAMES, by_sums, expected, inputs
@@ -83,11 +82,9 @@ def interpreter():
 
 
 @pytest.fixture(scope='module')
-def results(interpreter):
-    out, err = interpreter.communicate(timeout=PATIENCE)
-    lines = out.splitlines()
-    assert interpreter.returncode == 0, f'died in the case {lines[-1:]}\n{err[-2000:]}'
-    return json.loads(lines[-1])
+def errors(interpreter):
+    """By place and case."""
+    return results(interpreter)
 
 
 # Name, type of the states, and the bound on bytes of stack: what dw needs of 16 tokens in float64 is more
@@ -119,12 +116,12 @@ def test_kernels_compile(name, states, stack, tmp_path):
 
 @pytest.mark.parametrize('place', PLACES)
 @pytest.mark.parametrize('name', CASES)
-def test_numbers_and_no_access_outside_of_a_tensor(results, name, place):
+def test_numbers_and_no_access_outside_of_a_tensor(errors, name, place):
     dtype = CASES[name].dtype
     kind, limit = TOLERANCE[dtype]
     if dtype == torch.bfloat16:
         limit *= 2  # the interpreter truncates where a GPU rounds
-    for value, found in results[place][name].items():
+    for value, found in errors[place][name].items():
         assert found <= limit, f'{value}: {kind} error {found:.2e} > {limit:.0e}'
 
 

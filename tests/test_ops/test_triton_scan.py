@@ -24,9 +24,8 @@ from mmvisiongru.ops import mingru_scan_2d, runnable_backends, triton_launch
 from mmvisiongru.ops.mingru import triton_scan
 from mmvisiongru.ops.mingru.interface import PreActivations, ScanOptions
 from mmvisiongru.ops.scan_paths import PATHS as KNOWN
-from tests.harness.children import PATIENCE
 from tests.harness.guarded import PLACES, Guarded
-from tests.harness.interpreter import interpreted, mend
+from tests.harness.interpreter import interpreted, mend, results
 from tests.harness.scans import COLUMNS, PATHS, ROWS, TOLERANCE, by_loop, composed_2d, error, normal, run
 from tests.harness.triton_compile import cross_compile, needs_compiler, spilled
 
@@ -169,17 +168,11 @@ def interpreters():
 
 
 @pytest.fixture(scope='module')
-def results(interpreters):
-    """Errors by place and case."""
+def errors(interpreters):
+    """By place and case."""
     if CUDA:
         return dict.fromkeys(PLACES, measure_all(None))
-    found = {}
-    for place, process in interpreters.items():
-        out, err = process.communicate(timeout=PATIENCE)
-        last = out.splitlines()[-1]
-        assert process.returncode == 0, f'died in the case {last!r}\n{err[-3000:]}'
-        found[place] = json.loads(last)
-    return found
+    return {place: results(process) for place, process in interpreters.items()}
 
 
 # ---- what the kernels compile to
@@ -243,8 +236,8 @@ def test_no_spills_in_chunks(name, further, capability, tmp_path):
 
 @pytest.mark.parametrize('place', PLACES)
 @pytest.mark.parametrize('name', [*CASES, FAR])
-def test_numbers_and_no_access_outside_of_a_tensor(results, name, place):
-    case, found = CASES.get(name, Case((), 0, dtype=torch.float16)), results[place][name]
+def test_numbers_and_no_access_outside_of_a_tensor(errors, name, place):
+    case, found = CASES.get(name, Case((), 0, dtype=torch.float16)), errors[place][name]
     if name in CASES:
         assert found['plan'] == [case.rows, case.chunks]
     kind, limit = TOLERANCE[case.dtype]
