@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, Runner
@@ -14,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 pytest.register_assert_rewrite('tests.harness')
 from tests.harness import lacks_mmseg  # noqa: E402
 
+# The models of the tests are so small that more threads only wait for each other.
+torch.set_num_threads(1)
 # Files that are about segmentors.
 SEGMENTORS = ('heads', 'odd_sizes', 'pooling', 'precision')
 collect_ignore = [f'test_models/test_{name}.py' for name in SEGMENTORS if lacks_mmseg()]

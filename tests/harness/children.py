@@ -18,10 +18,9 @@ def environment(**variables: str) -> dict[str, str]:
     return os.environ | dict(PYTHONPATH=path, OMP_NUM_THREADS='1') | variables
 
 
-def torchrun(processes: int, *options: str) -> list[str]:
+def torchrun(processes: int) -> list[str]:
     """Arguments of python that start a script in several processes."""
-    options = options or ('--standalone',)
-    return [str(ROOT / 'tools/misc/torchrun.py'), *options, f'--nproc-per-node={processes}']
+    return [str(ROOT / 'tools/misc/torchrun.py'), '--standalone', f'--nproc-per-node={processes}']
 
 
 def in_child(action) -> int:

@@ -258,9 +258,9 @@ def start(processes: int, work_dir, **settings) -> subprocess.Popen:
     return python(*how, __file__, work_dir, settings, start_new_session=True)
 
 
-def finish(process: subprocess.Popen, timeout=PATIENCE) -> tuple[int, str]:
+def finish(process: subprocess.Popen) -> tuple[int, str]:
     """Wait for it; the exit code and all it said."""
-    out, err = process.communicate(timeout=timeout)
+    out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out + (err or '')
 
 

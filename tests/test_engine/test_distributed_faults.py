@@ -162,13 +162,11 @@ def test_slurm_cancels_a_run_of_two_nodes_and_it_resumes(tmp_path, workplace):
             assert line, log
         subprocess.run(['scancel', '--name=name'], env=environment(**variables), check=True)
         code, rest = finish(job)
-        print(log + rest)
         assert code == 128 + signal.SIGTERM, rest
         stopped = int(re.findall(r'stopped by SIGTERM after iteration (\d+): saved', rest)[-1])
 
         end = stopped + 5
         code, log = finish(submit('slurm_train.sh', '--resume', *settings, f'train_cfg.max_iters={end}'))
-        print(log)
         assert code == 0, log
         assert f'resumed epoch: 0, iter: {stopped}' in log
         assert re.search(rf'Iter\(train\) \[ *{stopped + 1}/', log)

@@ -1,4 +1,4 @@
-"""Runs that are killed and resumed: exactly, with other batches, to another length, with another optimizer."""
+"""Runs that are killed and resumed: exactly, with other batches, another length, or another optimizer."""
 
 import re
 import signal

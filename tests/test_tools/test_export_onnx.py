@@ -1,6 +1,7 @@
 """tools/deployment: a file that computes what torch does, its metrics, and pictures where torch is not."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -19,8 +20,9 @@ from mmvisiongru import deployment
 from mmvisiongru.deployment.verify import TOLERANCE, random_images
 from mmvisiongru.deployment.wrapper import Deployed
 from mmvisiongru.errors import InputError
+from mmvisiongru.models import VisionGRU
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, TOOLS, make_checkpoint, save
-from tools.deployment import demo_onnx, export
+from tools.deployment import benchmark_onnx, demo_onnx, export
 from tools.deployment.describe import describe
 from tools.deployment.runtimes import has_openvino, onnx_runtime, openvino
 from tools.visualization import image_demo
@@ -253,3 +255,41 @@ def test_demo_on_input_that_cannot_be_used(workplace, refused):
         ('broken.onnx', 'right.onnx', 'out', 'broken.onnx is not an image'),
     ):
         assert named in refused(demo_onnx, images, model, '--out', out)
+
+
+# ---- benchmark_onnx.py
+
+
+@pytest.fixture
+def one_block(monkeypatch):
+    """Let every name stand for a model of one block."""
+    arch = dict(embed_dims=[16], depths=[1])
+    monkeypatch.setattr(benchmark_onnx, 'build_model', lambda _: VisionGRU(arch, out_indices=(0,)))
+
+
+def test_benchmark_says_how_far_values_are_from_torch_and_what_cannot_run(one_block, monkeypatch):
+    runners = ('torch float32', 'ONNX Runtime float32', 'ONNX Runtime int8', 'ONNX Runtime bfloat16')
+    monkeypatch.setattr(benchmark_onnx, 'RUNNERS', runners)
+    monkeypatch.setattr(benchmark_onnx, 'in_new_process', lambda *_: math.nan)
+    right = benchmark_onnx.start
+
+    def start(runner, *rest):
+        if runner == runners[3]:
+            raise RuntimeError('no kernel\nfor it')
+        return right(runner, *rest)
+
+    monkeypatch.setattr(benchmark_onnx, 'start', start)
+    rows, notes = benchmark_onnx.compare('small', [(32, 48)], repeats=2)
+    assert notes == [f'{runners[3]}: no kernel for it']
+    assert [row['runner'] for row in rows] == list(runners[:3])
+    errors = [row['rms_error'] for row in rows]
+    # 8 bits cost something, and far from everything.
+    assert errors[0] == 0 < errors[1] < 2e-6 < 1e-4 < errors[2] < 3e-2
+    assert rows[0]['time_ratio'] == 1
+    assert all(row['latency_ms'] >= row['fastest_ms'] > 0 for row in rows)
+
+
+def test_memory_is_that_of_the_image(one_block):
+    small, large = (benchmark_onnx.memory_of(('torch float32', '', ''), (n, n), 1) for n in (64, 512))
+    # One map of the stem alone: 256 x 256 x 8 of float32.
+    assert large > max(small, 256 * 256 * 8 * 4)

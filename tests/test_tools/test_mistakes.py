@@ -106,50 +106,46 @@ def test_a_wrong_setting(work, mistake, config, option, named):
 
 
 @pytest.mark.parametrize(
-    ('config', 'leaf', 'named'),
+    ('leaf', 'named'),
     [
-        ('seg.py', AUXILIARY.replace('classes=3', 'classes=9'), ['set model.auxiliary_head.num_classes=3']),
-        ('seg.py', FPN, ['in leaf.py', 'set model.neck.in_channels=[8,16,32,64]']),
-        ('seg.py', UPERNET.replace('64]', '63]'), ['set model.decode_head.in_channels=[8,16,32,64]']),
-        ('seg.py', "optim_wraper = dict(type='OptimWrapper')", ["'optim_wraper'", "'optim_wrapper'"]),
-        ('seg.py', "custom_hooks = [dict(type='EMAHook', momentun=0.1)]", ['custom_hooks.0', "'momentum'"]),
+        (AUXILIARY.replace('classes=3', 'classes=9'), ['set model.auxiliary_head.num_classes=3']),
+        (FPN, ['in leaf.py', 'set model.neck.in_channels=[8,16,32,64]']),
+        (UPERNET.replace('64]', '63]'), ['set model.decode_head.in_channels=[8,16,32,64]']),
+        ("optim_wraper = dict(type='OptimWrapper')", ["'optim_wraper'", "'optim_wrapper'"]),
+        ("custom_hooks = [dict(type='EMAHook', momentun=0.1)]", ['custom_hooks.0', "'momentum'"]),
         (
-            'seg.py',
             "custom_hooks = [dict(type='EMAHook', ema_type='ExponentialAverage')]",
             ['custom_hooks.0.ema_type', 'MovingAverage'],
         ),
-        ('seg.py', "custom_hooks = [dict(typ='EMAHook')]", ['custom_hooks.0 in leaf.py has no type']),
+        ("custom_hooks = [dict(typ='EMAHook')]", ['custom_hooks.0 in leaf.py has no type']),
+        ("param_scheduler = [dict(type='PolyLR', by_epoch=False, powr=2)]", ['param_scheduler.0', "'power'"]),
+        (RESIZED.format(RESIZE, 'val'), ['val_dataloader.dataset.pipeline', 'after Resize']),
+        (RESIZED.format(dict(RESIZE, keep_ration=1), 'train'), ['pipeline.2', "'keep_ratio'"]),
         (
-            'seg.py',
-            "param_scheduler = [dict(type='PolyLR', by_epoch=False, powr=2)]",
-            ['param_scheduler.0', "'power'"],
-        ),
-        ('seg.py', RESIZED.format(RESIZE, 'val'), ['val_dataloader.dataset.pipeline', 'after Resize']),
-        ('seg.py', RESIZED.format(dict(RESIZE, keep_ration=1), 'train'), ['pipeline.2', "'keep_ratio'"]),
-        (
-            'seg.py',
             RESIZED.format(dict(type='RandomCrop', crop_size=(24, 24)), 'train'),
             ['set model.data_preprocessor.size=(24, 24)'],
         ),
         # Softmax over one channel is 1, so the loss is 0.
         (
-            'seg.py',
             f'{ONE_CHANNEL}\nmodel = dict(decode_head=dict(num_classes=1))',
             ['model.decode_head', 'out_channels=1', 'threshold', 'use_sigmoid=True'],
         ),
-        ('cls.py', 'train_dataloader = dict(batch_size=3)', ['model.neck', 'drop_last=True']),
-        ('cls.py', 'train_dataloader = dict(batch_size=1)', ['model.neck', 'train_dataloader.batch_size=2']),
     ],
 )
-def test_a_wrong_config(work, mistake, config, leaf, named):
-    if 'batch_size' in leaf:
-        # 7 images, and a batch norm behind the pooling.
-        next(Path('inet/train').rglob('*.png')).unlink()
-        leaf += """
+def test_a_wrong_config(work, mistake, leaf, named):
+    mistake('seg.py', leaf=leaf, named=named)
+
+
+@pytest.mark.parametrize(('size', 'to_set'), [(3, 'drop_last=True'), (1, 'train_dataloader.batch_size=2')])
+def test_a_batch_of_one_under_a_batch_norm_behind_the_pooling(work, mistake, size, to_set):
+    # 7 images.
+    next(Path('inet/train').rglob('*.png')).unlink()
+    leaf = f"""
+train_dataloader = dict(batch_size={size})
 model = dict(neck=[dict(type='GlobalAveragePooling'), dict(
     type='LinearNeck', in_channels=16, out_channels=16, norm_cfg=dict(type='BN1d'))])
 """
-    mistake(config, leaf=leaf, named=named)
+    mistake('cls.py', leaf=leaf, named=['model.neck', to_set])
 
 
 def test_a_batch_of_one_without_a_pooling_is_fine(work, mistake):

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from mmvisiongru.launch.processes import has_gpu
 from mmvisiongru.models.layers import mingru
 from mmvisiongru.ops import mingru_scan_2d
 from tests.harness import ROOT
-from tests.harness.children import PATIENCE, free_port
+from tests.harness.children import PATIENCE, environment, free_port
 from tests.harness.small_runs import SEGMENTATION, TOOLS, write_config
 from tools import test as test_tool
 from tools import train
@@ -85,6 +86,40 @@ def test_segmentation_in_two_processes(segmentor, start):
         np.testing.assert_array_equal(Image.open(f'maps/{i}.png'), Image.open(f'alone/{i}.png'))
     # Each process draws what it tested.
     assert sorted(os.listdir('pictures')) == ['0.png', '1.png', '2.png']
+
+
+# With a table of groups, a warm-up and pinned memory, as the recipes have it.
+RECIPE = """
+train_dataloader.update(pin_memory=True)
+optim_wrapper = dict(
+    constructor='mmvisiongru.GroupedOptimWrapperConstructor',
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.1),
+    paramwise_cfg=dict(norm_decay_mult=0.0),
+)
+param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=2),
+                   dict(type='PolyLR', by_epoch=False, begin=2)]
+"""
+
+
+def test_a_run_starts_with_a_summary_of_at_most_20_lines(workplace):
+    broken = workplace / 'ade/images/training/3.jpg'
+    broken.write_bytes(b'no picture')
+    extra = f'{RECIPE}train_cfg.update(max_iters=4)\n'
+    write_config(workplace / 'tiny.py', SEGMENTATION, workplace / 'ade', extra)
+    # In a new process, where nothing has warned yet.
+    command, env = [sys.executable, TOOLS / 'train.py', 'tiny.py'], environment(CUDA_VISIBLE_DEVICES='')
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    lines = done.stdout.splitlines()
+    first = next(i for i, line in enumerate(lines) if '(train)' in line)
+    start = [line for line in lines[:first] if 'bad sample' not in line]
+    assert len(start) <= 20
+    for what in ('model: ', 'parameters', 'train data: ', 'schedule: ', 'device: ', 'backend ', 'work dir: '):
+        assert any(what in line for line in start), what
+    (bad,) = (line for line in lines if 'bad sample skipped' in line)
+    assert str(broken) in bad
+    (log,) = Path('work_dirs/tiny').glob('*/*.log')
+    assert 'logger.py' not in done.stdout + log.read_text()
 
 
 def test_two_nodes_test_as_one_process_does(classifier, start):
