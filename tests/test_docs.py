@@ -1,9 +1,12 @@
-"""README and docs: snippets run, links and commands lead to what exists, and the site builds."""
+"""README, docs and docstrings: examples run, links and commands lead to what exists, the site builds."""
 
+import doctest
+import inspect
 import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -109,3 +112,42 @@ def test_the_tutorial_runs_and_what_it_says_is_so(here):
     # Of even and odd digits, half are right by chance.
     assert values['metrics']['accuracy/top1'] > 75
     assert values['difference'] < 1e-5
+
+
+# ---- docstrings of the public API, the modules of docs/api.rst
+
+PUBLIC = re.findall(r'automodule:: (\S+)', (ROOT / 'docs' / 'api.rst').read_text(encoding='utf-8'))
+
+
+def members(path: str) -> dict[str, object]:
+    """Public classes and functions of a module: those of ``__all__``, or its own."""
+    module = import_module(path)
+    names = getattr(module, '__all__', None) or [
+        name
+        for name, value in vars(module).items()
+        if getattr(value, '__module__', None) == path and not name.startswith('_')
+    ]
+    return {name: getattr(module, name) for name in names}
+
+
+EXAMPLES = {
+    name: value.__doc__
+    for path in PUBLIC
+    for name, value in members(path).items()
+    if '>>> ' in (inspect.getdoc(value) or '')
+}
+
+
+def test_functions_and_what_one_starts_with_have_examples():
+    functions = members('mmvisiongru.apis').keys() | members('mmvisiongru.ops').keys()
+    assert functions | {'VRWKV', 'VisionGRU', 'MinGRU2D', 'load_weights'} <= EXAMPLES.keys()
+
+
+@pytest.mark.parametrize('name', EXAMPLES)
+def test_example(name):
+    # Without the module's globals: an example imports what it uses.
+    example = doctest.DocTestParser().get_doctest(EXAMPLES[name], {}, name, None, None)
+    report = []
+    result = doctest.DocTestRunner().run(example, out=report.append)
+    assert result.attempted > 1
+    assert result.failed == 0, ''.join(report)

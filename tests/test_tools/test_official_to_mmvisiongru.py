@@ -18,14 +18,12 @@ from mmvisiongru.models import VRWKV, VisionGRU, VRWKVAdapter
 from mmvisiongru.models.convert import name_of, to_mmvisiongru, to_released
 from tests.harness import ROOT
 from tests.harness.small_runs import Call
-from tests.harness.vrwkv import FIXTURE, released_names, released_state
+from tests.harness.vrwkv import FIXTURE, LIMITS, released_names, released_state
 from tools.model_converters import official_to_mmvisiongru as converter
 
 DATA = ROOT / 'tests/data'
 DIM8 = dict(embed_dims=[8, 16, 32, 64], depths=[1, 1, 2, 1])
 BLOCK = 'snake_gru.layers.2.1'
-# Of max|ref|.
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 
 def arrays(name):
@@ -69,8 +67,8 @@ def assert_same(got, expected):
 
 
 def assert_close(got, ref):
-    """Within the tolerance of got's dtype, relative to the largest reference value."""
-    assert (got.double() - ref).abs().max() <= TOLERANCE[got.dtype] * ref.abs().max()
+    """Within the limit of got's dtype, relative to the largest reference value."""
+    assert (got.double() - ref).abs().max() <= LIMITS[got.dtype] * ref.abs().max()
 
 
 def convert(source, target, *options):
@@ -95,7 +93,7 @@ def test_every_released_name_has_its_place(arch, params):
     assert shapes(to_released(ours)) == keys
 
 
-@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+@pytest.mark.parametrize('dtype', LIMITS, ids=str)
 def test_classifier_gives_the_released_logits(dtype):
     ref = arrays('cls')
     model = classifier(DIM8, 7).to(dtype).eval()
@@ -103,7 +101,7 @@ def test_classifier_gives_the_released_logits(dtype):
     assert_close(model(ref['input'].to(dtype), mode='tensor').detach(), ref['logits'])
 
 
-@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+@pytest.mark.parametrize('dtype', LIMITS, ids=str)
 @pytest.mark.parametrize('case', ['case0', 'case1', 'case2'])
 def test_backbone_gives_the_released_features_and_gradients(case, dtype):
     ref = arrays('seg')
