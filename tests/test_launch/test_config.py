@@ -10,6 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 from mmengine.config import Config
+from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS as SEGMENTORS
 
@@ -18,6 +19,7 @@ from mmvisiongru.config import check_keys, get_config
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.checks import check_config, check_data
 from mmvisiongru.launch.options import add_config_options
+from mmvisiongru.mmcv_ops import import_mmdet
 from tests.harness import ROOT
 from tests.harness.config_builders import DETECTORS, LEAVES, load
 
@@ -75,8 +77,10 @@ def test_config_that_cannot_be_used(here, name, text, message):
 
 
 @pytest.mark.parametrize('name', [*LEAVES, *DETECTORS])
-def test_own_configs_pass(name):
+def test_own_configs_pass_and_only_those_of_detectors_import_mmdet(name, monkeypatch):
+    monkeypatch.setattr('mmvisiongru.launch.checks.import_mmdet', importer := Mock(wraps=import_mmdet))
     check_config(load(name))
+    assert importer.called == name.startswith('detection/')
     assert not DefaultScope._instance_dict
 
 
@@ -105,6 +109,10 @@ def test_a_type_may_be_a_class_or_its_full_name():
     check_config(cfg)
     cfg.custom_hooks[0].momentun = 0.1
     with pytest.raises(InputError, match=r"custom_hooks\.0; did you mean 'momentum'"):
+        check_config(cfg)
+    # Of one that is not known, mmengine gives the name; its arguments are no mistake.
+    for average in (ExponentialMovingAverage, 'Xyzzy'):
+        cfg.custom_hooks = [dict(type='EMAHook', ema_type=average, momentum=0.1)]
         check_config(cfg)
 
 
