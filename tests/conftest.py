@@ -18,13 +18,8 @@ from tests.harness import lacks_mmseg  # noqa: E402
 # The models of the tests are so small that more threads only wait for each other.
 torch.set_num_threads(1)
 # Files that are about segmentors.
-SEGMENTORS = ('heads', 'odd_sizes', 'pooling', 'precision')
+SEGMENTORS = ('heads', 'odd_sizes', 'replacements')
 collect_ignore = [f'test_models/test_{name}.py' for name in SEGMENTORS if lacks_mmseg()]
-
-
-def family(kind: type) -> list[type]:
-    """A class with all that are derived from it."""
-    return [kind, *(each for derived in kind.__subclasses__() for each in family(derived))]
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +27,7 @@ def _forget_mmengine_globals():
     """Let no test see the default scope, logger or buffers that a Runner of an earlier one made."""
     yield
     # Each class keeps its own instances, the visualizers of the tasks too.
-    for manager in (DefaultScope, MessageHub, MMLogger, *family(Visualizer)):
+    for manager in (DefaultScope, MessageHub, MMLogger, Visualizer, *Visualizer.__subclasses__()):
         manager._instance_dict.clear()
 
 

@@ -5,13 +5,11 @@ import runpy
 
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.registry import DefaultScope
 
 from mmvisiongru.apis import get_model
 from mmvisiongru.checkpoint import SCHEME, published, published_weights, read_checkpoint
 from mmvisiongru.errors import InputError
-from mmvisiongru.zoo import build_model, model_config
+from mmvisiongru.models import VisionGRU
 from tests.harness import need_mmseg
 from tests.harness.small_runs import TOOLS
 from tools.dataset_converters import digits
@@ -34,14 +32,12 @@ def test_a_model_comes_by_name_with_weights_and_classes(name):
 
 
 def test_a_backbone_starts_from_them_by_init_cfg():
-    backbone = model_config('mmvisiongru.VisionGRU:pico').model
-    backbone.init_cfg = dict(type='Pretrained', checkpoint=SCHEME + NAME, prefix='backbone.')
-    model = build_model(Config(dict(model=backbone, default_scope='mmpretrain')))
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model.init_weights()
+    init = dict(type='Pretrained', checkpoint=SCHEME + NAME, prefix='backbone.')
+    model = VisionGRU('pico', init_cfg=init)
+    model.init_weights()
     stored = read_checkpoint(NAME).state_dict
-    key = next(k for k in model.state_dict() if k.endswith('weight'))
-    assert torch.equal(model.state_dict()[key], stored[f'backbone.{key}'].float())
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, stored[f'backbone.{key}'].float()), key
 
 
 def test_the_tool_reaches_the_metric_of_the_file(here):

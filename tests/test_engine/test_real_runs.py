@@ -5,14 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.children import torchrun
-from tests.harness.small_runs import (
-    CLASSIFICATION,
-    SEGMENTATION,
-    TOOLS,
-    make_folders,
-    make_scenes,
-    write_config,
-)
+from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, TOOLS, write_config
 from tests.harness.toy import differing, finish, python
 
 pytestmark = pytest.mark.long
@@ -59,14 +52,6 @@ custom_hooks.append(
 }
 
 
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp('data')
-    make_scenes(root)
-    make_folders(root)
-    return root
-
-
 def train(processes, folder: Path, text, data, *args, kill_at=0, rank=0, workers=0) -> tuple:
     """Run tools/train.py, killed before an iteration if asked to; its exit code and output."""
     hooks = [dict(type='tests.harness.toy.FaultHook', at=kill_at, what='SIGKILL', rank=rank)]
@@ -83,7 +68,8 @@ def train(processes, folder: Path, text, data, *args, kill_at=0, rank=0, workers
 
 @pytest.mark.parametrize('processes', [1, 2])
 @pytest.mark.parametrize('text', RECIPES, ids=['seg', 'cls'])
-def test_killed_and_resumed(tmp_path, data, text, processes):
+def test_killed_and_resumed(tmp_path, workplace, text, processes):
+    data = workplace / ('ade' if text == SEGMENTATION else 'inet')
     code, log = train(processes, tmp_path / 'whole', text, data)
     assert code == 0, log
     last = 'iter_30.pth' if text is SEGMENTATION else 'epoch_6.pth'

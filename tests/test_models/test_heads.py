@@ -124,22 +124,20 @@ def test_autocast_loses_no_more_than_the_head_of_mmseg(kind, dtype):
     assert 0 < lost[0] <= 1.5 * lost[1]
 
 
-def test_no_norm_and_the_norm_folded():
-    """Without a norm the convolutions have biases; folding gives them one."""
-    for kind in HEADS:
-        theirs, ours = (head.double().eval() for head in build(kind, WIDTHS, norm_cfg=None))
-        inputs = maps(WIDTHS, STAGES)
-        assert distance(run(ours, inputs), run(theirs, inputs)) <= 1e-12
-        theirs, ours = (head.double().train() for head in build(kind, WIDTHS))
-        theirs(inputs), ours(inputs)
-        wanted = theirs.eval()(inputs)
-        for fold in (optimize_for_inference, fuse_conv_bn):
-            norms, folded = [m for m in ours.modules() if isinstance(m, nn.BatchNorm2d)], fold(ours.eval())
-            for norm in norms:
-                # None may be called any more.
-                norm.forward = None
-            with torch.no_grad():
-                assert distance([folded(inputs)], [wanted]) <= 1e-12
+@pytest.mark.parametrize('kind', HEADS)
+def test_the_norm_folded(kind):
+    """Folding gives the convolutions biases."""
+    theirs, ours = (head.double().train() for head in build(kind, WIDTHS))
+    inputs = maps(WIDTHS, STAGES)
+    theirs(inputs), ours(inputs)
+    wanted = theirs.eval()(inputs)
+    for fold in (optimize_for_inference, fuse_conv_bn):
+        norms, folded = [m for m in ours.modules() if isinstance(m, nn.BatchNorm2d)], fold(ours.eval())
+        for norm in norms:
+            # None may be called any more.
+            norm.forward = None
+        with torch.no_grad():
+            assert distance([folded(inputs)], [wanted]) <= 1e-12
 
 
 def test_sync_bn():
@@ -192,10 +190,16 @@ def test_other_convolutions_are_refused():
         build(UPerHead, WIDTHS, conv_cfg=dict(type='ConvWS'))
 
 
-@pytest.mark.parametrize(('mode', 'align_corners'), [('nearest', None), ('bicubic', True)])
-def test_modes_of_segformer(mode, align_corners):
-    options = dict(interpolate_mode=mode, align_corners=align_corners)
-    theirs, ours = (head.double() for head in build(SegformerHead, WIDTHS, **options))
+@pytest.mark.parametrize(
+    ('kind', 'options'),
+    [
+        (SegformerHead, dict(interpolate_mode='nearest', align_corners=None)),
+        (SegformerHead, dict(interpolate_mode='bicubic', align_corners=True)),
+        *((kind, dict(norm_cfg=None)) for kind in HEADS),
+    ],
+)
+def test_other_modes_and_no_norm(kind, options):
+    theirs, ours = (head.double() for head in build(kind, WIDTHS, **options))
     inputs = maps(WIDTHS, STAGES)
     assert distance(run(ours, inputs), run(theirs, inputs)) <= 1e-12
 

@@ -1,6 +1,5 @@
 """The compiled libraries of the CPU backends: what they are built from, and which files are never loaded."""
 
-import ctypes
 import logging
 import os
 import shutil
@@ -9,8 +8,6 @@ import pytest
 import torch
 
 from mmvisiongru.ops import bi_wkv, mingru_scan, native, runnable_backends
-from mmvisiongru.ops.mingru import cpu_scan
-from mmvisiongru.ops.native import Map, Shape
 
 pytestmark = pytest.mark.skipif('cpu' not in runnable_backends(), reason='no C++ compiler on this machine')
 
@@ -120,18 +117,6 @@ class TestTrust:
         assert all(text in reason for text in (str(folder), what, 'XDG_CACHE_HOME'))
         assert '\n' not in reason
         assert messages(caplog)[0].endswith(reason)
-
-
-def test_calls_with_wrong_arguments_fail():
-    x = torch.zeros(1, 1, 1, 1, 1)
-    flags, map_ = (ctypes.c_uint8 * 1)(0), Map.of(x)
-    head = (0, 0, Shape(*x.shape), flags, flags, 1)
-    forward = native.function('mingru_scan', 'mingru_forward', cpu_scan.ARGUMENTS['forward'])
-    forward(*head, map_, map_, map_, None)
-    with pytest.raises(TypeError, match='takes at least'):
-        forward(*head, map_, map_)
-    with pytest.raises(ctypes.ArgumentError):
-        forward(*head, map_, map_, x.data_ptr(), None)
 
 
 @pytest.mark.parametrize('operator', ['scan', 'bi_wkv'])

@@ -1,18 +1,20 @@
-"""Counts agree with formulas worked out by hand, on every device; the command and what it writes."""
+"""What a model costs: counts agree with formulas by hand, and rows of benchmark.py say what was measured."""
 
 import json
 import math
+import statistics
 
 import pytest
 import torch
 
+from mmvisiongru import measure
 from mmvisiongru.models import VisionGRU
 from mmvisiongru.zoo import build_model
-from tools.analysis_tools import get_flops
+from tools.analysis_tools import benchmark, get_flops
 from tools.analysis_tools.flops import count
 
 CLASSIFIER = 'configs/classification/visiongru-tiny_8xb128_in1k.py'
-PICO = 'mmvisiongru.VisionGRU:pico'
+PICO, ATTO = 'mmvisiongru.VisionGRU:pico', 'mmpretrain.ConvNeXt:atto'
 TTA = 'configs/segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512_tta.py'
 DEIT = 'mmpretrain.VisionTransformer:deit-small'
 
@@ -86,14 +88,73 @@ def test_wrapper_for_test_time_augmentation_counts_one_view(capsys):
     assert '512 x 512' in out
 
 
+# ---- benchmark.py
+
+
+def rows(tmp_path, *options):
+    out = tmp_path / 'models.json'
+    benchmark.main([PICO, ATTO, '--repeats', '2', '--device', 'cpu', '--json', str(out), *options])
+    found = json.loads(out.read_text())
+    assert found['machine']['threads'] == torch.get_num_threads()
+    return found['rows']
+
+
+def test_rows_say_what_was_measured(tmp_path):
+    found = rows(tmp_path, '--sizes', '64', '32', '--mode', 'both', '--batch-size', '2')
+    keys = [(row['size'], row['mode'], row['model']) for row in found]
+    assert keys == [(s, mode, m) for s in (64, 32) for mode in ('inference', 'train') for m in (PICO, ATTO)]
+    for row in found:
+        assert row['images_per_s'] * row['latency_ms'] == pytest.approx(2000)
+        assert row['model'] != PICO or row['time_ratio'] == 1
+
+
+def test_dtypes_side_by_side_and_one_channel(tmp_path):
+    dtypes = ['float32', 'bfloat16', 'bfloat16-weights']
+    found = rows(tmp_path, '--sizes', '32', '--dtype', *dtypes, '--cfg-options', 'model.in_channels=1')
+    assert [row['model'] for row in found] == [
+        f'{name}, {dtype}' for name in (PICO, ATTO) for dtype in dtypes
+    ]
+
+
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'bfloat16-weights'])
+def test_precision_is_that_of_the_computation(precision):
+    model, x = torch.nn.Linear(3, 2), torch.ones(1, 3)
+    for optimize in (True, False):
+        got = benchmark.runnable(model, x, precision, 'inference', optimize)()
+        assert got.dtype == (torch.float32 if precision == 'float32' else torch.bfloat16)
+    # The model itself stays fit for training.
+    assert (type(model), model.weight.dtype) == (torch.nn.Linear, torch.float32)
+
+
+def test_runs_are_interleaved():
+    order = []
+    functions = {name: lambda name=name: order.append(name) for name in 'ab'}
+    times = measure.interleaved_times(functions, torch.device('cpu'), repeats=2)
+    assert order == list('ababab')
+    assert {name: len(seconds) for name, seconds in times.items()} == {'a': 2, 'b': 2}
+
+
+def test_peak_memory_is_that_of_the_call():
+    held, size = [], 96 << 20
+    peaks = [
+        measure.peak_memory(lambda: torch.ones(size // 4).sum(), torch.device('cpu'), warm_up)
+        for warm_up in (True, False)
+    ]
+    peaks.append(measure.peak_memory(lambda: held.append(torch.ones(size // 4)), torch.device('cpu'), False))
+    assert statistics.median(peaks) == pytest.approx(size, rel=0.1)
+
+
 @pytest.mark.parametrize(
-    ('arguments', 'message'),
+    ('tool', 'arguments', 'message'),
     [
-        (['nothing.py'], 'nothing.py does not exist'),
-        (['resnet50_8xb32_in1'], 'resnet50_8xb32_in1k'),
-        ([PICO, '--shape', '0'], 'positive'),
-        ([PICO, '--shape', '1', '2', '3'], 'one or two'),
+        (get_flops, ['nothing.py'], 'nothing.py does not exist'),
+        (get_flops, ['resnet50_8xb32_in1'], 'resnet50_8xb32_in1k'),
+        (get_flops, [PICO, '--shape', '0'], 'positive'),
+        (get_flops, [PICO, '--shape', '1', '2', '3'], 'one or two'),
+        (benchmark, [PICO, '--mode', 'train', '--dtype', 'bfloat16-weights'], '--dtype'),
+        (benchmark, ['mmvisiongru.VisionGRU:pikko'], 'pikko'),
+        (benchmark, [PICO, '--cfg-options', 'model.scan_pathes=row'], 'scan_pathes'),
     ],
 )
-def test_bad_input_is_one_line(arguments, message, refused):
-    assert message in refused(get_flops, *arguments)
+def test_bad_input_is_one_line(tool, arguments, message, refused):
+    assert message in refused(tool, *arguments)
