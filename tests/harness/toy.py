@@ -274,5 +274,4 @@ def main(work_dir, settings='{}'):
 
 
 if __name__ == '__main__':
-    torch.set_num_threads(1)
     main(*sys.argv[1:])

@@ -37,9 +37,8 @@ def randomised(model, dtype=torch.float64):
     """A model whose every parameter matters: none is at the 0 or 1 where norms and biases start."""
     torch.manual_seed(0)
     for param in model.parameters():
-        nn.init.normal_(
-            param, mean=float(param.ndim == 1), std=0.3 if param.ndim == 1 else param[0].numel() ** -0.5
-        )
+        std = 0.3 if param.ndim == 1 else param[0].numel() ** -0.5
+        nn.init.normal_(param, mean=float(param.ndim == 1), std=std)
     for name, buffer in model.named_buffers():
         if 'running' in name:
             nn.init.uniform_(buffer, 0.5, 1.5)
@@ -221,16 +220,11 @@ def test_weights_can_be_loaded(name):
     assert_same(maps(converted, image()), maps(other, image()), 1e-10)
 
 
-def without_gradients(model):
-    with torch.no_grad():
-        model(image())
-
-
 @pytest.mark.parametrize(
     'call',
     [
         lambda model: model(image()),
-        lambda model: without_gradients(model.train()),
+        lambda model: maps(model.train(), image()),
         lambda model: torch.export.export(model, (image(),)),
     ],
     ids=['with gradients', 'in training mode', 'exported'],

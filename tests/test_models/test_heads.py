@@ -236,13 +236,6 @@ class Images(nn.Module):
         return self.head([images[:, :, ::n, ::n] for n in (1, 2, 8)])
 
 
-def images_head(kind):
-    theirs, ours = build(kind, [3] * 3)
-    for p, q in zip(theirs.parameters(), ours.parameters(), strict=True):
-        q.data.copy_(nn.init.normal_(p, std=0.5))
-    return Images(theirs.double().eval()), Images(ours.eval())
-
-
 @pytest.mark.parametrize('kind', HEADS)
 def test_exported_file_takes_any_size(kind):
     onnxruntime, _ = (
@@ -251,7 +244,10 @@ def test_exported_file_takes_any_size(kind):
     )
     from mmvisiongru.deployment.export import export
 
-    theirs, ours = images_head(kind)
+    theirs, ours = build(kind, [3] * 3)
+    for p, q in zip(theirs.parameters(), ours.parameters(), strict=True):
+        q.data.copy_(nn.init.normal_(p, std=0.5))
+    theirs, ours = Images(theirs.double().eval()), Images(ours.eval())
     session = onnxruntime.InferenceSession(export(ours, ['logits']).SerializeToString())
     for shape in ((1, 3, 39, 58), (2, 3, 17, 9), (1, 3, 24, 100), (1, 3, 1, 1), (2, 3, 16, 8)):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(3))

@@ -18,12 +18,9 @@ def model():
     init_default_scope('mmseg')
     cfg = Config.fromfile(CONFIG).model
     cfg.backbone.arch = dict(embed_dims=[8, 16, 24, 32], depths=[1, 1, 1, 1])
-    cfg.data_preprocessor.size = None
-    cfg.data_preprocessor.size_divisor = 1
-    heads = (('decode_head', [8, 16, 24, 32]), ('auxiliary_head', 24))
-    for name, channels in heads:
-        cfg[name].update(in_channels=channels, channels=8, num_classes=3)
-        cfg[name].norm_cfg = dict(type='BN')
+    cfg.data_preprocessor.update(size=None, size_divisor=1)
+    for name, channels in (('decode_head', [8, 16, 24, 32]), ('auxiliary_head', 24)):
+        cfg[name].update(in_channels=channels, channels=8, num_classes=3, norm_cfg=dict(type='BN'))
     return MODELS.build(cfg)
 
 

@@ -191,11 +191,10 @@ def test_any_number_of_threads(backend, threads):
 def test_every_element_is_written(nan_in_new_memory, device, backend, dtype):
     for length in (1, 2, 50, 64, 65, 100):
         assert_right(device, backend, dtype, (2, length, 3))
-    projected, cotangent = (normal(2, 5, 7, len(PATHS) * n * 3, number=1)[0] for n in (2, 1))
-    got = run(
-        partial(mingru_scan_2d, paths=PATHS, backend=backend), projected, cotangent=cotangent, device=device
-    )
-    assert_within(got, run(composed_2d, projected.double(), cotangent=cotangent.double()), dtype)
+    projected, cotangent = inputs_of((2, 5, 7), PATHS)
+    scan = partial(mingru_scan_2d, paths=PATHS, backend=backend)
+    got = run(scan, projected, cotangent=cotangent, device=device)
+    assert_within(got, expected_of(projected, cotangent), dtype)
 
 
 # ---- tensors of any strides and shapes, empty ones too

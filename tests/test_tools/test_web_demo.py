@@ -7,6 +7,7 @@ import subprocess
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -184,17 +185,11 @@ def test_classifier(here):
         np.testing.assert_allclose(*scores, atol=0.11)
 
 
+SIZES = [dict(scale=24), dict(scale=(80, 61)), dict(scale=64, keep_ratio=True)]
+SIZES += [dict(scale_factor=1.7), dict(scale_factor=(0.5, 2.0))]
 STEPS = [
     dict(type='Resize', interpolation=kind, backend=backend, **size)
-    for backend in ('cv2', 'pillow')
-    for kind in ('nearest', 'bilinear', 'bicubic')
-    for size in (
-        dict(scale=24),
-        dict(scale=(80, 61)),
-        dict(scale=64, keep_ratio=True),
-        dict(scale_factor=1.7),
-        dict(scale_factor=(0.5, 2.0)),
-    )
+    for backend, kind, size in product(('cv2', 'pillow'), ('nearest', 'bilinear', 'bicubic'), SIZES)
 ] + [
     dict(type='ResizeEdge', scale=31, edge='short'),
     dict(type='ResizeEdge', scale=90, edge='long', backend='pillow'),
