@@ -192,6 +192,8 @@ def markdown(rows: list[dict], machine: dict) -> str:
         '- "time / ..." compares with the reference in interleaved runs. Times of different rows are from',
         '  different minutes and compare less well.',
         '- FLOPs are multiply-accumulates. FLOPs and time of segmentors are without the auxiliary head.',
+        "- UperNet of VisionGRU and Vision-RWKV has this package's head, that of the others mmseg's, which",
+        '  is slower. [performance.md](performance.md) compares the heads, with Swin-T too.',
         '- **Accuracy is quoted from the source in the last column**, not reached here. Recipes differ.',
         '- Rows marked "not available" are quoted as a whole: no installed library has the model.',
     ]
