@@ -82,7 +82,9 @@ def _read(values: Tensor, shapes, places: Tensor, offsets: Tensor, weights: Tens
     sums = 0
     maps = values.split([H * W for H, W in shapes], 1)
     for level, ((H, W), value) in enumerate(zip(shapes, maps, strict=True)):
-        grid = places + offsets[:, :, :, level] / offsets.new_tensor((W, H))
+        # Not one division by a tensor of both sides: torch 2.5 compiles that wrongly for any size.
+        x, y = offsets[:, :, :, level].unbind(-1)
+        grid = places + torch.stack((x / W, y / H), -1)
         # Heads beside images: (B * heads, Q, points, 2) and (B * heads, width / heads, H, W).
         grid = (2 * grid - 1).transpose(1, 2).flatten(0, 1)
         value = value.permute(0, 2, 3, 1).reshape(B * heads, value.size(3), H, W)
