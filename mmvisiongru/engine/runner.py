@@ -4,7 +4,7 @@
 """
 
 import os.path as osp
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from mmengine.dist import is_main_process
@@ -30,7 +30,7 @@ from mmvisiongru.engine.terminal import silence, summary
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import is_local, new_file
 from mmvisiongru.models.layers.pooling import replace_pools
-from mmvisiongru.models.layers.precision import converted_once, score_in_float32
+from mmvisiongru.models.layers.precision import converted_once, scores_in_float32
 from mmvisiongru.registry import RUNNERS
 
 # Names of the loop that ResumableEpochLoop replaces.
@@ -70,9 +70,9 @@ class ReliableRunner(Runner):
     def test(self):
         """Test, and restore the process. Mixed precision converts weights once and scores in float32."""
         with self._restoring(), converted_once():
-            if getattr(self.test_loop, 'fp16', False):
-                score_in_float32(self.model)
-            return super().test()
+            fp16 = getattr(self.test_loop, 'fp16', False)
+            with scores_in_float32(self.model) if fp16 else nullcontext():
+                return super().test()
 
     def setup_env(self, env_cfg: dict) -> None:
         """Set up the processes, and the precision of float32 on a GPU."""

@@ -14,7 +14,12 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from mmvisiongru.models.layers.pooling import AveragePool, replace_pools
-from mmvisiongru.models.layers.precision import converted_once, score_in_float32
+from mmvisiongru.models.layers.precision import (
+    WideConv2d,
+    converted_once,
+    score_in_float32,
+    scores_in_float32,
+)
 from tests.harness.config_builders import UPERNET, load
 from tests.harness.operators import Operators
 
@@ -120,6 +125,23 @@ def test_scores_are_not_rounded_to_16_bits(weights):
     assert scores.dtype == torch.float32
     assert model[0].double()([x.double()]).dtype == torch.float64
     torch.testing.assert_close(scores, expected.float(), rtol=1e-6, atol=1e-6)
+
+
+def test_convolutions_are_restored():
+    model = head()
+    conv = model.conv_seg
+    with scores_in_float32(model):
+        assert type(conv) is WideConv2d
+    assert type(conv) is nn.Conv2d
+    with pytest.raises(RuntimeError, match='channels'), scores_in_float32(model):
+        model([torch.zeros(1, 5, 4, 4)])
+    assert type(conv) is nn.Conv2d
+    assert model.conv_seg is conv
+    # A layer that was converted for good stays so.
+    score_in_float32(model)
+    with scores_in_float32(model):
+        pass
+    assert type(conv) is WideConv2d
 
 
 def test_weights_are_converted_once():

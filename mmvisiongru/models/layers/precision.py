@@ -1,6 +1,7 @@
 """Mixed precision in inference: what stays in float32, and how long converted weights last."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -31,13 +32,27 @@ class WideConv2d(nn.Conv2d):
             return F.conv2d(x.to(dtype), weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-def score_in_float32(model: nn.Module) -> None:
-    """Make the ``conv_seg`` of mmseg's heads in a model a :class:`WideConv2d`, in place.
+def score_in_float32(model: nn.Module) -> list[nn.Conv2d]:
+    """Make the ``conv_seg`` of mmseg's heads in a model a :class:`WideConv2d`, in place; returns them.
 
     A bfloat16 has less than three digits: two classes often have the same score at a pixel, and again once
     the scores are resized. Then the class that comes first wins.
     """
+    changed = []
     for head in model.modules():
         conv = getattr(head, 'conv_seg', None)
         if type(conv) is nn.Conv2d and conv.padding_mode == 'zeros':
             conv.__class__ = WideConv2d
+            changed.append(conv)
+    return changed
+
+
+@contextmanager
+def scores_in_float32(model: nn.Module) -> Iterator[None]:
+    """:func:`score_in_float32` within this context."""
+    changed = score_in_float32(model)
+    try:
+        yield
+    finally:
+        for conv in changed:
+            conv.__class__ = nn.Conv2d
