@@ -265,6 +265,11 @@ def failure(output: str, code: int) -> str:
     return lines[-1] if lines else f'ended with exit code {code}'
 
 
+def device() -> torch.device:
+    """Where runs train, and where their steps are measured."""
+    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+
 def seconds_of(run: Run) -> float:
     """Seconds that the processes of a run took in all its starts."""
     path = run.work_dir / 'seconds'
@@ -293,7 +298,7 @@ def record(run: Run, tested: bool) -> dict:
         raise InputError('its last evaluation has no metric')
     metric = next((key for key in METRICS if key in metrics), next(iter(metrics)))
     loss = sorted(train['loss'].items())
-    machine = measure.describe_machine(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
+    machine = measure.describe_machine(device())
     return dict(
         config=run.name,
         seed=run.seed,
@@ -343,8 +348,7 @@ def _in_a_process(function: Callable, argument) -> dict:
 def step_cost(config: str) -> dict:
     """Parameters and MACs of the model, and the peak memory of a training step in bytes."""
     model, step = training_step(config)
-    device = next(model.parameters()).device
-    memory = measure.peak_memory(step, device)
+    memory = measure.peak_memory(step, device())
     size = model.data_preprocessor(step.args[0], training=True)['inputs'].shape[2:]
     found = count(build_model(get_config(config)), size)
     return dict(
@@ -357,16 +361,15 @@ def step_cost(config: str) -> dict:
 def step_times(configs: dict[str, str]) -> dict[str, float]:
     """Median seconds of a training step of each config, by its name, with the steps of all interleaved."""
     steps = {name: training_step(config)[1] for name, config in configs.items()}
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    return {name: statistics.median(t) for name, t in measure.interleaved_times(steps, device, 20).items()}
+    return {name: statistics.median(t) for name, t in measure.interleaved_times(steps, device(), 20).items()}
 
 
 def training_step(config: str) -> tuple[nn.Module, partial]:
     """Model of a config, and its training step on a batch of its data."""
-    cfg, device = get_config(config), torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    model = build_model(cfg)
+    cfg = get_config(config)
+    model = build_model(cfg).to(device())
     loader = dict(cfg.train_dataloader, num_workers=0, persistent_workers=False)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        optimizer = build_optim_wrapper(model.to(device).train(), cfg.optim_wrapper)
+        optimizer = build_optim_wrapper(model.train(), cfg.optim_wrapper)
         batch = next(iter(Runner.build_dataloader(loader, seed=0)))
     return model, partial(model.train_step, batch, optimizer)

@@ -72,7 +72,7 @@ def metric_of(results: Results) -> str:
 
 def markdown(results: Results, outstanding: Sequence[str]) -> str:
     """The page with the table."""
-    names, metric = results.trained(), metric_of(results)
+    names, metric, corrected = results.trained(), metric_of(results), p_values(results)
     lines = [
         f'# {metric} of {len(names)} configs',
         '',
@@ -89,7 +89,7 @@ def markdown(results: Results, outstanding: Sequence[str]) -> str:
         f'| config | params (M) | FLOPs (M) | seeds | {metric} | difference | p | step (ms) '
         '| step memory (MB) |',
         '|---|---|---|---|---|---|---|---|---|',
-        *(row(results, name, names[0]) for name in names),
+        *(row(results, name, names[0], corrected.get(name)) for name in names),
     ]
     if options := sorted({results.configs[name]['options'] for name in names} - {''}):
         lines += ['', f'All configs with {", ".join(f"`{option}`" for option in options[0].split(" "))}.']
@@ -98,32 +98,28 @@ def markdown(results: Results, outstanding: Sequence[str]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def row(results: Results, name: str, first: str) -> str:
-    """Row of a config."""
+def row(results: Results, name: str, first: str, p: float | None) -> str:
+    """Row of a config; what is not known is empty."""
     config, metric = results.configs[name], metric_of(results)
-    values, reference, digits = values_of(results, name), values_of(results, first), decimals(metric)
+    values, digits = values_of(results, name), decimals(metric)
+    differences = paired(values, values_of(results, first)) if name != first else []
     cells = [
         name,
-        '',
-        '',
+        cost(config, 'parameters', 1e6, 2),
+        cost(config, 'macs', 1e6, 1),
         str(len(values)),
         with_interval([*values.values()], bounds(metric), digits),
-        '',
-        '',
-        '',
-        '',
+        with_interval(differences, difference_bounds(metric), digits, '+') if differences else '',
+        '' if p is None else f'{p:.2g}',
+        cost(config, 'step_seconds', 1e-3, 0),
+        cost(config, 'step_memory', 2**20, 0),
     ]
-    if config.get('parameters'):
-        cells[1:3] = f'{int(config["parameters"]) / 1e6:.2f}', f'{int(config["macs"]) / 1e6:.1f}'
-    if name != first and (differences := paired(values, reference)):
-        cells[5] = with_interval(differences, difference_bounds(metric), digits, '+')
-        if name in (corrected := p_values(results)):
-            cells[6] = f'{corrected[name]:.2g}'
-    if config.get('step_seconds'):
-        cells[7] = f'{1e3 * float(config["step_seconds"]):.0f}'
-    if config.get('step_memory'):
-        cells[8] = f'{int(config["step_memory"]) / 2**20:.0f}'
     return f'| {" | ".join(cells)} |'
+
+
+def cost(config: dict, key: str, unit: float, digits: int) -> str:
+    """A cost of a config in a unit, or nothing where it was not measured."""
+    return f'{float(config[key]) / unit:.{digits}f}' if config.get(key) else ''
 
 
 def p_values(results: Results) -> dict[str, float]:
@@ -133,8 +129,8 @@ def p_values(results: Results) -> dict[str, float]:
     """
     from scipy.stats import ttest_1samp
 
-    first, *others = results.trained()
-    pairs = {name: paired(values_of(results, name), values_of(results, first)) for name in others}
+    names = results.trained()
+    pairs = {name: paired(values_of(results, name), values_of(results, names[0])) for name in names[1:]}
     # Without any difference there is no statistic, and no evidence of one.
     tested = {
         name: ttest_1samp(values, 0).pvalue if any(values) else 1.0
