@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from mmvisiongru.errors import InputError, did_you_mean, in_one_line
 from mmvisiongru.files import shipped
 
+DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 # Top-level keys that have an effect: the arguments of Runner, and what mmengine or our scripts read besides.
 KNOWN_KEYS = set(inspect.signature(Runner).parameters) - {'cfg'} | {
     'activation_checkpointing', 'channels_last', 'compile', 'custom_imports', 'data_hint', 'load_coverage',

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from mmvisiongru.config import datasets
+from mmvisiongru.config import DATALOADERS, datasets
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import check_folder, new_file
 
@@ -19,8 +19,8 @@ SOFTWARE = 'mmvisiongru'
 
 def data_folders(cfg: Config) -> set[str]:
     """Folders that the data sets of a config search for samples. A list of samples needs no search."""
-    folders, loaders = set(), ('train_dataloader', 'val_dataloader', 'test_dataloader')
-    for node in (node for _, node in datasets(cfg, loaders) if not node.get('ann_file')):
+    folders = set()
+    for node in (node for _, node in datasets(cfg, DATALOADERS) if not node.get('ann_file')):
         root, prefix = node.get('data_root') or '', node.get('data_prefix') or node.get('split') or ''
         parts = prefix.values() if isinstance(prefix, dict) else [prefix]
         folders.update(osp.join(root, part or '') for part in parts)

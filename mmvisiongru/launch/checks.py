@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 # Makes the classes of this package known under their scope.
 import mmvisiongru.registry
-from mmvisiongru.config import KNOWN_KEYS, datasets, parts
+from mmvisiongru.config import DATALOADERS, KNOWN_KEYS, datasets, parts
 from mmvisiongru.errors import InputError, did_you_mean, in_one_line
 from mmvisiongru.mmcv_ops import import_mmdet, provide_ops
 
@@ -64,7 +64,7 @@ def check_names(cfg: Config) -> None:
                 # Without it, its arguments are not known either.
                 classes = average and classes + average
             _check_arguments(place, node, classes)
-        elif place in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        elif place in DATALOADERS:
             _check_arguments(place, node, [DataLoader])
         elif place == 'train_cfg':
             _check_arguments(place, node, [EpochBasedTrainLoop, IterBasedTrainLoop])

@@ -12,7 +12,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmvisiongru.checkpoint import check_file, refuse_pickled_code
-from mmvisiongru.config import get_config
+from mmvisiongru.config import DATALOADERS, get_config
 from mmvisiongru.errors import InputError, did_you_mean, in_one_line
 from mmvisiongru.files import check_folder
 from mmvisiongru.launch.checks import check_config
@@ -52,7 +52,7 @@ def merge_common_options(cfg: Config, args: Namespace) -> None:
     """Merge the options that training and testing share into a config; the command line wins."""
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(cfg.filename).stem}'
     cfg.launcher = args.launcher or cfg.get('launcher', 'none')
-    for loader in filter(None, map(cfg.get, (*TRAINING_DATA, 'test_dataloader'))):
+    for loader in filter(None, map(cfg.get, DATALOADERS)):
         if args.no_pin_memory:
             loader.pin_memory = False
         # Torch refuses to keep workers when there are none.

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 # A script has only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from mmvisiongru.config import DATALOADERS
 from mmvisiongru.engine.guarded_dataset import GuardedDataset
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
@@ -38,7 +39,6 @@ from mmvisiongru.sample_checks import IMAGE_SUFFIXES
 from mmvisiongru.zoo import build_model
 from tools.outputs import check_output, data_folders
 
-DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 # Names that a note lists.
 SHOWN = 5
 
