@@ -45,9 +45,8 @@ def test_resolution_draws_its_table(tmp_path, monkeypatch):
     monkeypatch.setattr(resolution, 'COMPARED', dict.fromkeys(names, PICO))
     monkeypatch.setattr(resolution, 'OVER_SIZES', names)
     out = tmp_path / 'new' / 'v1.2'
-    resolution.main(
-        ['--out', str(out), '--sizes', '96', '64', '--repeats', '1', '--batch-size', '2', '--device', 'cpu']
-    )
+    options = '--sizes 96 64 --repeats 1 --batch-size 2 --device cpu'
+    resolution.main(['--out', str(out), *options.split()])
     machine, *lines = (tmp_path / 'new' / 'v1.2.csv').read_text().splitlines()
     assert machine.startswith('# device ')
     assert 'batch 2' in machine

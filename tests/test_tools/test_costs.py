@@ -111,9 +111,8 @@ def test_rows_say_what_was_measured(tmp_path):
 def test_dtypes_side_by_side_and_one_channel(tmp_path):
     dtypes = ['float32', 'bfloat16', 'bfloat16-weights']
     found = rows(tmp_path, '--sizes', '32', '--dtype', *dtypes, '--cfg-options', 'model.in_channels=1')
-    assert [row['model'] for row in found] == [
-        f'{name}, {dtype}' for name in (PICO, ATTO) for dtype in dtypes
-    ]
+    names = [f'{name}, {dtype}' for name in (PICO, ATTO) for dtype in dtypes]
+    assert [row['model'] for row in found] == names
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'bfloat16-weights'])
@@ -135,12 +134,9 @@ def test_runs_are_interleaved():
 
 
 def test_peak_memory_is_that_of_the_call():
-    held, size = [], 96 << 20
-    peaks = [
-        measure.peak_memory(lambda: torch.ones(size // 4).sum(), torch.device('cpu'), warm_up)
-        for warm_up in (True, False)
-    ]
-    peaks.append(measure.peak_memory(lambda: held.append(torch.ones(size // 4)), torch.device('cpu'), False))
+    held, size, cpu = [], 96 << 20, torch.device('cpu')
+    peaks = [measure.peak_memory(lambda: torch.ones(size // 4).sum(), cpu, warm) for warm in (True, False)]
+    peaks.append(measure.peak_memory(lambda: held.append(torch.ones(size // 4)), cpu, False))
     assert statistics.median(peaks) == pytest.approx(size, rel=0.1)
 
 

@@ -183,11 +183,7 @@ DAMAGED = [
     ('cls', {'fc.weight': torch.ones(7, 63)}, r'head.fc.weight.*7, 63.*7, 64'),
     ('cls', {'vig.fc.weight': torch.ones(7, 64)}, 'fc.weight is there twice'),
     ('cls', dict.fromkeys(k for k in released('cls') if '.layers.1.' in k), 'missing snake_gru.layers.1'),
-    (
-        'cls',
-        dict.fromkeys(released('cls')) | {'conv1.weight': torch.ones(1)},
-        'none of snake_gru.layers.* first conv1.weight',
-    ),
+    ('cls', dict.fromkeys(released('cls')) | {'conv1.weight': torch.ones(1)}, 'none of .*first conv1.weight'),
     ('post', {f'{LAYER}.ln1.bias': None}, f'missing {LAYER}.ln1.bias'),
     ('post', {'backbone.pos_embed': None}, 'missing .*backbone.pos_embed'),
     ('post', {f'{LAYER}.att.time_maa': torch.ones(1)}, f'unexpected {LAYER}.att.time_maa'),
@@ -257,10 +253,8 @@ def test_every_name_of_vrwkv_is_kept(names, kind):
     ours = to_mmvisiongru(released)
     assert shapes(ours) == released_names(names) == shapes(to_released(ours))
     assert name_of(ours) == 'tiny'
-    found, expected = converter.arch_of(ours), kind.arch_settings['tiny']
-    assert [found[key] for key in ('embed_dims', 'depth')] == [
-        expected[key] for key in ('embed_dims', 'depth')
-    ]
+    for key in ('embed_dims', 'depth'):
+        assert converter.arch_of(ours)[key] == kind.arch_settings['tiny'][key]
     for arch in ('small', 'base', 'large'):
         with torch.device('meta'):
             model = torch.nn.ModuleDict(dict(backbone=kind(arch, img_size=192)))

@@ -38,7 +38,7 @@ def update_entries(entries: list[dict], configs: list[str], collections: list[di
     known = {entry['Config']: entry for entry in entries}
     updated = []
     for config in configs:
-        entry = known.get(config, new_entry(config, collections))
+        entry = known.get(config) or new_entry(config, collections)
         path, value = published().get(entry['Name'], (None, None))
         value = trained(entry['Name']) if path is None else value
         for result in entry.get('Results', []):
