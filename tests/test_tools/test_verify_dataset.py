@@ -1,6 +1,8 @@
 """tools/misc/verify_dataset.py finds what a run would trip over, and what would spoil it without a word."""
 
 import json
+import os
+import resource
 
 import numpy as np
 import pytest
@@ -71,6 +73,18 @@ def test_broken_files_are_listed(root, capfd, workers):
     assert 'label 7' in faults[1]
     report = json.loads((root / 'report.json').read_text())
     assert report == {'train_dataloader': dict(samples=10, faults=faults, notes=[])}
+
+
+def test_no_sample_keeps_a_file_open(root, capsys):
+    """As each tensor of a worker does; 200 are above the limit."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = len(os.listdir('/proc/self/fd')) + 100
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
+    try:
+        options = ('--workers', '1', '--cfg-options', 'train_dataloader.dataset.times=20')
+        assert verify(capsys, *options)[0] == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_classes_without_a_pixel_are_named(root, capsys):

@@ -122,13 +122,17 @@ def only_loading(dataset: dict) -> dict:
 def verify(dataset: GuardedDataset, workers: int = 0) -> tuple[list[str], list[str]]:
     """One line for each sample that cannot be used, and the notes."""
     loader = DataLoader(Findings(dataset), batch_size=8, num_workers=workers, collate_fn=list)
+    faults, turned, total = [], [], None
     with progress_bar() as bar:
-        found = [each for batch in bar.track(loader, description='batches of 8') for each in batch]
-    faults = [fault for fault, _, _ in found if fault]
-    counts = [count for fault, count, _ in found if not fault]
-    notes = [*absent_classes(dataset, counts), *untaken(dataset), *without_boxes(dataset)]
+        for batch in bar.track(loader, description='batches of 8'):
+            for fault, count, path in batch:
+                faults += [fault] * bool(fault)
+                turned += [path] * bool(path)
+                # A count that is kept takes memory, and keeps a file of its worker open.
+                total = total if fault else count + (0 if total is None else total)
+    notes = [*absent_classes(dataset, total), *untaken(dataset), *without_boxes(dataset)]
     # Labels that were drawn on the stored pixels would not fit, and nothing shows it.
-    if turned := [path for *_, path in found if path]:
+    if turned:
         notes.append(
             f'{len(turned)} images are turned or mirrored by their EXIF orientation when they are read; '
             f'their labels must be too: {some(turned)}'
@@ -141,11 +145,10 @@ def some(names: list[str]) -> str:
     return ', '.join(names[:SHOWN]) + (f' and {len(names) - SHOWN} more' if len(names) > SHOWN else '')
 
 
-def absent_classes(dataset: GuardedDataset, counts: list[Tensor]) -> Iterator[str]:
+def absent_classes(dataset: GuardedDataset, total: Tensor | None) -> Iterator[str]:
     """Masks of 0 and 255 for two classes leave the second without a pixel, and every metric at 100."""
     classes = dataset.metainfo.get('classes') or ()
-    total = torch.stack(counts).sum(0) if counts else []
-    if absent := [f'{name} ({i})' for i, name in enumerate(classes) if len(total) and not total[i]]:
+    if absent := [f'{name} ({i})' for i, name in enumerate(classes) if total is not None and not total[i]]:
         yield f'{len(absent)} of {len(classes)} classes never occur: {some(absent)}'
 
 
