@@ -73,13 +73,19 @@ def get_config(name: str, cfg_options: dict | None = None, required: Iterable[st
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(path)]
         where = f'{path}:{lines[-1]}' if lines else path
         raise InputError(f'config file {where}: {in_one_line(error)}') from error
-    check_keys(cfg, cfg_options or {})
-    try:
-        cfg.merge_from_dict(cfg_options or {})
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise InputError(f'--cfg-options does not fit {path}: {in_one_line(error)}') from error
+    merge_options(cfg, cfg_options or {})
     check_required(cfg, required)
     return cfg
+
+
+def merge_options(cfg: Config, options: dict) -> None:
+    """Merge settings into a config, under dotted names; InputError if one has no effect or does not fit."""
+    check_keys(cfg, options)
+    try:
+        cfg.merge_from_dict(options)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        where = cfg.filename or cfg.model.type
+        raise InputError(f'--cfg-options does not fit {where}: {in_one_line(error)}') from error
 
 
 def check_required(cfg: Config, keys: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import nn
 
 from mmvisiongru.checkpoint.published import published_weights
-from mmvisiongru.config import config_files, datasets, get_config, replace_sync_bn
+from mmvisiongru.config import config_files, datasets, get_config, merge_options, replace_sync_bn
 from mmvisiongru.errors import InputError, did_you_mean
 from mmvisiongru.launch.checks import check_config
 from mmvisiongru.launch.prepare import building
@@ -49,7 +49,7 @@ def model_config(name: str, cfg_options: dict | None = None) -> Config:
             f'{name!r} is neither a config file (*.py), nor in mmvisiongru.apis.list_configs(), nor a model '
             f'of mmpretrain or mmseg, nor a backbone (SCOPE.TYPE:ARCH){hint}'
         )
-    cfg.merge_from_dict(cfg_options or {})
+    merge_options(cfg, cfg_options or {})
     return cfg
 
 
