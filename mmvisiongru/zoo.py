@@ -53,13 +53,13 @@ def model_config(name: str, cfg_options: dict | None = None) -> Config:
     return cfg
 
 
-def build_model(model: str | Config, backend: str = 'auto', device: str = 'cpu') -> nn.Module:
+def build_model(model: str | Config, backend: str | None = None, device: str = 'cpu') -> nn.Module:
     """Build a model with random weights.
 
     Args:
         model (str | Config): A config, or the name of one for :func:`model_config`. Of a config for
             test-time augmentation the model that sees each view is built.
-        backend (str): Backend of the scan of VisionGRU and of Bi-WKV.
+        backend (str, optional): Backend of the scan of VisionGRU and of Bi-WKV; default: the config's.
         device (str): Where weights are created. Some backbones of mmpretrain fail on the meta device; build
             them on the CPU and move them.
 
@@ -75,9 +75,10 @@ def build_model(model: str | Config, backend: str = 'auto', device: str = 'cpu')
         settings.setdefault('data_preprocessor', cfg.data_preprocessor)
     backbone = settings.get('backbone') or settings
     with building(cfg), DefaultScope.overwrite_default_scope(scope), torch.device(device):
-        kind = backbone.type if inspect.isclass(backbone.type) else MODELS.get(backbone.type)
-        arguments = inspect.signature(kind).parameters if kind else ()
-        backbone.update({name: backend for name in arguments if name.endswith('_backend')})
+        if backend:
+            kind = backbone.type if inspect.isclass(backbone.type) else MODELS.get(backbone.type)
+            arguments = inspect.signature(kind).parameters if kind else ()
+            backbone.update({name: backend for name in arguments if name.endswith('_backend')})
         return MODELS.build(settings)
 
 

@@ -77,7 +77,8 @@ def trained(tmp_path):
 
 def test_a_backbone_of_mmpretrain_and_a_class():
     assert not get_model('mmpretrain.ConvNeXt:atto', optimize=True).training
-    assert type(get_model(Config(dict(model=dict(type=VisionGRU, arch='pico'))))) is VisionGRU
+    backbone = get_model(Config(dict(model=dict(type=VisionGRU, arch='pico', scan_backend='torch'))))
+    assert (type(backbone), backbone.stages[0].blocks[0].mixer.backend) == (VisionGRU, 'torch')
 
 
 def test_weights_are_those_of_the_file_for_a_backbone_too(trained):

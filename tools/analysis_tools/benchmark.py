@@ -62,7 +62,9 @@ def parse_args(argv=None):
     )
     parser.add_argument('--cfg-options', nargs='+', action=SettingsAction, help='settings over each config')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--backend', default='auto', help='backend of the scan of VisionGRU and of Bi-WKV')
+    parser.add_argument(
+        '--backend', help='backend of the scan of VisionGRU and of Bi-WKV (default: that of the config)'
+    )
     parser.add_argument(
         '--repeats', type=int, default=10, help='timed runs of each model after an untimed one'
     )
@@ -193,7 +195,7 @@ def main(argv=None):
         rows = measure_models(models, args)
     machine = measure.describe_machine(torch.device(args.device)) | dict(
         dtype=' '.join(args.dtype),
-        backend=args.backend,
+        backend=args.backend or 'of the config',
         repeats=args.repeats,
         optimized=not args.no_optimize,
     )
