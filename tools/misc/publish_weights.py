@@ -28,9 +28,9 @@ FOLDER = Path(__file__).resolve().parents[2] / 'weights'
 LABELS = {'accuracy/top1': 'top-1', 'mIoU': 'mIoU'}
 HEADER = """# Published weights
 
-Trained by this package, in half precision. `mmvisiongru.get_model(NAME, pretrained=True)` loads one, and
-wherever a checkpoint is asked for, NAME or `mmvisiongru://NAME` stands for the file. Given the data,
-`python tools/test.py CONFIG NAME` reaches the metric again. Written by `tools/misc/publish_weights.py`.
+Trained with this package, in half precision. `mmvisiongru.get_model(NAME, pretrained=True)` loads one. Where
+a checkpoint file is expected, you can give NAME or `mmvisiongru://NAME` instead. With the data in place,
+`python tools/test.py CONFIG NAME` reproduces the metric. Written by `tools/misc/publish_weights.py`.
 
 | name | config | metric | MB | terms of the training data |
 |---|---|---|---|---|
