@@ -289,10 +289,13 @@ def fraction(run: Run) -> float:
 def record(run: Run, tested: bool) -> dict:
     """The row of a finished run for :attr:`Results.runs`, read from its logs."""
     train, validation = read_run(str(run.work_dir))
-    metrics = {key: values[max(values)] for key, values in validation.items()}
+    last = max((iteration for values in validation.values() for iteration in values), default=None)
+    metrics = {key: values[last] for key, values in validation.items() if last in values}
     if tested:
         metrics = json.loads(max((run.work_dir / 'test').glob('*/*.json')).read_text(encoding='utf-8'))
-    metrics = {key: value for key, value in metrics.items() if key not in ('step', 'time', 'data_time')}
+    # Some are lists, of a value for each class.
+    numbers = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+    metrics = {key: value for key, value in numbers.items() if key not in ('step', 'time', 'data_time')}
     # mmdet gives none where nothing was detected.
     if not metrics:
         raise InputError('its last evaluation has no metric')

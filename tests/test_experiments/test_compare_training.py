@@ -119,6 +119,8 @@ def test_config_that_tests_elsewhere_is_tested(folder):
     cfg = Config.fromfile('narrow.py')
     assert training.validation_is_test(cfg)
     cfg.test_dataloader.dataset.split = 'train'
+    # Gives a value for each class.
+    cfg.test_evaluator = [cfg.test_evaluator, dict(type='SingleLabelMetric', average=None)]
     assert not training.validation_is_test(cfg)
     cfg.dump('elsewhere.py')
     assert compare_training.main(['elsewhere.py', '--seeds', '0', '--out', 'out']) == 0
@@ -187,7 +189,8 @@ def test_seed_in_a_setting(folder):
 def test_a_run_without_a_metric_is_named(folder):
     (run,) = training.plan(['narrow.py'], [0], Results(folder / 'out'), folder / 'work')
     (log := run.work_dir / '0/vis_data/scalars.json').parent.mkdir(parents=True)
-    log.write_text('{"iter": 1, "loss": 2.0, "time": 0.1}\n{"step": 1, "time": 0.1}\n')
+    lines = dict(iter=1, loss=2.0), dict(step=1, mIoU=9.0), dict(iter=2, loss=2.0), dict(step=2)
+    log.write_text(''.join(json.dumps(dict(values, time=0.1)) + '\n' for values in lines))
     with pytest.raises(InputError, match='metric'):
         training.record(run, tested=False)
 
