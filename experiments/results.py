@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -54,8 +55,19 @@ class Results:
         return [name for name in self.configs if self.seeds_of(name)]
 
     def save(self) -> None:
-        """Write both tables; configs without a result are not stored."""
+        """Write both tables; configs without a result are not stored.
+
+        Rows that another process has stored since are kept.
+
+        Raises:
+            InputError: They are of other settings.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        stored = Results(self.folder)
+        for name, config in stored.configs.items():
+            self.expect(name, config['fingerprint'], config['options'])
+            self.configs[name] = config | self.configs[name]
+        self.runs = stored.runs | self.runs
         configs = [dict(self.configs[name], config=name) for name in self.trained()]
         write_text(str(self.folder / 'configs.csv'), _written(configs, CONFIG))
         write_text(str(self.folder / 'results.csv'), _written(map(_text, self.runs.values()), RUN))
@@ -78,8 +90,9 @@ def _parsed(row: dict) -> dict:
     numbers = dict(seed=int(row['seed']), iterations=int(row['iterations']))
     numbers |= {key: float(row[key]) for key in ('value', 'seconds', 'seconds_per_iteration')}
     numbers |= {key: _points(row[key]) for key in ('loss_curve', 'metric_curve')}
-    metrics = (pair.rpartition('=') for pair in row['metrics'].split())
-    return row | numbers | dict(metrics={name: float(value) for name, _, value in metrics})
+    # The name of a class may hold a space.
+    metrics = re.findall(r'(\S.*?)=(\S+)(?: |$)', row['metrics'])
+    return row | numbers | dict(metrics={name: float(value) for name, value in metrics})
 
 
 def _points(text: str) -> Points:

@@ -195,6 +195,19 @@ def test_a_run_without_a_metric_is_named(folder):
         training.record(run, tested=False)
 
 
+ROW = dict(config='a', metric='mIoU', metrics={'car': 0.5, 'traffic light': 1.5}, iterations=1, seconds=1.0,
+           seconds_per_iteration=1.0, machine='', loss_curve=[(1, 2.0)], metric_curve=[])  # fmt: skip
+
+
+def test_two_processes_store_what_both_trained(tmp_path):
+    first, second = both = [Results(tmp_path) for _ in range(2)]
+    for seed, results in enumerate(both):
+        results.expect('a', 'x', '')
+        results.runs['a', seed] = dict(ROW, seed=seed, value=1.0)
+        results.save()
+    assert Results(tmp_path).runs == second.runs == first.runs | second.runs
+
+
 # Student's t for two values: 12.706 times half of their difference.
 @pytest.mark.parametrize(
     ('metric', 'unit', 'shown'),
@@ -206,9 +219,7 @@ def test_a_run_without_a_metric_is_named(folder):
 )
 def test_interval_ends_where_values_are_possible(tmp_path, metric, unit, shown):
     results = Results(tmp_path)
-    common = dict(metric=metric, metrics={}, iterations=1, seconds=1.0, seconds_per_iteration=1.0, machine='',
-                  loss_curve=[(1, 2.0)], metric_curve=[])  # fmt: skip
     results.expect('a', 'x', '')
     for seed, value in enumerate((58.5, 78.5)):
-        results.runs['a', seed] = dict(common, config='a', seed=seed, value=unit * value)
+        results.runs['a', seed] = dict(ROW, metric=metric, seed=seed, value=unit * value)
     assert shown in training_report.markdown(results, [])
