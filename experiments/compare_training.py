@@ -23,7 +23,7 @@ from experiments.training import Process, Run, fraction, measure_costs, plan, ru
 from experiments.training_report import write_report
 from mmvisiongru import measure
 from mmvisiongru.errors import InputError
-from mmvisiongru.launch.options import SettingsAction, one_line_errors
+from mmvisiongru.launch.options import SettingsAction, at_least_one, one_line_errors
 from tools.analysis_tools.analyze_logs import decimals
 
 
@@ -71,9 +71,10 @@ def parse_args(argv=None):
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument('--out', required=True, help='folder for results, page and figure')
     parser.add_argument('--work-dir', help='folder for checkpoints and logs (default: work_dirs/NAME_OF_OUT)')
-    parser.add_argument('--jobs', type=int, default=1, help='number of runs at a time')
+    parser.add_argument('--jobs', type=at_least_one, default=1, help='number of runs at a time')
     parser.add_argument('--launcher', choices=['none', 'pytorch'], default='none')
-    parser.add_argument('--gpus', type=int, default=1, help='processes per run, with --launcher pytorch')
+    gpus = 'processes per run, with --launcher pytorch'
+    parser.add_argument('--gpus', type=at_least_one, default=1, help=gpus)
     parser.add_argument('--report', action='store_true', help='run nothing, only write page and figure')
     parser.add_argument('--cfg-options', nargs='+', action=SettingsAction, help='settings for all configs')
     return parser.parse_args(argv)
@@ -92,6 +93,8 @@ def main(argv=None) -> int:
         if not args.report:
             if not args.configs:
                 raise InputError('name the configs to train, or give --report')
+            if args.gpus > 1 and args.launcher == 'none':
+                raise InputError(f'--gpus {args.gpus} needs --launcher pytorch')
             runs = plan(args.configs, args.seeds, results, work_dir, args.cfg_options, args.gpus)
             with measure.progress_bar() as bar:
                 run_all(runs, results, args.jobs, args.launcher, args.gpus, Watch(runs, results, bar))

@@ -206,10 +206,13 @@ class Process:
         self.run, self.results, self.testing = run, results, False
         # Configs may name modules of `experiments` in `custom_imports`.
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
-        self.env = dict(os.environ, PYTHONUNBUFFERED='1', PYTHONPATH=path)
-        devices = range(slot * gpus, (slot + 1) * gpus)
-        if torch.cuda.device_count() >= devices.stop:
-            self.env.setdefault('CUDA_VISIBLE_DEVICES', ','.join(map(str, devices)))
+        # dist_train.sh starts the interpreter that PYTHON names.
+        self.env = dict(os.environ, PYTHON=sys.executable, PYTHONUNBUFFERED='1', PYTHONPATH=path)
+        visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+        devices = range(torch.cuda.device_count()) if visible is None else visible.split(',')
+        own = devices[slot * gpus : (slot + 1) * gpus]
+        if len(own) == gpus:
+            self.env['CUDA_VISIBLE_DEVICES'] = ','.join(map(str, own))
         self._start(train_command(run, launcher, gpus))
 
     def _start(self, command: list[str]) -> None:
@@ -223,9 +226,9 @@ class Process:
         """Start the test after the training and record the result after the test; True at the end."""
         if self.child.poll() is None:
             return False
-        self._count_seconds()
         output = self.run.work_dir / 'output.txt'
         try:
+            self._count_seconds()
             if self.child.returncode:
                 text = output.read_bytes()[self.offset :].decode(errors='replace')
                 raise InputError(failure(text, self.child.returncode))
@@ -250,8 +253,8 @@ class Process:
         self._count_seconds()
 
     def _count_seconds(self) -> None:
-        path = self.run.work_dir / 'seconds'
-        path.write_text(str(seconds_of(self.run) + time.time() - self.began), encoding='utf-8')
+        seconds = seconds_of(self.run) + time.time() - self.began
+        write_text(str(self.run.work_dir / 'seconds'), str(seconds))
 
 
 def failure(output: str, code: int) -> str:

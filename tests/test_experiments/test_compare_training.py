@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -142,7 +143,12 @@ def test_result_of_other_settings_is_refused(folder):
 
 @pytest.mark.parametrize(
     ('call', 'named'),
-    [(['narrow.py', './narrow.py'], 'narrow'), (['--report'], 'results.csv'), (['nowhere.py'], 'nowhere.py')],
+    [
+        (['narrow.py', './narrow.py'], 'narrow'),
+        (['--report'], 'results.csv'),
+        (['nowhere.py'], 'nowhere.py'),
+        (['narrow.py', '--gpus', '2'], '--launcher pytorch'),
+    ],
 )
 def test_bad_input_is_one_line(folder, capsys, call, named):
     with pytest.raises(SystemExit):
@@ -177,6 +183,15 @@ def test_costs_that_cannot_be_measured(tmp_path, capsys, monkeypatch):
     training.measure_costs([training.Run('gone', 0, tmp_path / 'gone.py', ('iter', 1), True)], results)
     assert 'gone.py does not exist' in capsys.readouterr().err
     assert [config['step_seconds'] for config in results.configs.values()] == ['', '']
+
+
+def test_each_job_has_gpus_of_its_own_and_this_interpreter(tmp_path, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,7')
+    monkeypatch.setattr(training.Process, '_start', lambda *_: None)
+    run = training.Run('a', 0, tmp_path / 'a.py', ('iter', 1), True)
+    for slot, device in enumerate(('4', '7', '4,7')):
+        env = training.Process(run, None, 'none', 1, slot).env
+        assert (env['CUDA_VISIBLE_DEVICES'], env['PYTHON']) == (device, sys.executable)
 
 
 def test_seed_in_a_setting(folder):
