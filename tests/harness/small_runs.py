@@ -103,6 +103,12 @@ def save(path: str | Path, values, **options) -> None:
     Image.fromarray(np.asarray(values, np.uint8)).save(path, **options)
 
 
+def files(folder: str | Path) -> dict[str, bytes]:
+    """Content of all files in a folder by their path in it."""
+    paths = sorted(p for p in Path(folder).rglob('*') if p.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
+
+
 def make_scenes(root: Path) -> None:
     """Random images and maps of 32 x 32 in the layout of ADE20K."""
     rng = np.random.default_rng(0)

@@ -143,16 +143,11 @@ def test_result_of_other_settings_is_refused(folder):
 
 @pytest.mark.parametrize(
     ('call', 'named'),
-    [
-        (['narrow.py', './narrow.py'], 'narrow'),
-        (['--report'], 'results.csv'),
-        (['nowhere.py'], 'nowhere.py'),
-        (['narrow.py', '--gpus', '2'], '--launcher pytorch'),
-    ],
+    [('wide.py ./wide.py', 'wide'), ('--report', 'result'), ('x.py', 'x.py'), ('x.py --gpus 2', 'launcher')],
 )
 def test_bad_input_is_one_line(folder, capsys, call, named):
     with pytest.raises(SystemExit):
-        compare_training.main([*call, '--out', 'out'])
+        compare_training.main([*call.split(), '--out', 'out'])
     (line,) = capsys.readouterr().err.splitlines()
     assert named in line
 

@@ -22,9 +22,8 @@ def refused(capsys):
 @pytest.fixture
 def classifier(workplace):
     """A config with data, and a checkpoint that fits."""
-    save_weights(
-        write_config(workplace / 'tiny.py', CLASSIFICATION, 'inet', "launcher = 'none'\n"), 'fits.pth'
-    )
+    config = write_config(workplace / 'tiny.py', CLASSIFICATION, 'inet', "launcher = 'none'\n")
+    save_weights(config, 'fits.pth')
     return 'tiny.py'
 
 

@@ -6,6 +6,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.harness.config_builders import build_dataset, load
+from tests.harness.small_runs import files
 from tools.dataset_converters import digits
 
 FEW = dict(training=12, validation=6)
@@ -25,10 +26,6 @@ def sets(tmp_path_factory):
 
 def read(path):
     return np.asarray(Image.open(path))
-
-
-def content(root):
-    return {p.relative_to(root): p.read_bytes() for p in root.rglob('*') if p.is_file()}
 
 
 def test_splits_share_no_digit_and_begin_with_a_sheet():
@@ -78,7 +75,7 @@ def test_the_config_reads_the_scenes(sets):
 
 
 def test_every_run_writes_the_same_bytes(sets, tmp_path):
-    assert content(write(tmp_path)) == content(sets)
+    assert files(write(tmp_path)) == files(sets)
 
 
 def test_what_is_there_is_kept_and_an_interrupted_run_leaves_nothing(tmp_path, capsys, monkeypatch):
@@ -94,4 +91,4 @@ def test_what_is_there_is_kept_and_an_interrupted_run_leaves_nothing(tmp_path, c
     with pytest.raises(KeyboardInterrupt):
         digits.main(['--out', str(tmp_path)])
     assert 'classification: already there' in capsys.readouterr().out
-    assert [str(path) for path in content(tmp_path)] == ['classification/mine.txt']
+    assert [*files(tmp_path)] == ['classification/mine.txt']

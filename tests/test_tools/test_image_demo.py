@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mmvisiongru.models import VisionGRU
-from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, save, save_weights, write_config
+from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, files, save, save_weights, write_config
 from tools import test as test_tool
 from tools.deployment.painting import enlarge
 from tools.visualization import gate_memory, image_demo, receptive_field
@@ -268,7 +268,7 @@ def test_input_that_cannot_be_used(task, refused, image, args, words):
         noise(f'own/{name}', 64, 64)
     Path('none.png').touch()
     Path('short.png').write_bytes(Path('own/0.png').read_bytes()[:30])
-    before = {path: path.read_bytes() for path in Path().rglob('*') if path.is_file()}
+    before = files('.')
     args = ['model.pth', *args] if isinstance(args, list) else [args]
     assert words in refused(image_demo, image, 'tiny.py', *args)
-    assert {path: path.read_bytes() for path in Path().rglob('*') if path.is_file()} == before
+    assert files('.') == before

@@ -91,11 +91,7 @@ def mistake(work, refused):
         ('seg.py', 'train_dataloader.dataset.data_root=away', ['dataset.data_root', 'away', 'make_scenes()']),
         ('seg.py', 'train_dataloader.dataset.img_suffix=.tif', ['train_dataloader.dataset in seg', 'suffix']),
         ('seg.py', 'val_dataloader.dataset.img_suffix=.tif', ['val_dataloader.dataset in seg', 'suffix']),
-        (
-            'seg.py',
-            'model.decode_head.ignore_index=0',
-            ['dataset.ignore_index', 'val_evaluator.0.ignore_index'],
-        ),
+        ('seg.py', 'model.decode_head.ignore_index=0', ['dataset.ignore_index', 'evaluator.0.ignore_index']),
         ('seg.py', 'train_cfg.max_iter=3', ["'max_iter' in train_cfg", 'max_iters']),
         ('seg.py', 'model.test_cfg.mode=gliding', ['model.test_cfg.mode', 'slide']),
         ('seg.py', 'model.test_cfg.mode=slide', ['model.test_cfg.crop_size', 'model.test_cfg.stride']),

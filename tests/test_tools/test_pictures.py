@@ -15,18 +15,13 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 
 from mmvisiongru.errors import InputError
+from tests.harness.small_runs import files
 from tools import test as test_tool
 from tools.deployment import painting
 from tools.deployment.painting import find_font, paint
 from tools.outputs import output_paths, write_picture
 from tools.visualization import browse_dataset
 from tools.visualization.drawing import draw_sample
-
-
-def files(folder):
-    """Content by path."""
-    paths = sorted(p for p in Path(folder).rglob('*') if p.is_file())
-    return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
 
 
 def test_maps_and_pictures_of_equal_names_stay_apart(segmentor, capfd):

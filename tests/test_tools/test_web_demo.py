@@ -26,9 +26,7 @@ MODULES = [Path(f) for f in (*os.environ.get('NODE_PATH', '').split(os.pathsep),
 RUNTIME = next((folder for folder in MODULES if (folder / 'onnxruntime-web').is_dir()), None)
 pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason='no chromium or google-chrome on PATH'),
-    pytest.mark.skipif(
-        RUNTIME is None, reason='no onnxruntime-web in NODE_PATH: npm install onnxruntime-web'
-    ),
+    pytest.mark.skipif(RUNTIME is None, reason='no onnxruntime-web in NODE_PATH: npm install it'),
 ]
 PILLOW = """
 pipeline = [
