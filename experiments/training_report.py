@@ -91,8 +91,10 @@ def markdown(results: Results, outstanding: Sequence[str]) -> str:
         '|---|---|---|---|---|---|---|---|---|',
         *(row(results, name, names[0], corrected.get(name)) for name in names),
     ]
-    if options := sorted({results.configs[name]['options'] for name in names} - {''}):
-        lines += ['', f'All configs with {", ".join(f"`{option}`" for option in options[0].split(" "))}.']
+    for options in sorted({results.configs[name]['options'] for name in names} - {''}):
+        having = [name for name in names if results.configs[name]['options'] == options]
+        subject = 'All configs' if having == names else ', '.join(having)
+        lines += ['', f'{subject} with {", ".join(f"`{option}`" for option in options.split(" "))}.']
     lines += ['', *outstanding]
     lines += [f'Run on: {text}.' for text in dict.fromkeys(row['machine'] for row in results.runs.values())]
     return '\n'.join(lines) + '\n'
@@ -103,13 +105,14 @@ def row(results: Results, name: str, first: str, p: float | None) -> str:
     config, metric = results.configs[name], metric_of(results)
     values, digits = values_of(results, name), decimals(metric)
     differences = paired(values, values_of(results, first)) if name != first else []
+    fewer = f' ({len(differences)} seeds)' if len(differences) < len(values) else ''
     cells = [
         name,
         cost(config, 'parameters', 1e6, 2),
         cost(config, 'macs', 1e6, 1),
         str(len(values)),
         with_interval([*values.values()], bounds(metric), digits),
-        with_interval(differences, difference_bounds(metric), digits, '+') if differences else '',
+        with_interval(differences, difference_bounds(metric), digits, '+') + fewer if differences else '',
         '' if p is None else f'{p:.2g}',
         cost(config, 'step_seconds', 1e-3, 0),
         cost(config, 'step_memory', 2**20, 0),

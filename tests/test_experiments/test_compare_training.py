@@ -190,10 +190,9 @@ def test_each_job_has_gpus_of_its_own_and_this_interpreter(tmp_path, monkeypatch
 
 
 def test_seed_in_a_setting(folder):
-    first, second = training.plan(
-        ['narrow.py'], [3, 4], Results(folder / 'out'), folder / 'work', {'load_from': 'seed_{seed}.pth'}
-    )
-    assert [Config.fromfile(run.config).load_from for run in (first, second)] == ['seed_3.pth', 'seed_4.pth']
+    options = {'load_from': 'seed_{seed}.pth'}
+    runs = training.plan(['narrow.py'], [3, 4], Results(folder / 'out'), folder / 'work', options)
+    assert [Config.fromfile(run.config).load_from for run in runs] == ['seed_3.pth', 'seed_4.pth']
 
 
 def test_a_run_without_a_metric_is_named(folder):
@@ -216,6 +215,16 @@ def test_two_processes_store_what_both_trained(tmp_path):
         results.runs['a', seed] = dict(ROW, seed=seed, value=1.0)
         results.save()
     assert Results(tmp_path).runs == second.runs == first.runs | second.runs
+
+
+def test_page_says_whose_settings_and_how_many_seeds(tmp_path):
+    results = Results(tmp_path)
+    for name, options, seeds in (('a', '', 2), ('b', 'x=1 y=2', 3)):
+        results.expect(name, '', options)
+        results.runs |= {(name, seed): dict(ROW, config=name, value=seed**seeds) for seed in range(seeds)}
+    page = training_report.markdown(results, [])
+    assert '| 3 | 3.00 [0.00, 13.83] | +0.00 [+0.00, +0.00] (2 seeds) | 1 |' in page
+    assert '\nb with `x=1`, `y=2`.' in page
 
 
 # Student's t for two values: 12.706 times half of their difference.

@@ -94,18 +94,15 @@ def test_training_resumes_exactly(run):
 
 
 NARROW = {'drop_path_rate': 0.0, 'arch': 'pico'}
-RETINA = dict(num_classes=2, in_channels=64, feat_channels=64, stacked_convs=1)
+RETINA = {'neck.in_channels': [48, 96, 192], 'neck.out_channels': 64, 'test_cfg.score_thr': 0.0}
+RETINA |= {f'bbox_head.{key}': 64 for key in ('in_channels', 'feat_channels')}
+RETINA |= {'bbox_head.num_classes': 2, 'bbox_head.stacked_convs': 1}
 
 
 @pytest.mark.parametrize(
     ('config', 'changes', 'metrics'),
     [
-        (
-            'retinanet_visiongru-tiny_fpn_8xb2-1x_coco',
-            {'neck.in_channels': [48, 96, 192], 'neck.out_channels': 64, 'test_cfg.score_thr': 0.0}
-            | {f'bbox_head.{key}': value for key, value in RETINA.items()},
-            ['bbox'],
-        ),
+        ('retinanet_visiongru-tiny_fpn_8xb2-1x_coco', RETINA, ['bbox']),
         ('mask-rcnn_vrwkv-tiny-adapter_fpn_8xb2-1x_coco', {'neck.in_channels': [96] * 4}, ['bbox', 'segm']),
     ],
 )

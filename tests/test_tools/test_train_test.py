@@ -298,9 +298,8 @@ def test_slurm_asks_for_a_task_a_gpu(tmp_path, start, python, name):
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$PYTHONPATH" "$@"\n')
     srun.chmod(0o755)
-    env = dict(
-        PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='16', PYTHONPATH='', SRUN_ARGS='--exclusive -w n1'
-    )
+    env = dict(GPUS='16', PYTHONPATH='', SRUN_ARGS='--exclusive -w n1')
+    env['PATH'] = f'{tmp_path}:{os.environ["PATH"]}'
     log = finish(start(f'slurm_{name}.sh', 'my part', 'my job', *args, '--x', 'c d', **env))
     pythonpath, *got = log.splitlines()
     assert Path(pythonpath).resolve() == ROOT
