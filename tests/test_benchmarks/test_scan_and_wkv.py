@@ -83,8 +83,7 @@ def test_what_bi_wkv_is_compared_with_computes_the_same():
 
 def test_bi_wkv_rows(tmp_path, capsys):
     path = tmp_path / 'wkv.json'
-    command = ['--shapes', '1x37x64', '--repeats', '2', '--device', 'cpu', '--json', str(path)]
-    benchmark_wkv.main(command)
+    benchmark_wkv.main(['--shapes', '1x37x64', '--repeats', '2', '--device', 'cpu', '--json', str(path)])
     rows = {row['name']: row for row in json.loads(path.read_text())['rows']}
     assert {'torch', 'loop', 'attention'} <= rows.keys() <= {'cpu', 'torch', 'loop', 'attention'}
     assert max(rows['torch'][key] for key in ('y', 'dw', 'du', 'dk', 'dv')) < 2e-6

@@ -215,25 +215,18 @@ SIZES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ('how', 'error'),
-    [
-        (dict(interpolation='nearest'), 0),
-        (dict(interpolation='bilinear'), 1),
-        (dict(interpolation='bicubic'), 1),
-        (dict(interpolation='area'), None),
-    ],
-)
+@pytest.mark.parametrize(('kind', 'error'), [('nearest', 0), ('bilinear', 1), ('bicubic', 1), ('area', None)])
 @pytest.mark.parametrize('size', SIZES, ids=str)
-def test_demo_resizes_as_the_test_pipeline_does(how, error, size):
+def test_demo_resizes_as_the_test_pipeline_does(kind, error, size):
     """The linear and cubic weights of cv2 are fractions of 2048."""
     image = NOISE.integers(0, 256, (37, 53, 3)).astype('uint8')
-    step = json.loads(json.dumps(dict(type='Resize', **how, **size)))
+    how = dict(size, interpolation=kind)
+    step = json.loads(json.dumps(dict(how, type='Resize')))
     if error is None:
         with pytest.raises(demo_onnx.InputError, match="interpolation='area'"):
             demo_onnx.follow(step, image)
         return
-    expected = Resize(**how, **size)(dict(img=image))['img']
+    expected = Resize(**how)(dict(img=image))['img']
     found = demo_onnx.follow(step, image)
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected).max() <= error
