@@ -117,7 +117,7 @@ def write_log(folder, text, resumed=None):
     (folder / 'vis_data/scalars.json').write_text(text)
 
 
-def test_validation_that_a_resumed_run_starts_with_keeps_its_place(tmp_path):
+def test_validation_that_a_resumed_run_starts_with_keeps_its_place(tmp_path, monkeypatch):
     # Steps of a validation are epochs; killed later than the checkpoint, which is of iteration 4.
     first = dict(loss=4.0, iter=4, step=4), dict(top1=10.0, step=1), dict(loss=3.0, iter=5, step=5)
     second = dict(top1=10.0, step=1), dict(loss=3.0, iter=8, step=8)
@@ -127,6 +127,8 @@ def test_validation_that_a_resumed_run_starts_with_keeps_its_place(tmp_path):
         write_log(tmp_path / name, ''.join(line(**values) for values in lines), resumed)
     _, validation = analyze_logs.read_run(str(tmp_path))
     assert validation['top1'] == {4: 10.0, 8: 20.0, 12: 30.0}
+    monkeypatch.chdir(tmp_path / '21/vis_data')
+    assert analyze_logs.log_files('scalars.json')[0] == {Path('scalars.json'): 4}
 
 
 def test_resumed_run_is_one_curve_without_what_was_done_twice(tmp_path, capsys):

@@ -60,7 +60,8 @@ def log_files(run: str) -> tuple[dict[Path, int | None], list[Path]]:
 
 def resumed_at(log: Path) -> int | None:
     """The iteration that a training was resumed at; None if it started afresh."""
-    texts = (file.read_text(encoding='utf-8', errors='replace') for file in log.parents[1].glob('*.log'))
+    logs = log.absolute().parents[1].glob('*.log')
+    texts = (file.read_text(encoding='utf-8', errors='replace') for file in logs)
     found = (re.search(r'resumed epoch: \d+, iter: (\d+)', text) for text in texts)
     return next((int(match[1]) for match in found if match), None)
 
