@@ -6,12 +6,13 @@ import statistics
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from mmvisiongru import measure
 from mmvisiongru.models import VisionGRU
 from mmvisiongru.zoo import build_model
 from tools.analysis_tools import benchmark, get_flops
-from tools.analysis_tools.flops import count
+from tools.analysis_tools.flops import count, image_size
 
 CLASSIFIER = 'configs/classification/visiongru-tiny_8xb128_in1k.py'
 PICO, ATTO = 'mmvisiongru.VisionGRU:pico', 'mmpretrain.ConvNeXt:atto'
@@ -86,6 +87,14 @@ def test_wrapper_for_test_time_augmentation_counts_one_view(capsys):
     out = ' '.join(capsys.readouterr().out.split())
     assert '60.48 M parameters' in out
     assert '512 x 512' in out
+
+
+def test_height_comes_before_width():
+    steps = dict(type='Resize', scale=(50, 40)), dict(type='Resize', scale=50, keep_ratio=True)
+    crops = dict(type='mmcv.CenterCrop', crop_size=(50, 40)), dict(type='RandomCrop', crop_size=(40, 50))
+    for step in (*steps, *crops):
+        loader = dict(dataset=dict(pipeline=[step]))
+        assert image_size(Config(dict(model={}, test_dataloader=loader))) in ((40, 50), (50, 50))
 
 
 # ---- benchmark.py

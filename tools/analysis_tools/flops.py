@@ -42,11 +42,11 @@ def image_size(cfg: Config, default: int = 224) -> tuple[int, int]:
     for loader in ('test_dataloader', 'train_dataloader'):
         for step in reversed((cfg.get(loader) or {}).get('dataset', {}).get('pipeline', [])):
             size = step.get('crop_size') or step.get('scale')
-            if size and step.get('keep_ratio'):
-                # Width and height, which images fit in: the largest.
-                size = size[::-1]
+            if isinstance(size, int):
+                return size, size
             if size:
-                return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+                # mmcv's take width before height; images that keep their ratio have this size at most.
+                return tuple(size[::-1] if str(step['type']).endswith(('Resize', 'CenterCrop')) else size)
     return default, default
 
 
