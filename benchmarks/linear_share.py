@@ -8,6 +8,7 @@ Runs are interleaved and medians are reported, so that the ratio holds on a busy
 
 import argparse
 import statistics
+from copy import deepcopy
 from functools import partial
 from logging import ERROR
 
@@ -49,7 +50,8 @@ def run_layers(calls: list[tuple[nn.Module, Tensor]]) -> None:
 
 
 def compare(model: nn.Module, x: Tensor, repeats: int) -> dict:
-    """Seconds of the model and of its layers, medians of interleaved runs."""
+    """Seconds of the model and of its layers, medians of interleaved runs. The model stays as it is."""
+    model = deepcopy(model)
     calls = recorded_layers(model, x)
     # In place: the layers run alone as they run in the model.
     optimize_for_inference(model)

@@ -1,10 +1,10 @@
-"""benchmarks/overview.py: ratios are those of the medians, and two checkouts take turns."""
+"""overview.py and linear_share.py: ratios are those of the medians, and two checkouts take turns."""
 
 import re
 
 import pytest
 
-from benchmarks import overview
+from benchmarks import linear_share, overview
 from tests.harness import ROOT
 
 MODELS = [name + form for name in overview.BACKBONES for form in ('', overview.OPTIMIZED)]
@@ -39,6 +39,13 @@ def test_two_checkouts_take_turns_and_ratios_are_right():
     # The other version has no optimized models.
     name = 'VisionGRU-tiny, optimized'
     assert rows[name, 'this'] == [f'{25 / 17:.2f}', f'{25 / 28:.2f}', '25.0']
+
+
+def test_every_size_has_all_linear_layers(monkeypatch):
+    counts, run = [], linear_share.run_layers
+    monkeypatch.setattr(linear_share, 'run_layers', lambda calls: counts.append(len(calls)) or run(calls))
+    linear_share.main(['mmvisiongru.VisionGRU:pico', '--sizes', '32', '64', '--device', 'cpu'])
+    assert {*counts} == {25}
 
 
 @pytest.mark.long
