@@ -7,7 +7,8 @@ Inference of classifiers at batch 1 on square images, by default from 512 x 512 
 time. A model stops at the first size that does not fit into `--memory` GiB or takes longer than `--minutes`;
 if it was memory, bisection finds the largest side. Each size is measured in a new process. The limit applies
 to the memory that torch reserves on a GPU, and to all private memory of the process on a CPU (Linux). Writes
-OUT.csv line by line and OUT.png; a line of an earlier run is not measured again.
+OUT.csv line by line and OUT.png; a line of an earlier run with the same limit on the same machine is not
+measured again.
 """
 
 import argparse
@@ -28,6 +29,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.models import COMPARED, OVER_SIZES, build_for_inference
 from mmvisiongru import measure
+from mmvisiongru.errors import InputError
+from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.measure import inference
 from tools.outputs import stem
 
@@ -126,20 +129,22 @@ def of(name: str, rows: list[dict]) -> list[dict]:
     return [row for row in rows if row['model'] == name]
 
 
-def read(path: Path) -> list[dict]:
-    """Rows of the table of an earlier run."""
+def read(path: Path, machine: str) -> list[dict]:
+    """Rows of the table of an earlier run, which must have been measured on the same."""
     if not path.exists():
         return []
-    lines = [line for line in path.read_text(encoding='utf-8').splitlines() if not line.startswith('#')]
+    first, *lines = path.read_text(encoding='utf-8').splitlines()
+    if first != machine:
+        raise InputError(f'{path} was measured on other than {machine}; choose another --out or move it away')
     return [dict(row, side=int(row['side'])) for row in csv.DictReader(lines)]
 
 
-def append(path: Path, row: dict, machine: dict) -> None:
+def append(path: Path, row: dict, machine: str) -> None:
     """Append a row; before the first, write what it was measured on."""
     new = not path.exists()
     with path.open('a', encoding='utf-8', newline='') as file:
         if new:
-            file.write(f'# {", ".join(f"{key} {value}" for key, value in machine.items())}\n')
+            file.write(f'{machine}\n')
         writer = csv.DictWriter(file, COLUMNS)
         if new:
             writer.writeheader()
@@ -193,7 +198,9 @@ def main(argv=None):
     out.parent.mkdir(parents=True, exist_ok=True)
     table = out.parent / f'{out.name}.csv'
     machine = measure.describe_machine(torch.device(args.device)) | dict(memory_gib=args.memory)
-    rows = read(table)
+    machine = f'# {", ".join(f"{key} {value}" for key, value in machine.items())}'
+    with one_line_errors():
+        rows = read(table, machine)
     for name in OVER_SIZES:
         for side in wanted(name, rows, args.sides):
             row = in_process(name, side, args)

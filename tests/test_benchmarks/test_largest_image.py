@@ -62,6 +62,8 @@ def test_table_that_was_begun_goes_on(pretend, tmp_path):
     assert calls[0] == 1024
     calls.clear()
     run(tmp_path)
+    with pytest.raises(SystemExit, match='2'):
+        run(tmp_path, '--memory', '8')
     assert not calls
 
 
