@@ -82,12 +82,12 @@ def merge_args(cfg: Config, args) -> list[Hook]:
     if args.tta:
         merge_tta(cfg)
     hooks = merge_show(cfg, args) if args.show or args.show_dir else []
-    if args.out and args.out_item == 'pred':
+    if args.out_item == 'metrics':
+        if not (args.out or '').endswith(('.json', '.yaml', '.yml', '.pkl')):
+            raise InputError(f'--out-item metrics needs --out PATH in .json, .yaml or .pkl, got {args.out}')
+        check_output(osp.dirname(args.out) or '.', data_folders(cfg))
+    elif args.out:
         hooks += merge_out(cfg, args.out)
-    elif args.out and not args.out.endswith(('.json', '.yaml', '.yml', '.pkl')):
-        raise InputError(f'--out-item metrics needs --out to end in .json, .yaml or .pkl, got {args.out}')
-    elif args.out_item == 'metrics' and not args.out:
-        raise InputError('--out-item metrics needs --out PATH')
     return hooks
 
 

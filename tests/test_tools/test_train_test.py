@@ -255,6 +255,7 @@ NO_GPU = pytest.mark.skipif(has_gpu(), reason='says what happens where there is 
         ),
         ([test_tool, 'tiny.py', 'fits.pth', '--out', 'folder'], ['--out', '.pkl', 'folder']),
         ([test_tool, 'tiny.py', 'fits.pth', '--out-item', 'metrics'], ['--out-item metrics', '--out PATH']),
+        ([test_tool, 'tiny.py', 'fits.pth', '--out-item', 'metrics', '--out', 'tiny.py/m.json'], ['tiny.py']),
         ([test_tool, 'nodata.py', 'fits.pth'], ['nowhere', 'test_dataloader', 'make_scenes()']),
         ([train, 'part.py'], ['part.py', 'train_dataloader', 'optim_wrapper']),
         ([test_tool, 'part.py', 'fits.pth'], ['part.py', 'test_dataloader', 'test_evaluator']),
