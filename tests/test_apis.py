@@ -52,18 +52,16 @@ def test_an_installed_package_has_its_own_configs(monkeypatch, tmp_path):
     assert get_config(PICO).model.backbone.arch == 'pico'
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'tolerance'), [(dict(dtype=torch.bfloat16), 0.02), (dict(optimize=True), 2e-6)]
-)
-def test_fast_model_of_images_of_float32_gives_the_same_maps(arguments, tolerance):
+@pytest.mark.parametrize(('more', 'error'), [(dict(dtype=torch.bfloat16), 0.02), (dict(optimize=True), 2e-6)])
+def test_fast_model_of_images_of_float32_gives_the_same_maps(more, error):
     torch.manual_seed(0)
     model, x = get_model('mmvisiongru.VisionGRU:pico'), torch.randn(1, 3, 40, 32)
-    fast = get_model('mmvisiongru.VisionGRU:pico', **arguments)
+    fast = get_model('mmvisiongru.VisionGRU:pico', **more)
     fast.load_state_dict(model.state_dict())
     with torch.no_grad():
         for a, b in zip(model(x), fast(x), strict=True):
-            assert b.dtype == arguments.get('dtype', torch.float32)
-            assert (a - b.float()).square().mean().sqrt() < tolerance * a.square().mean().sqrt()
+            assert b.dtype == more.get('dtype', torch.float32)
+            assert (a - b.float()).square().mean().sqrt() < error * a.square().mean().sqrt()
 
 
 @pytest.fixture

@@ -20,9 +20,7 @@ SEGMENTATION = """
     model = dict(
         type='EncoderDecoder',
         data_preprocessor=dict(type='SegDataPreProcessor', size=(32, 32), mean=[127.0] * 3, std=[60.0] * 3),
-        backbone=dict(
-            type='mmvisiongru.VisionGRU', arch=dict(embed_dims=[8, 16, 32, 64], depths=[1, 1, 1, 1])
-        ),
+        backbone=dict(type='mmvisiongru.VisionGRU', arch=dict(embed_dims=[8, 16, 32, 64], depths=[1] * 4)),
         test_cfg=dict(mode='whole'),
         decode_head=dict(
             type='FCNHead', in_channels=64, in_index=3, channels=8, num_convs=1, num_classes=3,

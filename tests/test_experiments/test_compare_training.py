@@ -16,14 +16,8 @@ from mmvisiongru.zoo import build_model
 from tests.harness.small_runs import CLASSIFICATION, make_folders, write_config
 from tools.analysis_tools.flops import count
 
-WIDE = """
-model['backbone']['arch'] = dict(embed_dims=[12, 24], depths=[1, 1])
-model['head']['in_channels'] = 24
-"""
-EPOCHS = """
-train_cfg = dict(by_epoch=True, max_epochs={epochs}, val_interval=1)
-default_hooks['checkpoint'] = dict(interval=1)
-"""
+WIDE = "model['backbone']['arch']['embed_dims'][1] = model['head']['in_channels'] = 24\n"
+EPOCHS = "train_cfg['max_epochs'] = {epochs}\n"
 
 
 @pytest.fixture

@@ -118,9 +118,7 @@ views = [
     [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)],
     [dict(type='LoadAnnotations')], [dict(type='PackSegInputs')],
 ]
-test_dataloader['dataset']['pipeline'] = [
-    dict(type='LoadImageFromFile'), dict(type='TestTimeAug', transforms=views)
-]
+test_dataloader['dataset']['pipeline'] = [pipeline[0], dict(type='TestTimeAug', transforms=views)]
 model = dict(type='SegTTAModel', module=model)
 """
 

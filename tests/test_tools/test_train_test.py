@@ -237,9 +237,6 @@ def test_scores_of_a_segmentor_in_mixed_precision_are_not_rounded(segmentor, mon
         assert not torch.equal(score, score.to(torch.float16 if has_gpu() else torch.bfloat16).float())
 
 
-NO_GPU = pytest.mark.skipif(has_gpu(), reason='says what happens where there is no GPU; this machine has one')
-
-
 @pytest.mark.parametrize(
     ('args', 'named'),
     [
@@ -251,7 +248,7 @@ NO_GPU = pytest.mark.skipif(has_gpu(), reason='says what happens where there is 
         pytest.param(
             [train, 'tiny.py', '--amp', '--cfg-options', 'optim_wrapper.dtype=float16'],
             ['optim_wrapper.dtype=bfloat16'],
-            marks=NO_GPU,
+            marks=pytest.mark.skipif(has_gpu(), reason='says what happens where there is no GPU'),
         ),
         ([test_tool, 'tiny.py', 'fits.pth', '--out', 'folder'], ['--out', '.pkl', 'folder']),
         ([test_tool, 'tiny.py', 'fits.pth', '--out-item', 'metrics'], ['--out-item metrics', '--out PATH']),

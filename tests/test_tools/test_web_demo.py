@@ -188,12 +188,10 @@ SIZES += [dict(scale_factor=1.7), dict(scale_factor=(0.5, 2.0))]
 STEPS = [
     dict(type='Resize', interpolation=kind, backend=backend, **size)
     for backend, kind, size in product(('cv2', 'pillow'), ('nearest', 'bilinear', 'bicubic'), SIZES)
-] + [
-    dict(type='ResizeEdge', scale=31, edge='short'),
-    dict(type='ResizeEdge', scale=90, edge='long', backend='pillow'),
-    dict(type='CenterCrop', crop_size=30),
-    dict(type='CenterCrop', crop_size=(60, 20)),
 ]
+STEPS += [dict(type='ResizeEdge', scale=31, edge='short')]
+STEPS += [dict(type='ResizeEdge', scale=90, edge='long', backend='pillow')]
+STEPS += [dict(type='CenterCrop', crop_size=size) for size in (30, (60, 20))]
 
 
 def test_steps_and_labels(here):
