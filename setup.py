@@ -60,7 +60,7 @@ def requirements(name):
 setup(
     name='mmvisiongru',
     version=re.search(r"__version__ = '(.+)'", read('mmvisiongru/version.py'))[1],
-    description='VisionGRU, an image backbone of linear cost, for mmsegmentation and mmpretrain',
+    description='VisionGRU and Vision-RWKV: vision backbones of linear cost for OpenMMLab',
     long_description=read('README.md'),
     long_description_content_type='text/markdown',
     author='The mmvisiongru maintainers',
