@@ -2,6 +2,7 @@
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -16,21 +17,14 @@ FLOAT32 = dict(rtol=1e-5, atol=1e-5)
 
 @pytest.fixture(scope='module')
 def ops():
-    """mmcv.ops on the stand-in, for the tests of this file alone."""
-
-    if isinstance(sys.modules.get('mmcv._ext'), Operators):
-        # A test before imported mmdet, and modules of mmcv can register their layers once only.
-        yield import_module('mmcv.ops')
-        return
-
-    def forget():
-        names = [name for name in sys.modules if name.startswith(('mmcv.ops', 'mmcv._ext'))]
-        return {name: sys.modules.pop(name) for name in names}
-
-    before, sys.modules['mmcv._ext'] = forget(), Operators('mmcv._ext')
-    yield import_module('mmcv.ops')
-    forget()
-    sys.modules.update(before)
+    """mmcv.ops on the stand-in, for the tests of this file alone, where mmcv has its operators too."""
+    with pytest.MonkeyPatch.context() as patch:
+        if find_spec('mmcv._ext') is None:
+            patch.setitem(sys.modules, 'mmcv._ext', Operators('mmcv._ext'))
+        ops = import_module('mmcv.ops')
+        for name in ('nms', 'roi_align', 'focal_loss'):
+            patch.setattr(sys.modules[f'mmcv.ops.{name}'], 'ext_module', Operators('mmcv._ext'))
+        yield ops
 
 
 def random_boxes(rng, number, size):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.onnx import OnnxExporterError
 
+from mmvisiongru.deployment import check_stack
 from mmvisiongru.errors import InputError, in_one_line
 from mmvisiongru.inference import optimize_for_inference
 
@@ -28,6 +29,7 @@ def export(module: nn.Module, outputs: Sequence[str], size: tuple[int, int] | No
         outputs (Sequence[str]): Their names.
         size (tuple, optional): Height and width of the only image, B = 1, that the graph takes. Default: any.
     """
+    check_stack()
     module = deepcopy(module)
     optimize_for_inference(module, target='onnx')
     example = torch.zeros((1, 3, *size) if size else EXAMPLE)
