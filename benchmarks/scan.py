@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmvisiongru import measure
+from mmvisiongru.files import write_text
 from mmvisiongru.ops import mingru_scan, runnable_backends
 from mmvisiongru.ops.mingru import BACKENDS
 
@@ -253,8 +254,7 @@ def main(argv=None) -> None:
     print(', '.join(f'{k} {v}' for k, v in machine.items()))
     print_table(rows, 'minGRU-pytorch' if 'minGRU-pytorch' in functions else 'torch', bandwidth)
     if args.json:
-        with open(args.json, 'w', encoding='utf-8') as file:
-            json.dump(dict(machine=machine, rows=rows), file, indent=1)
+        write_text(args.json, json.dumps(dict(machine=machine, rows=rows), indent=1))
 
 
 if __name__ == '__main__':

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmvisiongru import measure
+from mmvisiongru.files import write_text
 from mmvisiongru.ops import bi_wkv
 from mmvisiongru.ops.wkv import runnable_backends
 
@@ -135,8 +136,7 @@ def main(argv=None) -> None:
     print(', '.join(f'{k} {v}' for k, v in machine.items()))
     print_table(rows)
     if args.json:
-        with open(args.json, 'w', encoding='utf-8') as file:
-            json.dump(dict(machine=machine, rows=rows), file, indent=1)
+        write_text(args.json, json.dumps(dict(machine=machine, rows=rows), indent=1))
 
 
 if __name__ == '__main__':

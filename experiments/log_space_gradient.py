@@ -253,7 +253,6 @@ def main(argv=None):
                 run = task.result()
                 print(f'{scan}, seed {seed}: {run["metric"]} {run["value"]:.2f}', flush=True)
                 kept['runs'].append(run)
-                out.mkdir(parents=True, exist_ok=True)
                 write_text(str(path), json.dumps(kept, indent=1) + '\n')
     write_text(str(out / 'README.md'), markdown(kept['runs'], settings))
     draw(kept['runs'], out / 'results.png')

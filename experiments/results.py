@@ -62,7 +62,6 @@ class Results:
         Raises:
             InputError: They are of other settings.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         stored = Results(self.folder)
         for name, config in stored.configs.items():
             self.expect(name, config['fingerprint'], config['options'])

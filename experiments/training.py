@@ -127,7 +127,6 @@ def plan(
             key = fingerprint(cfg, gpus)
             results.expect(name, key, text)
             file = work_dir / f'{name}_{seed}_{key}' / f'{name}.py'
-            file.parent.mkdir(parents=True, exist_ok=True)
             write_text(str(file), cfg.pretty_text.replace('{seed}', str(seed)))
             runs.append(Run(name, seed, file, length(cfg), validation_is_test(cfg)))
     # The first config of the command is the one that the others are compared with.

@@ -54,7 +54,6 @@ def write_report(results: Results, outstanding: Sequence[str] = ()) -> None:
         results (Results): Without a result only the page is written.
         outstanding (Sequence[str]): Lines for the page: what failed or was not run, and why.
     """
-    results.folder.mkdir(parents=True, exist_ok=True)
     write_text(str(results.folder / 'README.md'), markdown(results, outstanding))
     if results.runs:
         draw(results)

@@ -62,9 +62,10 @@ def _sync(path: str) -> None:
 
 
 def write_text(path: str, text: str) -> None:
-    """Write a small file in one step."""
-    with new_file(path) as unfinished, open(unfinished, 'w', encoding='utf-8') as file:
-        file.write(text)
+    """Write a small file in one step, and make its folder."""
+    with new_file(path) as unfinished:
+        os.makedirs(osp.dirname(path) or '.', exist_ok=True)
+        Path(unfinished).write_text(text, encoding='utf-8')
 
 
 def lock_folder(folder: str) -> int | None:

@@ -101,7 +101,7 @@ def test_height_comes_before_width():
 
 
 def rows(tmp_path, *options):
-    out = tmp_path / 'models.json'
+    out = tmp_path / 'new/models.json'
     benchmark.main([PICO, ATTO, '--repeats', '2', '--device', 'cpu', '--json', str(out), *options])
     found = json.loads(out.read_text())
     assert found['machine']['threads'] == torch.get_num_threads()

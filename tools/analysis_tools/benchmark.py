@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from mmvisiongru import measure
 from mmvisiongru.errors import InputError
+from mmvisiongru.files import write_text
 from mmvisiongru.inference import optimize_for_inference
 from mmvisiongru.launch.options import SettingsAction, one_line_errors
 from mmvisiongru.models.layers.precision import converted_once
@@ -201,8 +202,7 @@ def main(argv=None):
     )
     print_table(rows, machine)
     if args.json:
-        with open(args.json, 'w', encoding='utf-8') as file:
-            json.dump(dict(machine=machine, rows=rows), file, indent=1)
+        write_text(args.json, json.dumps(dict(machine=machine, rows=rows), indent=1))
 
 
 if __name__ == '__main__':

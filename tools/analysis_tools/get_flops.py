@@ -22,6 +22,7 @@ from rich.table import Table
 # A script has only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.errors import InputError
+from mmvisiongru.files import write_text
 from mmvisiongru.launch.options import SettingsAction, one_line_errors
 from mmvisiongru.zoo import build_model, model_config
 from tools.analysis_tools.flops import count, image_size
@@ -87,8 +88,7 @@ def main(argv=None):
     rows = [dict(model=args.model, shape=shape, **count(model, shape)) for shape in shapes]
     print_table(rows)
     if args.json:
-        with open(args.json, 'w', encoding='utf-8') as file:
-            json.dump(dict(convention='multiply-accumulates', rows=rows), file, indent=1)
+        write_text(args.json, json.dumps(dict(convention='multiply-accumulates', rows=rows), indent=1))
 
 
 if __name__ == '__main__':

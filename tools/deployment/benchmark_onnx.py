@@ -30,6 +30,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru import measure
 from mmvisiongru.deployment import check_stack
+from mmvisiongru.files import write_text
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.zoo import build_model
 from tools.deployment.runtimes import has_openvino, onnx_runtime, openvino
@@ -210,8 +211,7 @@ def main(argv=None):
     for note in notes:
         console.print(note)
     if args.json:
-        with open(args.json, 'w', encoding='utf-8') as file:
-            json.dump(dict(machine=machine, rows=rows, notes=notes), file, indent=1)
+        write_text(args.json, json.dumps(dict(machine=machine, rows=rows, notes=notes), indent=1))
 
 
 if __name__ == '__main__':
