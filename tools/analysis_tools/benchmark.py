@@ -186,12 +186,13 @@ def main(argv=None):
             raise InputError(
                 f'--dtype {", ".join(CONVERTED)} are for inference; to train, autocast to a dtype'
             )
+        # A config is named after its file.
+        names = [osp.basename(model).removesuffix('.py') for model in args.models]
+        if len({*names}) < len(names):
+            raise InputError(f'models to compare must have different names, got {", ".join(names)}')
         models = {
-            # A config is named after its file.
-            osp.basename(name).removesuffix('.py'): build_model(
-                model_config(name, args.cfg_options), args.backend
-            ).to(args.device)
-            for name in args.models
+            name: build_model(model_config(model, args.cfg_options), args.backend).to(args.device)
+            for name, model in zip(names, args.models, strict=True)
         }
         rows = measure_models(models, args)
     machine = measure.describe_machine(torch.device(args.device)) | dict(
