@@ -3,7 +3,7 @@
 #
 #   [GPUS=8] [GPUS_PER_NODE=8] tools/slurm_train.sh PARTITION JOB_NAME CONFIG [options of tools/train.py]
 #
-# CPUS_PER_TASK and SRUN_ARGS (split at spaces) reach srun.
+# GPUS_PER_NODE is GPUS if those are fewer. CPUS_PER_TASK and SRUN_ARGS (split at spaces) reach srun.
 set -euo pipefail
 
 if [ $# -lt 3 ]; then
@@ -13,19 +13,7 @@ fi
 PARTITION=$1
 JOB_NAME=$2
 CONFIG=$3
-GPUS=${GPUS:-8}
-GPUS_PER_NODE=${GPUS_PER_NODE:-8}
-CPUS_PER_TASK=${CPUS_PER_TASK:-5}
-read -r -a EXTRA <<< "${SRUN_ARGS:-}"
 TOOLS=$(CDPATH= cd -- "$(dirname "$0")" && pwd)
-
-PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" exec srun \
-    --partition="$PARTITION" \
-    --job-name="$JOB_NAME" \
-    --gres="gpu:$GPUS_PER_NODE" \
-    --ntasks="$GPUS" \
-    --ntasks-per-node="$GPUS_PER_NODE" \
-    --cpus-per-task="$CPUS_PER_TASK" \
-    --kill-on-bad-exit=1 \
-    ${EXTRA[@]+"${EXTRA[@]}"} \
-    "${PYTHON:-python}" -u "$TOOLS/train.py" "$CONFIG" --launcher slurm "${@:4}"
+# shellcheck source=tools/misc/srun.sh
+source "$TOOLS/misc/srun.sh"
+exec "${SRUN[@]}" "$TOOLS/train.py" "$CONFIG" --launcher slurm "${@:4}"

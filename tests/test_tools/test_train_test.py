@@ -290,19 +290,19 @@ def test_missing_arguments_of_a_launcher(start, script, args, message):
     assert re.fullmatch(message + '.*\n', err)
 
 
-@pytest.mark.parametrize('name', ['train', 'test'])
-def test_slurm_asks_for_a_task_a_gpu(tmp_path, start, python, name):
+@pytest.mark.parametrize(('name', 'gpus', 'a_node'), [('train', '16', '8'), ('test', '4', '4')])
+def test_slurm_asks_for_a_task_a_gpu(tmp_path, start, python, name, gpus, a_node):
     args = ['a b.py', *(['c d.pth'] if name == 'test' else [])]
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$PYTHONPATH" "$@"\n')
     srun.chmod(0o755)
-    env = dict(GPUS='16', PYTHONPATH='', SRUN_ARGS='--exclusive -w n1')
+    env = dict(GPUS=gpus, PYTHONPATH='', SRUN_ARGS='--exclusive -w n1')
     env['PATH'] = f'{tmp_path}:{os.environ["PATH"]}'
     log = finish(start(f'slurm_{name}.sh', 'my part', 'my job', *args, '--x', 'c d', **env))
     pythonpath, *got = log.splitlines()
     assert Path(pythonpath).resolve() == ROOT
     assert got == [
-        '--partition=my part', '--job-name=my job', '--gres=gpu:8', '--ntasks=16', '--ntasks-per-node=8',
-        '--cpus-per-task=5', '--kill-on-bad-exit=1', '--exclusive', '-w', 'n1',
+        '--partition=my part', '--job-name=my job', f'--gres=gpu:{a_node}', f'--ntasks={gpus}',
+        f'--ntasks-per-node={a_node}', '--cpus-per-task=5', '--kill-on-bad-exit=1', '--exclusive', '-w', 'n1',
         python, '-u', str(TOOLS / f'{name}.py'), *args, '--launcher', 'slurm', '--x', 'c d',
     ]  # fmt: skip
