@@ -6,6 +6,7 @@ import resource
 
 import numpy as np
 import pytest
+from mmcv.transforms import LoadImageFromFile, RandomFlip
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 from PIL import Image
@@ -26,8 +27,6 @@ train_dataloader = dict(dataset=dict(type='RepeatDataset', times=1, dataset=dict
 val_dataloader = dict(dataset=train_dataloader['dataset']['dataset'])
 test_dataloader = val_dataloader
 """
-
-
 MODEL = """
 backbone = dict(type='mmvisiongru.VisionGRU', arch=dict(embed_dims=[8], depths=[1]), out_indices=(0,))
 head = dict(type='FCNHead', in_channels=8, channels=8, num_classes=3, align_corners=False)
@@ -180,6 +179,11 @@ class Own(BaseDataset):
 def test_a_data_set_of_few_arguments_without_samples(root, refused):
     option = ('--cfg-options', 'train_dataloader.dataset.dataset.type=Own')
     assert 'train_dataloader.dataset in config.py' in refused(verify_dataset, 'config.py', *option)
+
+
+def test_a_type_may_be_a_class():
+    steps = [dict(type=LoadImageFromFile), dict(type=RandomFlip)]
+    assert verify_dataset.only_loading(dict(type=Own, pipeline=steps))['pipeline'] == steps[:1]
 
 
 def test_config_without_data(root, refused):

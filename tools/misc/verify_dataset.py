@@ -106,7 +106,7 @@ def only_loading(dataset: dict) -> dict:
     dataset = dict(dataset)
     if 'pipeline' in dataset:
         steps = dataset['pipeline']
-        dataset['pipeline'] = [t for t in steps if t['type'].split('.')[-1].startswith(('Load', 'Pack'))]
+        dataset['pipeline'] = [t for t in steps if str(t['type']).split('.')[-1].startswith(('Load', 'Pack'))]
     with DATASETS.switch_scope_and_registry(None) as registry:
         kind = registry.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
     if isinstance(kind, type) and 'serialize_data' in arguments_of(kind):
