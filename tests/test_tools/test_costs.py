@@ -155,6 +155,7 @@ def test_peak_memory_is_that_of_the_call():
         (get_flops, ['nothing.py'], 'nothing.py does not exist'),
         (get_flops, ['resnet50_8xb32_in1'], 'resnet50_8xb32_in1k'),
         (get_flops, [PICO, '--shape', '0'], 'positive'),
+        (get_flops, ['mmpretrain.SwinTransformer:tiny', '--shape', '64'], 'window'),
         (get_flops, [PICO, '--shape', '1', '2', '3'], 'one or two'),
         (benchmark, [PICO, '--mode', 'train', '--dtype', 'bfloat16-weights'], '--dtype'),
         (benchmark, ['mmvisiongru.VisionGRU:pikko'], 'pikko'),

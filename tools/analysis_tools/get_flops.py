@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
 from mmvisiongru.launch.options import SettingsAction, one_line_errors
+from mmvisiongru.launch.prepare import building
 from mmvisiongru.zoo import build_model, model_config
 from tools.analysis_tools.flops import count, image_size
 
@@ -85,7 +86,9 @@ def main(argv=None):
         cfg = model_config(args.model, args.cfg_options)
         model = build_model(cfg).to('meta')
         shapes = check_shapes(args.shape) if args.shape else [image_size(cfg)]
-    rows = [dict(model=args.model, shape=shape, **count(model, shape)) for shape in shapes]
+        # A size may be too small for a model.
+        with building(cfg):
+            rows = [dict(model=args.model, shape=shape, **count(model, shape)) for shape in shapes]
     print_table(rows)
     if args.json:
         write_text(args.json, json.dumps(dict(convention='multiply-accumulates', rows=rows), indent=1))
