@@ -36,6 +36,6 @@ def test_figures_trained_here_are_means_of_the_evidence(tmp_path, monkeypatch):
     # With a smaller budget, which is another experiment.
     evidence(tmp_path / 'experiments/evidence/a', 'x', 'train_cfg.max_iters=3', [1.0])
     evidence(tmp_path / 'experiments/evidence/b', 'x', '', [40.0, 41.0])
-    results = [{'Metrics': {'mIoU': 12.0}}, {'Metrics': {'mIoU (paper)': 44.7}}]
+    results = [{'Metrics': {'mIoU': 12.0, 'mask AP': 3}}, {'Metrics': {'mIoU (paper)': 44.7}}]
     (entry,) = zoo.update_entries([{'Name': 'x', 'Config': 'x.py', 'Results': results}], ['x.py'], [])
-    assert [result['Metrics'] for result in entry['Results']] == [{'mIoU': 40.5}, {'mIoU (paper)': 44.7}]
+    assert [r['Metrics'] for r in entry['Results']] == [{'mIoU': 40.5, 'mask AP': 3}, {'mIoU (paper)': 44.7}]
