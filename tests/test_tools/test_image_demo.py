@@ -214,7 +214,6 @@ def test_weights_of_bfloat16_say_much_the_same(task, inputs):
 
 
 def test_classes_of_one_name_stay_apart():
-    """ImageNet has two cranes."""
     assert image_demo.distinct(['crane', 'gull', 'crane']) == ['crane (0)', 'gull', 'crane (2)']
 
 

@@ -74,16 +74,13 @@ def test_broken_files_are_listed(root, capfd, workers):
     assert report == {'train_dataloader': dict(samples=10, faults=faults, notes=[])}
 
 
-def test_no_sample_keeps_a_file_open(root, capsys):
+def test_no_sample_keeps_a_file_open(root, capsys, request):
     """As each tensor of a worker does; 200 are above the limit."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = len(os.listdir('/proc/self/fd')) + 100
+    limits, most = resource.getrlimit(resource.RLIMIT_NOFILE), len(os.listdir('/proc/self/fd')) + 100
+    request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits))
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
-    try:
-        options = ('--workers', '1', '--cfg-options', 'train_dataloader.dataset.times=20')
-        assert verify(capsys, *options)[0] == 0
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    times = 'train_dataloader.dataset.times=20'
+    assert verify(capsys, '--workers', '1', '--cfg-options', times)[0] == 0
 
 
 def test_classes_without_a_pixel_are_named(root, capsys):
