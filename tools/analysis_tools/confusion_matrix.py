@@ -23,6 +23,7 @@ from torch import Tensor
 # A script has only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.config import get_config
+from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import TESTING, prepare_test
 from tools.outputs import check_output, data_folders, stem
@@ -112,6 +113,8 @@ def worst_confusions(matrix: Tensor, classes: list[str], most: int = WORST) -> l
 
 def merge_args(cfg: Config, args) -> None:
     """Test in one process, whose log nobody needs."""
+    if cfg.get('default_scope') == 'mmdet':
+        raise InputError('a confusion matrix is for classifiers and segmentors, not for detectors of mmdet')
     cfg.launcher = 'none'
     cfg.work_dir = args.work_dir
     check_output(osp.dirname(args.out) or '.', data_folders(cfg))
