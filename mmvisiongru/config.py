@@ -73,14 +73,15 @@ def get_config(name: str, cfg_options: dict | None = None, required: Iterable[st
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(path)]
         where = f'{path}:{lines[-1]}' if lines else path
         raise InputError(f'config file {where}: {in_one_line(error)}') from error
+    check_keys(cfg)
     merge_options(cfg, cfg_options or {})
     check_required(cfg, required)
     return cfg
 
 
 def merge_options(cfg: Config, options: dict) -> None:
-    """Merge settings into a config, under dotted names; InputError if one has no effect or does not fit."""
-    check_keys(cfg, options)
+    """Merge settings into a config, under dotted names; InputError if one does not fit or has no effect."""
+    check_options(cfg, options)
     try:
         cfg.merge_from_dict(options)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
@@ -110,25 +111,22 @@ def _find(name: str) -> str:
     raise InputError(f'config file {name} does not exist{hint}')
 
 
-def check_keys(cfg: Config, options: Iterable[str] = ()) -> None:
-    """Refuse top-level keys that look like a misspelt one.
-
-    A config file may hold variables of any name, so only a name close to a key is an error there. A name
-    from the command line must be in the config file or be a key.
-    """
-
-    def hint(key, names=KNOWN_KEYS):
-        return did_you_mean(key, names, cutoff=0.8)
-
+def check_keys(cfg: Config) -> None:
+    """Refuse top-level keys that are close to a known one; a file may hold variables of any other name."""
     for key in cfg:
-        if key not in KNOWN_KEYS | VARIABLES and hint(key):
-            raise InputError(f'unknown key {key!r} in config {cfg.filename}{hint(key)}')
+        known = key in KNOWN_KEYS | VARIABLES
+        if not known and (hint := did_you_mean(key, KNOWN_KEYS, cutoff=0.8)):
+            raise InputError(f'unknown key {key!r} in config {cfg.filename}{hint}')
+
+
+def check_options(cfg: Config, options: Iterable[str]) -> None:
+    """Refuse settings whose top-level key is neither known nor in the config, or a variable of its file."""
     for option in options:
         key = option.split('.')[0]
         if key in KNOWN_KEYS:
             continue
         if key not in cfg:
-            near = hint(key, KNOWN_KEYS | set(cfg))
+            near = did_you_mean(key, KNOWN_KEYS | set(cfg), cutoff=0.8)
             raise InputError(f'unknown key {key!r} in --cfg-options {option}{near}')
         # The file used its variables while it was read; setting one now would change nothing.
         values = [found for name in cfg if name in KNOWN_KEYS for found in settings(cfg[name], name)]
