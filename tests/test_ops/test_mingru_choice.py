@@ -28,9 +28,7 @@ def test_a_named_backend_that_cannot_run_says_every_reason(monkeypatch):
     reasons = ['the moon is full', 'the tide is out']
     monkeypatch.setattr(torch_scan, 'unsupported', lambda device, dtype: reasons)
     assert 'torch' not in runnable_backends('cpu')
-    gate, hidden, _ = normal(1, 4, 2)
-    (projected,) = normal(1, 2, 2, 8, number=1)
-    for call in (partial(mingru_scan, gate, hidden), partial(mingru_scan_2d, projected)):
+    for call in (partial(mingru_scan, SEQUENCE, SEQUENCE), partial(mingru_scan_2d, MAP)):
         with pytest.raises(RuntimeError, match=r"'torch'.*full.*out") as info:
             call(backend='torch')
         assert '\n' not in str(info.value)
@@ -73,6 +71,7 @@ BAD_CALLS = [
         lambda paths: mingru_scan_2d(MAP, paths=paths), ('diagonal',), ('row', 'rows'), ('row,column',), ()
     ),
     *calls(lambda shape: mingru_scan_2d(MAP, state=torch.zeros(shape)), (1, 2), (1, 1, 2), (2, 2, 2)),
+    *calls(lambda device: mingru_scan_2d(MAP, state=torch.zeros(1, 2, 2, device=device)), 'meta'),
     *(
         pytest.param(partial(call, **{option: value}), (option, repr(value), *more), id=f'{option}={value}')
         for call in (partial(mingru_scan, SEQUENCE, SEQUENCE), partial(mingru_scan_2d, MAP))

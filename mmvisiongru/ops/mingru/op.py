@@ -176,7 +176,7 @@ def mingru_scan_2d(
         Tensor: (B, H, W, P * D), the state of each path at each token, in projected.dtype.
 
     Raises:
-        ValueError: The channels do not divide into P * 2 parts, or an option is unknown.
+        ValueError: The channels are not P * 2 equal parts, the state does not fit, or an option is unknown.
         RuntimeError: The named backend cannot run here; the message says why.
 
     Examples:
@@ -198,8 +198,9 @@ def mingru_scan_2d(
     check_choice('candidate', candidate, CANDIDATES)
     BACKENDS.check(backend)
     expected = (projected.size(0), len(paths), projected.size(3) // (2 * len(paths)))
-    if state is not None and tuple(state.shape) != expected:
-        raise ValueError(f'state must be (B, P, D) = {expected}, got {tuple(state.shape)}')
+    if state is not None and (tuple(state.shape), state.device) != (expected, projected.device):
+        given = f'{tuple(state.shape)} on {state.device}'
+        raise ValueError(f'state must be (B, P, D) = {expected} on {projected.device}, got {given}')
     if state is not None and torch.is_grad_enabled() and (projected.requires_grad or state.requires_grad):
         raise ValueError('a scan that starts from a state has no gradient; call it under torch.no_grad()')
     return _scan_2d(projected, ','.join(paths), candidate, backend, state)
