@@ -77,7 +77,8 @@ def summarise(memories: list, depths) -> list[tuple]:
     """One row of HEAD for each block: the quartiles of tau, and the share that spans a row of the map."""
     places = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
     rows = []
-    for place, (_, tau) in zip(places, memories, strict=True):
+    # Stages behind the last map that the backbone returns do not run.
+    for place, (_, tau) in zip(places, memories, strict=False):
         height, width = tau.shape[:2]
         quartiles = np.quantile(tau.numpy(), (0.25, 0.5, 0.75)).tolist()
         rows.append((*place, height, width, *quartiles, float((tau > width).float().mean())))

@@ -29,7 +29,7 @@ from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.measure import progress_bar
 from mmvisiongru.models import VisionGRU
-from tools.outputs import check_output, stem
+from tools.outputs import check_output, counted, stem
 from tools.visualization.figures import save_figure
 from tools.visualization.images import add_backbone_options, backbone_and_images
 
@@ -47,6 +47,9 @@ def receptive_fields(backbone: nn.Module, images: Iterable[Tensor]) -> list[Tens
 
     Returns:
         list[Tensor]: (H, W) for each output map: the share of each pixel. They sum to 1.
+
+    Raises:
+        InputError: The backbone gives no maps, as a vision transformer that gives its class token.
     """
     backbone.eval()
     # A classifier needs the last map only.
@@ -56,6 +59,8 @@ def receptive_fields(backbone: nn.Module, images: Iterable[Tensor]) -> list[Tens
     for image in images:
         image = image.detach().requires_grad_()
         maps = backbone(image)
+        if not isinstance(maps, (tuple, list)) or any(getattr(y, 'ndim', 0) != 4 for y in maps):
+            raise InputError(f"{type(backbone).__name__} gives no maps; a ViT does with out_type='featmap'")
         for i, y in enumerate(maps):
             centre = y[:, :, y.size(2) // 2, y.size(3) // 2].sum()
             (gradient,) = torch.autograd.grad(centre, image, retain_graph=i + 1 < len(maps))
@@ -117,8 +122,8 @@ def main(argv=None):
             raise InputError(f'--number must be at least 1, got {args.number}')
         backbone, images, _ = backbone_and_images(args, args.number)
         check_output(osp.dirname(args.out) or '.', [args.img] if args.img and osp.isdir(args.img) else [])
-    with progress_bar() as bar:
-        fields = receptive_fields(backbone, bar.track(images, description='images'))
+        with progress_bar() as bar:
+            fields = receptive_fields(backbone, bar.track(images, description='images'))
     sides = [[central_side(field, share) for share in SHARES] for field in fields]
     rows = [(i, *(f'{100 * side:.1f}' for side in row)) for i, row in enumerate(sides)]
     head = ('map', *(f'side_of_{share:.0%}' for share in SHARES))
@@ -127,7 +132,7 @@ def main(argv=None):
         holding = ', '.join(f'{share:.0%} within {side} %' for share, side in zip(SHARES, row, strict=True))
         print(f'map {i}: {holding} of the side of the image')
     height, width = images[0].shape[2:]
-    print(f'{len(images)} images of {width} x {height}: {written}')
+    print(f'{counted(len(images), "image")} of {width} x {height}: {written}')
 
 
 if __name__ == '__main__':
