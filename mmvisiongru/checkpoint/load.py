@@ -40,8 +40,8 @@ class Checkpoint(NamedTuple):
 
     @property
     def resumable(self) -> bool:
-        """Whether it holds the state of a training run."""
-        return {'meta', 'message_hub'} <= set(self.content)
+        """Whether it holds the state of a training run; that of the best weights has no optimizer."""
+        return {'meta', 'message_hub', 'optimizer'} <= set(self.content)
 
 
 def read_checkpoint(path: str, resume: bool = False) -> Checkpoint:

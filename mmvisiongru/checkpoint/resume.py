@@ -35,6 +35,8 @@ def find_checkpoint(work_dir: str) -> tuple[Checkpoint | None, list[str]]:
             older = [other for other in paths[i + 1 :] if _is_later(other, path)]
             notes += [f'{o} has more iterations but is older; resuming from {path}' for o in older]
             return checkpoint, notes
+        if 'message_hub' in checkpoint.content:
+            notes.append(f'skipped: {path} was saved without the optimizer')
     return (read_checkpoint(last) if '://' in last else None), notes
 
 

@@ -97,6 +97,8 @@ def test_what_the_user_registered_is_kept(tmp_path):
         ({'state_dict': {'a': torch.zeros(1), 0: torch.zeros(1)}}, 'named 0'),
         ({0: torch.zeros(1)}, 'no weights'),
         ({'a': torch.zeros(1)}, 'no training state'),
+        # As the best checkpoint of a run.
+        (dict(state_dict={'a': torch.zeros(1)}, meta={}, message_hub={}), 'no training state'),
     ],
     ids=str,
 )

@@ -16,9 +16,9 @@ from tests.harness.children import in_child
 
 def save(path, iteration=5, fill=1.0, age=None):
     """Write a small checkpoint of a run, so many seconds ago."""
-    content = dict(meta=dict(iter=iteration), message_hub={}, state_dict={'w': torch.full((300,), fill)})
+    state = dict(message_hub={}, optimizer={}, state_dict={'w': torch.full((300,), fill)})
     with new_file(str(path)) as unfinished:
-        torch.save(content, unfinished)
+        torch.save(dict(state, meta=dict(iter=iteration)), unfinished)
     if age:
         os.utime(path, (path.stat().st_mtime - age,) * 2)
 
@@ -114,6 +114,8 @@ def test_copied_folder_without_times(tmp_path):
 def test_checkpoints_in_another_folder(tmp_path):
     torch.save({'state_dict': {'w': torch.zeros(1)}}, tmp_path / 'pretrained.pth')
     assert found(tmp_path) == found(tmp_path / 'none') == (None, [])
+    torch.save({'state_dict': {'w': torch.zeros(1)}, 'message_hub': {}}, tmp_path / 'iter_1.pth')
+    assert 'iter_1.pth' in found(tmp_path)[1][0]
     (tmp_path / 'out').mkdir()
     save(tmp_path / 'out/epoch_2.pth', 2)
     write_text(str(tmp_path / 'last_checkpoint'), str(tmp_path / 'out/epoch_2.pth'))
