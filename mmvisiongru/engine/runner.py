@@ -126,7 +126,7 @@ class ReliableRunner(Runner):
         for wrapper in single_wrappers(optim_wrapper):
             # Before training begins, a loss is divided by the number of accumulated iterations.
             counts = round(1 / float(wrapper.scale_loss(torch.ones(()))))
-            samples = self.train_dataloader.batch_size * self.world_size * counts
+            samples = self.train_dataloader.batch_sampler.batch_size * self.world_size * counts
             self.logger.info(f'lr x {samples / base:g}: {samples} samples a step, base_batch_size={base}')
             for group in wrapper.param_groups:
                 group['lr'] *= samples / base

@@ -33,7 +33,7 @@ def summary(runner: Runner) -> list[str]:
     lines[0] += f', {frozen / 1e6:.2f} M of them frozen' if frozen else ''
     loops = built_loops(runner)
     for name, data in ((name, loop.dataloader) for name, loop in loops.items()):
-        size = f'{len(data.dataset)} samples, {data.batch_size} per process'
+        size = f'{len(data.dataset)} samples, {getattr(data.batch_sampler, "batch_size", None)} per process'
         lines.append(f'{name} data: {size}, {data.num_workers} workers')
     if 'train' in loops:
         lines += _schedule(runner)

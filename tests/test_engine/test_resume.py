@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mmengine.hooks import Hook
+from torch.utils.data import BatchSampler
 
 from mmvisiongru.checkpoint import load_checkpoint_file
 from mmvisiongru.errors import InputError
@@ -190,12 +191,15 @@ def test_checkpoints_wait_for_an_accumulated_gradient(tmp_path, by_epoch, counts
 def test_the_scaled_lr_knows_of_accumulation(tmp_path, counts, batch_size, expected):
     more = settings(batch_size, auto_scale_lr=dict(enable=True, base_batch_size=16), log_level='INFO')
     del more['param_scheduler']
+    # As mmdet has one, which keeps the batch size from the loader.
+    more['train_dataloader.batch_sampler'] = dict(type=BatchSampler, drop_last=False)
     runner = toy_runner(tmp_path, **more, **{'optim_wrapper.accumulative_counts': counts})
     runner.train()
     groups = runner.optim_wrapper.param_groups
     assert [group['initial_lr'] for group in groups] == pytest.approx([0.05 * expected] * 3)
     # The table of groups in the log, too.
     text = next(tmp_path.rglob('*.log')).read_text()
+    assert f'16 samples, {batch_size} per process' in text
     rows = re.findall(r'^ +([\d.e-]+) +([\d.]+) +(\d+) +(\d+)$', text, re.MULTILINE)
     rows = sorted([*map(float, row)] for row in rows)
     assert rows == [pytest.approx([0.05 * expected, *row]) for row in ([0, 2, 16], [0.05, 4, 58])]
