@@ -41,7 +41,7 @@ def check_built(runner: Runner, dataloaders: Iterable[str]) -> None:
     pooled = check_model(runner.cfg, runner.model)
     check_labels(runner.cfg, dict(heads(runner.cfg, runner.model)), found)
     if 'train_dataloader' in loops:
-        check_batch_norm(pooled, loops['train_dataloader'].dataloader)
+        check_batch_size(pooled, loops['train_dataloader'].dataloader)
     for key, loop in {} if isinstance(runner.model, BaseTTAModel) else loops.items():
         check_batch(key, loop.dataloader, runner.model, training=key == 'train_dataloader')
 
@@ -220,11 +220,13 @@ def _join(values: dict[str, int]) -> str:
     return ' '.join(f'{key}={value}' for key, value in values.items())
 
 
-def check_batch_norm(pooled: list[str], loader: DataLoader) -> None:
-    """Refuse batches of one sample, all or the last of an epoch, before a batch norm of pooled maps."""
+def check_batch_size(pooled: list[str], loader: DataLoader) -> None:
+    """Refuse epochs of no batch, and batches of one, all or the last, before a batch norm of pooled maps."""
     size, sampler = loader.batch_size, getattr(loader.sampler, 'sampler', loader.sampler)
-    rest = len(sampler) % (size or 1)
-    if not pooled or (size != 1 and (rest != 1 or loader.drop_last or isinstance(sampler, InfiniteSampler))):
+    rest, endless = len(sampler) % (size or 1), isinstance(sampler, InfiniteSampler)
+    if loader.drop_last and not endless and len(sampler) < size:
+        raise InputError(f'drop_last drops all {rest} samples; lower train_dataloader.batch_size={size}')
+    if not pooled or (size != 1 and (rest != 1 or loader.drop_last or endless)):
         return
     what, remedy = 'train_dataloader.batch_size=1', 'batch_size=2 or more'
     if size > 1:

@@ -79,7 +79,5 @@ def fit_schedule(cfg: Config, ratio: float, max_iters: int, max_epochs: int) -> 
                     scheduler[key] = max(1, round(scheduler[key] * ratio))
             if scheduler.get('milestones'):
                 scheduler.milestones = sorted({max(1, int(m * ratio)) for m in scheduler.milestones})
-    if isinstance(cfg.get('param_scheduler'), (list, tuple)):
-        cfg.param_scheduler = [
-            s for s in cfg.param_scheduler if s.get('begin', 0) < s.get('end', float('inf'))
-        ]
+    if isinstance(kept := cfg.get('param_scheduler'), (list, tuple)):
+        cfg.param_scheduler = [s for s in kept if s.get('begin', 0) < s.get('end', float('inf'))]

@@ -113,6 +113,10 @@ def test_a_wrong_setting(work, mistake, config, option, named):
             "custom_hooks = [dict(type='EMAHook', ema_type='ExponentialAverage')]",
             ['custom_hooks.0.ema_type', 'MovingAverage'],
         ),
+        (
+            "train_dataloader = dict(batch_size=7, drop_last=True, sampler=dict(type='DefaultSampler'))",
+            ['6 samples', 'train_dataloader.batch_size=7'],
+        ),
         ("custom_hooks = [dict(typ='EMAHook')]", ['custom_hooks.0 in leaf.py has no type']),
         ("param_scheduler = [dict(type='PolyLR', by_epoch=False, powr=2)]", ['param_scheduler.0', "'power'"]),
         (RESIZED.format(RESIZE, 'val'), ['val_dataloader.dataset.pipeline', 'after Resize']),
