@@ -106,8 +106,7 @@ def test_lost_weights_do_not_replace_good_ones(tmp_path):
 def test_a_gradient_that_is_inf_is_skipped(tmp_path, more):
     runner = toy_runner(tmp_path, fault=dict(at=8, what='inf_gradient', times=2), **more)
     runner.train()
-    state = runner.optim_wrapper.optimizer.state
-    assert {float(s['step']) for s in state.values()} == {16.0}
+    assert {float(s['step']) for s in runner.optim_wrapper.optimizer.state.values()} == {16.0}
     assert all(p.isfinite().all() for p in runner.model.parameters())
     # In the last iteration, too.
     runner = toy_runner(tmp_path, fault=dict(at=16, what='inf_gradient', times=3), **more)

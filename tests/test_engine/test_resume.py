@@ -107,8 +107,7 @@ def watched(work_dir, **more) -> tuple:
 @pytest.mark.parametrize('schedule', ['config', 'checkpoint'])
 def test_epochs_with_another_batch_size_are_all_trained(tmp_path, batch_size, schedule):
     run(tmp_path, **settings(epochs=2))
-    more = settings(batch_size, resume_schedule=schedule)
-    runner, hook = watched(tmp_path, resume=True, **more)
+    runner, hook = watched(tmp_path, resume=True, **settings(batch_size, resume_schedule=schedule))
     length = 16 // batch_size
     assert [epoch for epoch, _ in hook.samples] == [e for e in (3, 4, 5, 6) for _ in range(length)]
     for epoch in (3, 4, 5, 6):

@@ -29,8 +29,7 @@ def started(monkeypatch):
 
 
 def config(**keys) -> Config:
-    sync_bn = dict(type='SyncBN', requires_grad=True)
-    head = dict(type='FCNHead', norm_cfg=sync_bn)
+    head = dict(type='FCNHead', norm_cfg=dict(type='SyncBN', requires_grad=True))
     model = dict(backbone=dict(norm_cfg=dict(type='LN')), neck=[dict(head)], auxiliary_head=(dict(head),))
     return Config(dict(model=model, env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=60)), **keys))
 

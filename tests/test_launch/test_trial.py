@@ -138,6 +138,5 @@ def test_a_schedule_of_another_length_is_noted(work):
     ],
 )
 def test_what_a_scheduler_says_without_an_end_is_compared_too(scheduler, fits):
-    cfg = Config(dict(train_cfg=dict(max_epochs=20), param_scheduler=[scheduler]))
-    notes = check_schedule(cfg, 2000, 20)
+    notes = check_schedule(Config(dict(train_cfg=dict(max_epochs=20), param_scheduler=[scheduler])), 2000, 20)
     assert [note.split(' ')[0] for note in notes] == ['param_scheduler.0'] * (not fits)
