@@ -95,8 +95,7 @@ def test_every_released_name_has_its_place(arch, params):
 
 @pytest.mark.parametrize('dtype', LIMITS, ids=str)
 def test_classifier_gives_the_released_logits(dtype):
-    ref = arrays('cls')
-    model = classifier(DIM8, 7).to(dtype).eval()
+    ref, model = arrays('cls'), classifier(DIM8, 7).to(dtype).eval()
     model.load_state_dict(to_mmvisiongru(released('cls')))
     assert_close(model(ref['input'].to(dtype), mode='tensor').detach(), ref['logits'])
 
@@ -104,9 +103,7 @@ def test_classifier_gives_the_released_logits(dtype):
 @pytest.mark.parametrize('dtype', LIMITS, ids=str)
 @pytest.mark.parametrize('case', ['case0', 'case1', 'case2'])
 def test_backbone_gives_the_released_features_and_gradients(case, dtype):
-    ref = arrays('seg')
-    model = VisionGRU(DIM8)
-    state = to_mmvisiongru(released('seg'))
+    ref, model, state = arrays('seg'), VisionGRU(DIM8), to_mmvisiongru(released('seg'))
     model.load_state_dict({k.removeprefix('backbone.'): v for k, v in state.items()})
     image = ref[f'{case}/input'].to(dtype).requires_grad_()
     outs = model.to(dtype)(image)
@@ -179,7 +176,10 @@ DAMAGED = [
     ('cls', {f'{BLOCK}.min_gru_2.to_out.weight': None}, '1 missing keys, first .*min_gru_2.to_out'),
     ('cls', {'snake_gru.norm4.weight': torch.ones(1)}, '1 unmapped keys, first snake_gru.norm4.weight'),
     ('cls', {f'{BLOCK}.norm.weight': torch.ones(31)}, r'stages.2.blocks.1.norm1.weight.*31.*32'),
-    ('cls', {f'{BLOCK}.min_gru_1.to_out.weight': torch.ones(32, 5)}, r'differ in shape: .*\(32, 5\)'),
+    ('cls', {f'{BLOCK}.min_gru_1.to_out.weight': torch.ones(32, 5)}, r'one shape: .*\(32, 5\)'),
+    ('cls', {f'{BLOCK}.min_gru_{n}.to_out.weight': torch.ones(4) for n in (1, 2)}, r'no matrices.*\(4,\)'),
+    ('cls', {'tokenizer.conv1.weight': torch.ones(4)}, 'no model has weights'),
+    ('cls', {'snake_gru.layers.0.0.norm.weight': torch.ones(7)}, r'embed_dims\[0\] must be even'),
     ('cls', {'fc.weight': torch.ones(7, 63)}, r'head.fc.weight.*7, 63.*7, 64'),
     ('cls', {'vig.fc.weight': torch.ones(7, 64)}, 'fc.weight is there twice'),
     ('cls', dict.fromkeys(k for k in released('cls') if '.layers.1.' in k), 'missing snake_gru.layers.1'),

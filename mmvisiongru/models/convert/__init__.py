@@ -37,8 +37,9 @@ def to_mmvisiongru(state):
     _require_names([name for _, parts, _ in table for name in parts], released)
     for name, parts, dim in table:
         values = [released[part] for part in parts]
-        if len({v.shape for v in values}) > 1:
-            raise InputError(f'{" and ".join(parts)} differ in shape: {[tuple(v.shape) for v in values]}')
+        shapes = [tuple(v.shape) for v in values]
+        if len(values) > 1 and (len(shapes[0]) != 2 or len(set(shapes)) > 1):
+            raise InputError(f'{" and ".join(parts)} are no matrices of one shape: {shapes}')
         ours[name] = torch.cat(values, dim) if len(values) > 1 else values[0]
     _require_model(family, ours)
     return ours
@@ -101,6 +102,9 @@ def _require_model(family, state):
                 width = linear.out_features
     except KeyError as error:
         raise InputError(f'1 missing keys, first {error.args[0]}') from None
+    # Weights with too few dimensions, or sizes that the model refuses.
+    except (IndexError, TypeError, ValueError) as error:
+        raise InputError(f'no model has weights of these shapes: {error}') from None
     unfit = unfit_keys(own, {k: v for k, v in state.items() if not k.startswith(SEG_HEADS)})
     if unfit:
         raise InputError(f'{len(unfit)} keys do not fit the model, first {first(unfit)}')
