@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def set_inference_attributes(model: nn.Module, cfg, dataset_meta: dict | None) -> None:
+def set_inference_attributes(model: nn.Module, cfg, pipeline: list, dataset_meta: dict | None) -> None:
     """Leave on a model what ``inference_model`` of mmseg and mmpretrain look for on it.
 
     mmpretrain 1.3.6 takes a built model by private names only, and otherwise says that it has no inferencer.
     """
     cfg = deepcopy(cfg)
     # mmseg reads the variable of its config files, and edits it.
-    if cfg.get('test_dataloader') and not cfg.get('test_pipeline'):
-        cfg.test_pipeline = deepcopy(cfg.test_dataloader.dataset.pipeline)
+    if pipeline and not cfg.get('test_pipeline'):
+        cfg.test_pipeline = deepcopy(pipeline)
     for step in cfg.get('test_pipeline') or ():
         # mmseg builds them in the scope of the moment.
         step.setdefault('_scope_', cfg.get('default_scope'))

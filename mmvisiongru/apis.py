@@ -6,7 +6,7 @@ from torch import nn
 
 from mmvisiongru._compat import set_inference_attributes
 from mmvisiongru.checkpoint import SCHEME, Checkpoint, load_weights, read_checkpoint, state_dict_of
-from mmvisiongru.config import get_config, list_configs
+from mmvisiongru.config import get_config, list_configs, pipeline_of
 from mmvisiongru.errors import InputError
 from mmvisiongru.inference import optimize_for_inference
 from mmvisiongru.models.layers.precision import score_in_float32
@@ -66,7 +66,7 @@ def get_model(
     if loaded:
         _load(model, loaded)
     classes = (loaded and loaded.meta.get('dataset_meta')) or dataset_meta(cfg)
-    set_inference_attributes(model, cfg, classes)
+    set_inference_attributes(model, cfg, pipeline_of(cfg, 'test_dataloader'), classes)
     score_in_float32(model)
     model.to(device, dtype)
     # eval() of a backbone of mmpretrain returns nothing.

@@ -159,6 +159,11 @@ def datasets(cfg: Config, dataloaders: Iterable[str]) -> Iterator[tuple[str, dic
             yield place, node
 
 
+def pipeline_of(cfg: Config, dataloader: str) -> list[dict]:
+    """The transforms of a dataloader's data set, or of the first one inside ConcatDataset and the like."""
+    return next((node['pipeline'] for _, node in parts(cfg, dataloader) if 'pipeline' in node), [])
+
+
 def replace_sync_bn(model: dict) -> bool:
     """Replace SyncBN by BN wherever the config of a model names it: it needs GPUs. Returns whether it did."""
     found = False

@@ -33,7 +33,7 @@ def linear():
 def set_inference_attributes():
     # Only sets names, which does no harm where nobody looks for them.
     model, cfg = nn.Identity(), SimpleNamespace(model=SimpleNamespace(type='A'), get=lambda *_: None)
-    _compat.set_inference_attributes(model, cfg, dict(classes=('a',)))
+    _compat.set_inference_attributes(model, cfg, [], dict(classes=('a',)))
     return model.dataset_meta, dict(classes=('a',))
 
 

@@ -94,6 +94,7 @@ model['data_preprocessor'].update(
     mean=[120.0, 110.0, 100.0], std=[60.0, 50.0, 40.0], bgr_to_rgb=True, test_cfg=dict(size_divisor=16)
 )
 test_dataloader['dataset']['pipeline'] = pipeline
+test_dataloader['dataset'] = dict(type='ConcatDataset', datasets=[test_dataloader['dataset']])
 """,
     classification="""
 pipeline = [
@@ -103,6 +104,7 @@ pipeline = [
 ]
 data_preprocessor.update(mean=[120.0, 110.0, 100.0], std=[60.0, 50.0, 40.0], to_rgb=True)
 test_dataloader['dataset']['pipeline'] = pipeline
+test_dataloader['dataset'] = dict(type='ConcatDataset', datasets=[test_dataloader['dataset']])
 """,
 )
 CORNERS = "model['decode_head']['align_corners'] = True\n"

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # Registers the formulas of the operators.
 import mmvisiongru.ops  # noqa: F401
+from mmvisiongru.config import pipeline_of
 from mmvisiongru.measure import forward
 from mmvisiongru.models.layers.joined_conv import JoinedConv2d
 from mmvisiongru.zoo import image_channels, single_view
@@ -40,7 +41,7 @@ def image_size(cfg: Config, default: int = 224) -> tuple[int, int]:
     if size := (single_view(cfg).get('data_preprocessor') or {}).get('size'):
         return tuple(size)
     for loader in ('test_dataloader', 'train_dataloader'):
-        for step in reversed((cfg.get(loader) or {}).get('dataset', {}).get('pipeline', [])):
+        for step in reversed(pipeline_of(cfg, loader)):
             size = step.get('crop_size') or step.get('scale')
             if isinstance(size, int):
                 return size, size

@@ -5,6 +5,7 @@ import json
 from mmengine.config import Config
 from torch import nn
 
+from mmvisiongru.config import pipeline_of
 from mmvisiongru.deployment.wrapper import Deployed
 from mmvisiongru.errors import InputError
 from mmvisiongru.version import __version__
@@ -30,7 +31,7 @@ def describe(
     if len(classes) != model.classes:
         raise InputError(f'{cfg.filename} names {len(classes)} classes for {model.classes} model outputs')
     palette = palette_of(classes, named.get('palette'))
-    pipeline = [step for step in cfg.test_dataloader.dataset.pipeline if step.type not in NEUTRAL]
+    pipeline = [step for step in pipeline_of(cfg, 'test_dataloader') if step.type not in NEUTRAL]
     notes = [
         f'{step.type} of the test pipeline is not in the file; feed images as it leaves them'
         for step in pipeline

@@ -18,6 +18,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmvisiongru.apis import get_model
+from mmvisiongru.config import pipeline_of
 from mmvisiongru.errors import InputError, in_one_line
 from mmvisiongru.launch.options import add_config_options
 from mmvisiongru.sample_checks import IMAGE_SUFFIXES
@@ -59,8 +60,7 @@ def image_reader(cfg: Config, shape: tuple[int, int] | None = None) -> Callable[
         shape (tuple[int, int], optional): Height and width instead of those of the pipeline: the image is
             resized until it covers them, and its centre is taken.
     """
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset', {})
-    steps = _without_labels(dataset.get('pipeline', []))
+    steps = _without_labels(pipeline_of(cfg, 'test_dataloader'))
     if steps and shape:
         steps = [steps[0], _cover(shape), steps[-1]]
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
