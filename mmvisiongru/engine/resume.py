@@ -22,6 +22,7 @@ from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, Sampler
 
+from mmvisiongru._compat import built_loops
 from mmvisiongru.engine.optim import accept_state, all_schedulers, single_wrappers
 from mmvisiongru.errors import InputError
 from mmvisiongru.registry import HOOKS
@@ -168,7 +169,7 @@ class ExactResumeHook(Hook):
 
 @contextmanager
 def resuming(runner: Runner, path: str) -> Iterator[None]:
-    """Fit the run to its checkpoint, which is loaded inside: optimizers, position in the data, schedule.
+    """Fit the run to its checkpoint, which is loaded inside: optimizers, seed, data, schedule.
 
     InputError if the optimizers have other groups of parameters, or if the schedule ends elsewhere and
     ``resume_schedule`` of the config does not say which one to follow.
@@ -179,7 +180,9 @@ def resuming(runner: Runner, path: str) -> Iterator[None]:
     ]
     ends = [scheduler.end for scheduler in all_schedulers(runner.param_schedulers)]
     rates = [group.get('initial_lr', group['lr']) for group in _groups(runner)]
+    seed = runner.seed
     yield
+    _reseed(runner, seed)
     for handle in handles:
         handle.remove()
     if isinstance(runner.train_loop, ResumableEpochLoop):
@@ -197,6 +200,15 @@ def resuming(runner: Runner, path: str) -> Iterator[None]:
             f'{line}, and the lr is {_groups(runner)[0]["lr"]:.3g} now; add --schedule config to go on as if '
             'the other had been followed, or --schedule checkpoint to keep that lr after the end'
         )
+
+
+def _reseed(runner: Runner, seed: int) -> None:
+    """Give the data that have ``seed``, of this process, the checkpoint's, which mmengine took over later."""
+    for loader in (loop.dataloader for loop in built_loops(runner).values()):
+        sampler = getattr(loader.batch_sampler, 'sampler', None)
+        for part, name in ((loader.dataset, 'run_seed'), (getattr(sampler, 'sampler', sampler), 'seed')):
+            if getattr(part, name, None) == seed:
+                setattr(part, name, runner.seed)
 
 
 def _groups(runner: Runner) -> list[dict]:

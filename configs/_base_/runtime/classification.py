@@ -25,7 +25,7 @@ default_hooks = dict(
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='UniversalVisualizer', vis_backends=vis_backends)
 
-# Without a seed a resumed run does not see the data in the order it would have.
+# Without a seed, each run draws one; a resumed run takes that of its checkpoint.
 randomness = dict(seed=0, deterministic=False)
 
 log_level = 'INFO'

@@ -26,7 +26,7 @@ vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends, name='visualizer')
 log_processor = dict(by_epoch=True)
 
-# Without a seed a resumed run does not see the data in the order it would have.
+# Without a seed, each run draws one; a resumed run takes that of its checkpoint.
 randomness = dict(seed=0, deterministic=False)
 
 log_level = 'INFO'

@@ -33,7 +33,7 @@ log_processor = dict(by_epoch=False)
 # Merges the predictions of `tta_pipeline` under `tools/test.py --tta`.
 tta_model = dict(type='SegTTAModel')
 
-# Without a seed a resumed run does not see the data in the order it would have.
+# Without a seed, each run draws one; a resumed run takes that of its checkpoint.
 randomness = dict(seed=0, deterministic=False)
 
 log_level = 'INFO'
