@@ -75,8 +75,7 @@ each_scan = pytest.mark.parametrize(
 
 @each_scan
 def test_scan_of_maps(paths, candidate):
-    options = dict(paths=paths, candidate=candidate)
-    channels = len(paths) * 2 * 3
+    options, channels = dict(paths=paths, candidate=candidate), len(paths) * 2 * 3
     session = to_session(Call(mingru_scan_2d, **options), torch.zeros(2, 4, 5, channels))
     generator = torch.Generator().manual_seed(0)
     # On long lines the product of the 1 - z falls to 0, and h must not.

@@ -129,8 +129,7 @@ def test_out_indices(out_indices, stages):
     every = small()
     every.load_state_dict(model.state_dict())
     x = image(33, 46)
-    wanted = every(x)
-    got = model(x)
+    wanted, got = every(x), model(x)
     assert len(got) == len(stages)
     for out, i in zip(got, stages, strict=True):
         assert torch.equal(out, wanted[i])

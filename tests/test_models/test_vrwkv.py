@@ -182,8 +182,7 @@ def test_initial_values_of_the_adapter():
 def test_positional_embedding_is_stored_for_a_grid():
     model = small(VRWKV, img_size=(40, 70), patch_size=(16, 20))
     assert model.pos_embed.shape == (1, 3 * 4, 18)
-    x = image(40, 70)
-    plain = copy.deepcopy(model)
+    x, plain = image(40, 70), copy.deepcopy(model)
     nn.init.zeros_(plain.pos_embed)
     difference = (model.embed(x) - plain.embed(x)).flatten(1, 2)
     torch.testing.assert_close(difference, model.pos_embed.expand(2, -1, -1), rtol=1e-5, atol=1e-5)

@@ -59,7 +59,10 @@ def test_a_picture_never_becomes_a_sample(classifier, refused):
     assert files('inet') == before
 
 
-def test_browsing_names_a_broken_image(classifier, refused):
+def test_browsing_takes_images_without_a_path_and_names_a_broken_one(classifier, refused):
+    no_path = 'train_dataloader.dataset.pipeline.1.meta_keys=[]'
+    browse_dataset.main([classifier, '--out', 'browsed', '--number', '1', '--cfg-options', no_path])
+    assert [*files('browsed')] == ['000_image.png']
     Path('inet/train/b/2.png').write_bytes(b'no image')
     assert 'inet/train/b/2.png' in refused(browse_dataset, classifier)
 

@@ -34,7 +34,9 @@ def draw(cfg: Config, split: str, number: int, out: str) -> int:
         samples = [dataset[i * len(dataset) // number] for i in range(number)]
     # Test-time augmentation packs one view after the other.
     samples = [{k: v[0] if isinstance(v, list) else v for k, v in sample.items()} for sample in samples]
-    names = [f'{i:03d}_{osp.basename(s["data_samples"].img_path)}' for i, s in enumerate(samples)]
+    # Images that a data set holds as arrays, as MNIST does, have no path.
+    files = [osp.basename(sample['data_samples'].get('img_path', 'image')) for sample in samples]
+    names = [f'{i:03d}_{file}' for i, file in enumerate(files)]
     paths = output_paths(names, out, root='.')
     for name, sample in zip(names, samples, strict=True):
         classes, palette = (dataset.metainfo.get(key) for key in ('classes', 'palette'))
