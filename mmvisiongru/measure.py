@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from mmvisiongru.errors import InputError
+
 
 def forward(model: nn.Module, x: Tensor):
     """Raw output for images (B, C, H, W): of a classifier or segmentor up to its head, or of a backbone."""
@@ -64,6 +66,8 @@ def interleaved_times(
 
     They are interleaved so that noise of a shared machine hits all alike, and ratios hold.
     """
+    if repeats < 1:
+        raise InputError(f'repeats must be at least 1, got {repeats}')
     times = {name: [] for name in functions}
     for repeat in range(repeats + 1):
         for name, function in functions.items():
