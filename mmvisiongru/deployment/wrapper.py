@@ -20,16 +20,16 @@ class Deployed(nn.Module):
     Args:
         model (nn.Module): As the registry builds it, with its ``data_preprocessor``.
         segmentor (bool): Which of the two it is.
-        outputs (Sequence[str]): Out of 'labels', 'logits' and 'scores' (softmax over the classes).
+        outputs (Sequence[str]): Different ones of 'labels', 'logits' and 'scores' (softmax over the classes).
 
     Raises:
-        InputError: An output is unknown, or the model has one output channel or takes no 3-channel images.
+        InputError: The outputs are others, or the model has one output channel or takes no 3-channel images.
     """
 
     def __init__(self, model: nn.Module, segmentor: bool, outputs: Sequence[str]):
         super().__init__()
-        if unknown := set(outputs) - set(OUTPUTS):
-            raise InputError(f'unknown output {unknown.pop()!r}; there are {", ".join(OUTPUTS)}')
+        if len({*outputs} & {*OUTPUTS}) < len(outputs):
+            raise InputError(f'outputs must be different ones of {OUTPUTS}, got {", ".join(outputs)}')
         if segmentor and model.out_channels == 1:
             raise InputError('a segmentor of one output channel (a threshold) is not exported: train with 2')
         if (channels := image_channels(model)) != 3:

@@ -203,8 +203,7 @@ def test_padding_is_zeros_below_and_right():
 
 
 def test_only_the_last_map_is_normalised():
-    model = small(VRWKV, out_indices=(0, 1, 2))
-    raw = []
+    model, raw = small(VRWKV, out_indices=(0, 1, 2)), []
     model.layers[2].register_forward_hook(lambda *args: raw.append(args[-1]))
     last = model(image(32, 32))[-1]
     torch.testing.assert_close(last, model.ln1(raw[0]).permute(0, 3, 1, 2))

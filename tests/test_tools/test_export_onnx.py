@@ -105,8 +105,7 @@ def test_segmentor(here, capsys):
     assert sorted(os.listdir('out')) == ['model.int8.onnx', 'model.onnx']
 
     found, expected = demo_lines('data/images/validation', capsys, '--opacity', '1')
-    assert found == expected
-    assert len(found) == 3
+    assert (found, len(found)) == (expected, 3)
     for i in range(3):
         picture, wanted = (np.asarray(Image.open(f'{folder}/{i}.png')) for folder in ('pictures', 'expected'))
         # Pixels between two classes differ, and with them places of names.
@@ -170,6 +169,8 @@ def test_layer_that_cannot_be_exported(fails, monkeypatch):
 
 def test_input_that_cannot_be_used(fails, monkeypatch):
     fails('--output', 'boxes', named=['boxes', 'labels', 'logits', 'scores'])
+    fails('--output', 'labels', 'labels', named=['got labels, labels'])
+    fails('--shape', '-1', '50', named=['--shape', '-1'])
     fails('--cfg-options', 'model.head.num_classes=5', named=['small.pth', 'head.fc.weight', '(2, 16)'])
     versions = {'torch': '2.6.0', 'onnx': '1.20', 'onnxruntime': '1.23'}
 

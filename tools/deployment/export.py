@@ -165,6 +165,8 @@ def main(argv=None):
         check_stack()
         if not args.out.endswith('.onnx'):
             raise InputError(f'the file to write must end in .onnx, got {args.out}')
+        if args.shape and min(args.shape) < 1:
+            raise InputError(f'--shape must be positive, got {" x ".join(map(str, args.shape))}')
         if args.sample and not osp.isfile(args.sample):
             raise InputError(f'--sample {args.sample} does not exist')
         data = ('test_dataloader',) if args.eval else ()
