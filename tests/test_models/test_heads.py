@@ -57,8 +57,7 @@ def build(kind, widths, norm_cfg=BN, **options):
 
 
 def maps(widths, sizes, dtype=torch.float64, batch=2):
-    generator = torch.Generator().manual_seed(1)
-    pairs = zip(widths, sizes, strict=True)
+    generator, pairs = torch.Generator().manual_seed(1), zip(widths, sizes, strict=True)
     return [torch.randn(batch, n, *size, dtype=dtype, generator=generator) for n, size in pairs]
 
 

@@ -119,8 +119,7 @@ def test_initial_values_follow_the_original():
     for i, layer in enumerate(model.layers):
         for c in range(8):
             decay = -5 + 8 * (c / 7) ** (0.7 + 1.3 * i / 2)
-            first = math.log(0.3) + 0.5 * ((c + 1) % 3 - 1)
-            mix = (c / 8) ** (1 - i / 3)
+            first, mix = math.log(0.3) + 0.5 * ((c + 1) % 3 - 1), (c / 8) ** (1 - i / 3)
             assert layer.att.spatial_decay[c].item() == pytest.approx(decay, rel=1e-5, abs=1e-5)
             assert layer.att.spatial_first[c].item() == pytest.approx(first, rel=1e-5)
             assert layer.att.spatial_mix_k[0, 0, c].item() == pytest.approx(mix, rel=1e-5)

@@ -32,7 +32,7 @@ from torch.nn.functional import interpolate
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.apis import get_model
 from mmvisiongru.checkpoint.match import plain_model
-from mmvisiongru.errors import InputError
+from mmvisiongru.errors import InputError, in_one_line
 from mmvisiongru.files import write_text
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import prepare_config
@@ -58,6 +58,11 @@ def distinct(classes: Sequence[str]) -> list[str]:
 def load_model(cfg: Config, args) -> nn.Module:
     """The model with its weights, under test-time augmentation if the config is for that."""
     device = args.device or get_device()
+    try:
+        torch.empty(1, device=device)
+    # A torch without CUDA raises AssertionError.
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f'--device {device} cannot be used: {in_one_line(error)}') from error
     optimize = device == 'cpu' and not args.no_optimize
     model = get_model(cfg, args.checkpoint, device, getattr(torch, args.dtype), optimize)
     # Means of images would lose digits.
