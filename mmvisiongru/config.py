@@ -113,7 +113,8 @@ def _find(name: str) -> str:
 
 def check_keys(cfg: Config) -> None:
     """Refuse top-level keys that are close to a known one; a file may hold variables of any other name."""
-    for key in cfg:
+    # Without the classes that a config imports.
+    for key in cfg.to_dict():
         known = key in KNOWN_KEYS | VARIABLES
         if not known and (hint := did_you_mean(key, KNOWN_KEYS, cutoff=0.8)):
             raise InputError(f'unknown key {key!r} in config {cfg.filename}{hint}')
@@ -150,6 +151,12 @@ def parts(cfg: Config, *keys: str) -> Iterator[tuple[str, dict]]:
     """All dictionaries under top-level keys of a config, each with its dotted name."""
     for key in filter(cfg.get, keys):
         yield from ((place, node) for place, node in settings(cfg[key], key) if isinstance(node, dict))
+
+
+def type_name(node: dict) -> str:
+    """The type of a part of a config, which may be a class or the full name of one, without its scope."""
+    kind = node.get('type', '')
+    return getattr(kind, '__name__', str(kind)).split('.')[-1]
 
 
 def datasets(cfg: Config, dataloaders: Iterable[str]) -> Iterator[tuple[str, dict]]:

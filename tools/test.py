@@ -20,7 +20,7 @@ from mmengine.hooks import Hook
 
 # A script has only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mmvisiongru.config import get_config
+from mmvisiongru.config import get_config, type_name
 from mmvisiongru.errors import InputError
 from mmvisiongru.inference import optimize_for_inference
 from mmvisiongru.launch.options import add_common_options, add_config_options, at_least_one, one_line_errors
@@ -117,7 +117,7 @@ def merge_tta(cfg: Config) -> None:
 
 def flip_pipeline(pipeline: list) -> list:
     """The test pipeline with each image plain and mirrored; its labels stay as they are."""
-    loads = [i for i, step in enumerate(pipeline) if step['type'] == 'LoadAnnotations']
+    loads = [i for i, step in enumerate(pipeline) if type_name(step) == 'LoadAnnotations']
     head, rest = pipeline[: (loads or [-1])[0]], pipeline[(loads or [-1])[0] :]
     flips = [dict(type='RandomFlip', prob=probability) for probability in (0.0, 1.0)]
     return [*head, dict(type='TestTimeAug', transforms=[flips, *([step] for step in rest)])]
@@ -133,11 +133,11 @@ def merge_out(cfg: Config, out: str) -> list[Hook]:
         cfg.test_evaluator = [*metrics, dict(type=dumping, out_file_path=out)]
         return []
     check_output(out, data_folders(cfg))
-    for metric in (m for m in metrics if m['type'] in WRITING_METRICS):
+    for metric in (m for m in metrics if type_name(m) in WRITING_METRICS):
         metric['output_dir'] = out
     # IoUMetric would write a/0.png and b/0.png to one file.
-    cfg.test_evaluator = [m for m in metrics if not m.get('format_only') or m['type'] in WRITING_METRICS]
-    return [] if any(m['type'] in WRITING_METRICS for m in metrics) else [LabelMapHook(out)]
+    cfg.test_evaluator = [m for m in metrics if not m.get('format_only') or type_name(m) in WRITING_METRICS]
+    return [] if any(type_name(m) in WRITING_METRICS for m in metrics) else [LabelMapHook(out)]
 
 
 class PictureHook(Hook):

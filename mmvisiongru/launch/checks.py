@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 # Makes the classes of this package known under their scope.
 import mmvisiongru.registry
-from mmvisiongru.config import DATALOADERS, KNOWN_KEYS, datasets, parts
+from mmvisiongru.config import DATALOADERS, KNOWN_KEYS, datasets, parts, type_name
 from mmvisiongru.errors import InputError, did_you_mean, in_one_line
 from mmvisiongru.mmcv_ops import import_mmdet, provide_ops
 
@@ -181,7 +181,7 @@ def check_data(cfg: Config, dataloaders: Iterable[str]) -> None:
                 hint = cfg.get('data_hint') or f'put the data there or set {place}.data_root'
                 raise InputError(f'data folder {folder} ({place}.{key}) {state}; {hint}')
             hidden = [n for n in names if n.startswith('.') and osp.isdir(osp.join(folder, n))]
-            if hidden and key == [*folders][-1] and not ann_file:
+            if hidden and (key != 'data_root' or len(folders) == 1) and not ann_file:
                 raise InputError(
                     f'data folder {folder} ({place}.{key}) has a hidden folder {hidden[0]}, which would be '
                     'read as data or as a class; delete it'
@@ -208,7 +208,7 @@ def _check_list(path: str, place: str) -> None:
 def _folders(dataset: dict) -> dict[str, str]:
     """The folders of a data set by the settings that name them; none if they are not on this machine."""
     root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or ''
-    kind = str(dataset.get('type')).split('.')[-1]
+    kind = type_name(dataset)
     if kind in DOWNLOADED or dataset.get('backend_args') or '://' in root:
         return {}
     if kind == 'ImageNet' and not prefix:

@@ -62,9 +62,9 @@ def naming_empty(cfg: Config, dataloader: str) -> Iterator[None]:
 def heads(cfg: Config, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The parts of a model that know a number of classes, as heads do, with their places in the config."""
     for name, part in plain_model(model).named_modules():
-        # The proposals of a detector have classes of their own, and so have edges.
-        other = 'rpn' in name or hasattr(part, 'boundary_threshold')
-        if name and isinstance(getattr(part, 'num_classes', None), int) and not other:
+        # The proposals of a detector have classes of their own, so have edges; a backbone may have -1, none.
+        number, other = getattr(part, 'num_classes', -1), 'rpn' in name or hasattr(part, 'boundary_threshold')
+        if name and isinstance(number, int) and number != -1 and not other:
             # mmpretrain has it beside the model.
             yield (name if name in cfg else f'model.{name}'), part
 

@@ -12,7 +12,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmvisiongru.checkpoint import check_file, refuse_pickled_code
-from mmvisiongru.config import DATALOADERS, get_config
+from mmvisiongru.config import DATALOADERS, get_config, type_name
 from mmvisiongru.errors import InputError, did_you_mean, in_one_line
 from mmvisiongru.files import check_folder
 from mmvisiongru.launch.checks import check_config
@@ -40,10 +40,10 @@ def train(args: Namespace) -> None:
     cfg = get_config(args.config, args.cfg_options, TRAINING)
     merge_common_options(cfg, args)
     wrapper = cfg.optim_wrapper
-    if args.amp and wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
+    if args.amp and type_name(wrapper) in ('', 'OptimWrapper'):
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')
-    elif args.amp and wrapper.type not in ('AmpOptimWrapper', 'mmvisiongru.CPUAmpOptimWrapper'):
+    elif args.amp and type_name(wrapper) not in ('AmpOptimWrapper', 'CPUAmpOptimWrapper'):
         raise InputError(f'--amp replaces an OptimWrapper, the config has {wrapper.type}')
     prepare_training(cfg, shorten(cfg, args) if args.trial else None).train()
 

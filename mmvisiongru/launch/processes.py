@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from mmvisiongru.config import replace_sync_bn
+from mmvisiongru.config import replace_sync_bn, type_name
 from mmvisiongru.errors import InputError
 
 # For each launcher what starts it, and the variables with rank, number of processes, and rank on the node.
@@ -33,7 +33,7 @@ def prepare_launch(cfg: Config) -> list[str]:
     here, with gloo, and ``cfg`` is adapted. InputError if another launcher started this process.
     """
     wrapper, launcher = cfg.get('optim_wrapper') or {}, cfg.setdefault('launcher', 'none')
-    if wrapper.get('type') == 'AmpOptimWrapper' and not has_gpu():
+    if type_name(wrapper) == 'AmpOptimWrapper' and not has_gpu():
         wrapper['type'] = 'mmvisiongru.CPUAmpOptimWrapper'
     if launcher == 'none':
         if int(os.environ.get('WORLD_SIZE', 1)) > 1:

@@ -12,12 +12,16 @@ import pytest
 from mmengine.config import Config
 from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import DefaultScope
+from mmpretrain.datasets import CIFAR10
+from mmpretrain.models import VGG
 from mmseg.registry import MODELS as SEGMENTORS
+from torch import nn
 
 import mmvisiongru.errors
-from mmvisiongru.config import check_keys, get_config
+from mmvisiongru.config import check_keys, get_config, type_name
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.checks import check_config, check_data
+from mmvisiongru.launch.model_checks import heads
 from mmvisiongru.launch.options import add_config_options
 from mmvisiongru.mmcv_ops import import_mmdet
 from tests.harness import ROOT
@@ -101,9 +105,13 @@ def test_configs_of_the_libraries_pass(library):
         cfg = Config.fromfile(path)
         check_keys(cfg)
         check_config(cfg)
+    # A backbone without classes has -1 of them.
+    assert [*heads(Config(), nn.Sequential(VGG(11)))] == []
 
 
-def test_a_type_may_be_a_class_or_its_full_name():
+def test_a_type_may_be_a_class_or_its_full_name(here):
+    Path('new.py').write_text('from mmengine.optim import OptimWrapper\na = dict(type=OptimWrapper)')
+    assert type_name(get_config('new.py').a) == 'OptimWrapper'
     cfg = Config.fromfile(SEGMENTATION)
     cfg.custom_hooks = [dict(type='mmengine.hooks.EMAHook', momentum=0.1)]
     check_config(cfg)
@@ -122,7 +130,9 @@ def data_config(dataset: dict) -> Config:
 
 def test_data_folders_inside_wrappers(tmp_path, monkeypatch):
     (tmp_path / 'images').mkdir()
-    part = dict(type='ADE20KDataset', data_root=str(tmp_path), data_prefix=dict(img_path='images'))
+    (tmp_path / 'maps/0').mkdir(parents=True)
+    prefix = dict(img_path='images', seg_map_path='maps')
+    part = dict(type='ADE20KDataset', data_root=str(tmp_path), data_prefix=prefix)
     wrapped = dict(type='RepeatDataset', dataset=dict(type='ConcatDataset', datasets=[part, part]))
     cfg, loaders = data_config(wrapped), ('train_dataloader', 'val_dataloader')
     place = r'train_dataloader.dataset.dataset.datasets.0.data_prefix.img_path'
@@ -130,6 +140,9 @@ def test_data_folders_inside_wrappers(tmp_path, monkeypatch):
         check_data(cfg, loaders)
     (tmp_path / 'images/0.jpg').touch()
     check_data(cfg, loaders)
+    (tmp_path / 'images/.cache').mkdir()
+    with pytest.raises(InputError, match=r'images .* has a hidden folder \.cache'):
+        check_data(cfg, loaders)
     monkeypatch.setattr('os.listdir', Mock(side_effect=PermissionError(13, 'Permission denied')))
     with pytest.raises(InputError, match=r'cannot be read \(Permission denied\); ask us'):
         check_data(cfg, loaders)
@@ -145,6 +158,7 @@ def test_data_folders_inside_wrappers(tmp_path, monkeypatch):
         (dict(type='mmpretrain.ImageNet', data_root='.', split='train'), r'/train .* does not exist'),
         # Not in a folder yet.
         (dict(type='MNIST', data_root='data/mnist', split='train'), None),
+        (dict(type=CIFAR10, data_root='data/cifar', split='train'), None),
         (dict(type='ImageNet', data_root='s3://bucket/imagenet', split='train'), None),
         (dict(type='ImageNet', data_root='imagenet', backend_args=dict(backend='petrel')), None),
     ],

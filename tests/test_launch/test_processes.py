@@ -7,6 +7,7 @@ import subprocess
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper
 
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch import processes
@@ -40,7 +41,8 @@ def test_slurm_without_gpu(started, monkeypatch, tmp_path):
     scontrol.chmod(0o755)
     os.environ.update(SLURM, PATH=f'{tmp_path}:{os.environ["PATH"]}')
     monkeypatch.setenv('PATH', os.environ['PATH'])
-    cfg = config(launcher='slurm', find_unused_parameters=True, sync_bn='torch')
+    more = dict(sync_bn='torch', optim_wrapper=dict(type=AmpOptimWrapper))
+    cfg = config(launcher='slurm', find_unused_parameters=True, **more)
     notes = processes.prepare_launch(cfg)
 
     names = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
@@ -52,6 +54,7 @@ def test_slurm_without_gpu(started, monkeypatch, tmp_path):
         assert head.norm_cfg == dict(type='BN', requires_grad=True)
     assert cfg.model.backbone.norm_cfg.type == 'LN'
     assert 'sync_bn' not in cfg
+    assert cfg.optim_wrapper.type == 'mmvisiongru.CPUAmpOptimWrapper'
     assert cfg.env_cfg.dist_cfg.backend == 'gloo'
     assert any('SyncBN' in note for note in notes)
 
