@@ -27,8 +27,7 @@ def test_snippet_runs_and_says_the_right_sizes(snippet):
         assert [tuple(m.shape[2:]) for m in values['maps']] == [(30, 40), (15, 20), (8, 10), (4, 5)]
     for name in ('h', 'features'):
         if name in values:
-            stated = re.search(rf'\b{name}[,)]* = .*# (\(.*?\))', snippet)[1]
-            assert str(tuple(values[name].shape)) == stated
+            assert str(tuple(values[name].shape)) == re.search(rf'\b{name}[,)]* = .*# (\(.*?\))', snippet)[1]
     if 'cfg' in values and 'names' in values:
         assert values['cfg'].train_cfg.max_epochs == 100
         assert 'visiongru-tiny_8xb128_in1k' in values['names']

@@ -103,8 +103,7 @@ def test_bench_writes_tables_and_figures(monkeypatch, tmp_path, capsys):
             assert (row['ms'] > 0, row['runs']) == (True, 2)
             assert row['ratio'] == pytest.approx(group['rows'][0]['ms'] / row['ms'])
             assert f'| {row["name"]} | ' in out
-    names = [row['name'] for row in found['UperNet, training, 2 x 512 x 512']['rows']]
-    assert names == list(bench.HEADS)
+    assert [row['name'] for row in found['UperNet, training, 2 x 512 x 512']['rows']] == list(bench.HEADS)
 
 
 @pytest.mark.parametrize(('option', 'text'), [('--json=no/x.json', 'no/x'), ('--check', '--check')])

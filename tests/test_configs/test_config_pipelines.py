@@ -76,8 +76,7 @@ def test_ade20k_is_scored_at_its_own_size_without_the_zero_label(ade20k):
 
 
 def test_tta_sees_six_scales_plain_and_mirrored(ade20k):
-    cfg = load(UPERNET.replace('.py', '_tta.py'))
-    views = build_dataset(cfg, 'test', data_root=str(ade20k))[0]
+    views = build_dataset(load(UPERNET.replace('.py', '_tta.py')), 'test', data_root=str(ade20k))[0]
     assert [view.shape[1] for view in views['inputs'][::2]] == [256, 384, 512, 640, 768, 896]
     for plain, mirrored in zip(views['inputs'][::2], views['inputs'][1::2], strict=True):
         assert torch.equal(mirrored, plain.flip(2))

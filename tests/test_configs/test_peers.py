@@ -48,8 +48,7 @@ def test_backbone_is_the_only_difference(name):
 
 @pytest.mark.parametrize('name', PEERS)
 def test_backbone_is_that_of_mmpretrain_without_regularisation_of_its_own(name):
-    cfg = load(name)
-    backbone = build_model(cfg, 'cpu').backbone
+    backbone = build_model(load(name), 'cpu').backbone
     assert type(backbone).__name__ == CLASSES[kind(name)]
     library = 'mmvisiongru' if kind(name) == 'vrwkv' else 'mmpretrain'
     assert type(backbone).__module__.startswith(f'{library}.models.')

@@ -179,8 +179,7 @@ def test_losses_and_accuracy(kind, options):
 
 def test_accuracy_of_one_channel_and_of_ties():
     logits = torch.tensor([[[[-1.0, 0.2, 3.0]]]])
-    found = pixel_accuracy(logits, torch.tensor([[[0, 1, 255]]]), 255, threshold=0.6)
-    assert found == 50
+    assert pixel_accuracy(logits, torch.tensor([[[0, 1, 255]]]), 255, threshold=0.6) == 50
     assert pixel_accuracy(torch.zeros(1, 4, 40, 3), torch.zeros(1, 40, 3, dtype=torch.long), 255, None) == 0
 
 

@@ -26,8 +26,7 @@ def model():
 
 def sample(size) -> SegDataSample:
     labels = PixelData(data=torch.randint(0, 3, (1, *size)))
-    meta = dict(ori_shape=size, img_shape=size, pad_shape=size)
-    return SegDataSample(gt_sem_seg=labels, metainfo=meta)
+    return SegDataSample(gt_sem_seg=labels, metainfo=dict(ori_shape=size, img_shape=size, pad_shape=size))
 
 
 @pytest.mark.parametrize('size', SIZES)

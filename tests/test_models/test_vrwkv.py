@@ -36,8 +36,7 @@ def test_values_of_the_original(name, case, dtype):
 
 @pytest.mark.parametrize(('name', 'case'), RELEASED)
 def test_values_of_the_released_kernel(name, case):
-    model = original(name, torch.float64, distance='released')
-    found = results_with_logits(model, name, case, torch.float64)
+    found = results_with_logits(original(name, torch.float64, distance='released'), name, case, torch.float64)
     # The kernel adds 1e-6 to its denominator, which moves maps and logits by up to 5e-7.
     assert assert_original(found, name, case, 1e-6, released=True) == 5
     assert assert_original(dict(grad_norms=found['grad_norms']), name, case, 1e-9, released=True) == 1
@@ -197,8 +196,7 @@ def test_positional_embedding_is_stored_for_a_grid():
 
 def test_padding_is_zeros_below_and_right():
     model, x = small(VRWKV), image(33, 46)
-    padded = F.pad(x, (0, 48 - 46, 0, 48 - 33))
-    assert torch.equal(model(x)[0], model(padded)[0])
+    assert torch.equal(model(x)[0], model(F.pad(x, (0, 48 - 46, 0, 48 - 33)))[0])
 
 
 def test_only_the_last_map_is_normalised():

@@ -141,8 +141,7 @@ def results(function, tensors):
     """Output, and gradients of all inputs for a cotangent that depends on its shape only."""
     leaves = [x.detach().requires_grad_() for x in tensors]
     out = function(*leaves)
-    cotangent = normal(*out.shape, number=1)[0].to(out)
-    return [out.detach(), *torch.autograd.grad(out, leaves, cotangent)]
+    return [out.detach(), *torch.autograd.grad(out, leaves, normal(*out.shape, number=1)[0].to(out))]
 
 
 def assert_right(got, ref, dtype=torch.float32):
