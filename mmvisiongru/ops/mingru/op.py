@@ -140,7 +140,7 @@ def mingru_scan(
         RuntimeError: The named backend cannot run here; the message says why.
 
     Examples:
-        PreActivations of 0 keep half of the state and take half of the candidate, g(0) = 1/2:
+        Pre-activations of 0 keep half of the state and take half of the candidate, g(0) = 1/2:
 
         >>> import torch
         >>> from mmvisiongru.ops import mingru_scan
