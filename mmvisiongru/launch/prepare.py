@@ -12,7 +12,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmvisiongru.checkpoint import check_file, refuse_pickled_code
-from mmvisiongru.config import DATALOADERS, get_config, type_name
+from mmvisiongru.config import DATALOADERS, get_config, parts, type_name
 from mmvisiongru.errors import InputError, did_you_mean, in_one_line
 from mmvisiongru.files import check_folder
 from mmvisiongru.launch.checks import check_config
@@ -69,13 +69,13 @@ def shorten(cfg: Config, args: Namespace) -> float:
     if not isinstance(before := cfg.train_cfg.get(unit), int):
         raise InputError(f'--trial needs a number in train_cfg.max_iters or max_epochs of {args.config}')
     cfg.train_cfg.update({unit: length, 'val_interval': min(cfg.train_cfg.get('val_interval', 1), length)})
-    for key in ('dynamic_intervals', 'val_begin'):
-        cfg.train_cfg.pop(key, None)
+    for _, node in parts(cfg, 'train_cfg', 'default_hooks', 'custom_hooks'):
+        for key in ('dynamic_intervals', 'val_begin', 'save_begin', 'begin_epoch', 'begin_iter'):
+            node.pop(key, None)
     hooks = cfg.get('default_hooks') or {}
     saving, logger = hooks.get('checkpoint'), hooks.get('logger')
     if saving and saving.get('by_epoch', True) == by_epoch:
         saving.interval = min(saving.get('interval', length), length)
-        saving.pop('save_begin', None)
     if logger and not by_epoch:
         logger.interval = min(logger.get('interval', 10), max(1, length // 10))
     return length / before

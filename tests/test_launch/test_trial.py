@@ -106,7 +106,7 @@ def test_a_trial_of_a_warm_up_in_iterations_beside_epochs(work):
     Path('leaf.py').write_text(
         "_base_ = 'cls.py'\nparam_scheduler = [\n"
         "    dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=60),\n"
-        "    dict(type='CosineAnnealingLR', begin=15)]\n"
+        " dict(type='CosineAnnealingLR', begin=15)]\ncustom_hooks = [dict(type='EMAHook', begin_epoch=9)]\n"
     )
     train.main(['leaf.py', '--trial', '2', '--cfg-options', 'visualizer.name=trial'])
     found = [line['lr'] for line in scalars('work_dirs/leaf_trial') if 'lr' in line]
