@@ -77,7 +77,8 @@ class GELULinear(nn.Module):
             return F.linear(F.gelu(x), weight, bias)
         # Not every compiler of torch knows the first question, and what it compiles for has autocast.
         available = torch.compiler.is_compiling() or is_autocast_available(kind)
-        if available and torch.is_autocast_enabled(kind):
+        # As of any layer, autocast leaves float64 as it is.
+        if available and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(kind)
             x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
         return RecomputedGELU.apply(x, weight, bias)
