@@ -37,7 +37,8 @@ def tiles_of(x: Tensor, column: bool = False) -> tuple[Tensor, ...]:
 
 def cast_once(weight: Tensor) -> Tensor:
     """A weight in the dtype of autocast, which would cast a part of it again for every tile."""
-    return weight.to(torch.get_autocast_dtype('cpu')) if torch.is_autocast_enabled('cpu') else weight
+    casts = torch.is_autocast_enabled('cpu') and weight.dtype != torch.float64
+    return weight.to(torch.get_autocast_dtype('cpu')) if casts else weight
 
 
 class TiledStem(InferenceForm, Stem):

@@ -277,8 +277,7 @@ def test_openvino_changes_the_stack_of_signals_once(tmp_path):
     path = str(tmp_path / 'neg.onnx')
     onnx.save(model, path)
     openvino(path)
-    before = signal_stack()
-    runs = [openvino(path), openvino(path)]
+    before, runs = signal_stack(), [openvino(path), openvino(path)]
     assert signal_stack() == before
     x = np.array([[1, -2]], np.float32)
     for run in runs:

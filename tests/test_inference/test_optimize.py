@@ -182,10 +182,12 @@ def test_mixed_precision():
         torch.manual_seed(seed)
         mixer, x = MinGRU2D(8, tuple(PATHS), kernel_size=None).eval(), torch.randn(1, 32, 36, 8)
         converted = optimize_for_inference(copy.deepcopy(mixer))
-        with torch.no_grad():
-            exact = copy.deepcopy(mixer).double()(x.double())
-            with torch.autocast('cpu', torch.bfloat16):
-                outs = [module(x) for module in (converted, mixer)]
+        wide = copy.deepcopy(mixer).double()
+        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+            outs = [module(x) for module in (converted, mixer)]
+            # It leaves float64 as it is.
+            exact, same = wide(x.double()), optimize_for_inference(wide)(x.double())
+        assert_same([same], [exact], 1e-12)
         assert [y.dtype for y in outs] == [torch.bfloat16] * 2
         errors = [float((y.double() - exact).norm()) for y in outs]
         ratios.append(errors[0] / errors[1])

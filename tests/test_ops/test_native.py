@@ -15,8 +15,7 @@ pytestmark = pytest.mark.skipif('cpu' not in runnable_backends(), reason='no C++
 @pytest.fixture
 def own_cache(monkeypatch, tmp_path):
     """A cache that begins empty, and a compiler that writes the library of this machine at once."""
-    compiler = tmp_path / 'g++'
-    built = native.library('mingru_scan')[0]._name
+    compiler, built = tmp_path / 'g++', native.library('mingru_scan')[0]._name
     compiler.write_text(f'#!/bin/sh\nfor target; do :; done\nexec cp "{built}" "$target"\n')
     compiler.chmod(0o700)
     monkeypatch.setenv('CXX', str(compiler))
