@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # Registers the formulas of the operators.
 import mmvisiongru.ops  # noqa: F401
-from mmvisiongru.config import pipeline_of
+from mmvisiongru.config import pipeline_of, type_name
 from mmvisiongru.measure import forward
 from mmvisiongru.models.layers.joined_conv import JoinedConv2d
 from mmvisiongru.zoo import image_channels, single_view
@@ -47,7 +47,7 @@ def image_size(cfg: Config, default: int = 224) -> tuple[int, int]:
                 return size, size
             if size:
                 # mmcv's take width before height; images that keep their ratio have this size at most.
-                return tuple(size[::-1] if str(step['type']).endswith(('Resize', 'CenterCrop')) else size)
+                return tuple(size[::-1] if type_name(step).endswith(('Resize', 'CenterCrop')) else size)
     return default, default
 
 

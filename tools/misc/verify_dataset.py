@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 # A script has only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mmvisiongru.config import DATALOADERS
+from mmvisiongru.config import DATALOADERS, type_name
 from mmvisiongru.engine.guarded_dataset import GuardedDataset
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
@@ -105,8 +105,7 @@ def only_loading(dataset: dict) -> dict:
     """The config of a data set, and of those inside it, with nothing between loading and packing."""
     dataset = dict(dataset)
     if 'pipeline' in dataset:
-        steps = dataset['pipeline']
-        dataset['pipeline'] = [t for t in steps if str(t['type']).split('.')[-1].startswith(('Load', 'Pack'))]
+        dataset['pipeline'] = [t for t in dataset['pipeline'] if type_name(t).startswith(('Load', 'Pack'))]
     with DATASETS.switch_scope_and_registry(None) as registry:
         kind = registry.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
     if isinstance(kind, type) and 'serialize_data' in arguments_of(kind):

@@ -18,7 +18,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmvisiongru.apis import get_model
-from mmvisiongru.config import pipeline_of
+from mmvisiongru.config import pipeline_of, type_name
 from mmvisiongru.errors import InputError, in_one_line
 from mmvisiongru.launch.options import add_config_options
 from mmvisiongru.sample_checks import IMAGE_SUFFIXES
@@ -82,7 +82,7 @@ def _without_labels(steps: list) -> list:
     for step in steps:
         if isinstance(step, list):
             kept += [inner] if (inner := _without_labels(step)) else []
-        elif 'Annotation' not in str(step['type']):
+        elif 'Annotation' not in type_name(step):
             inner = dict(transforms=_without_labels(step['transforms'])) if 'transforms' in step else {}
             kept.append(dict(step, **inner))
     return kept
