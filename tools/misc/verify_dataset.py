@@ -125,10 +125,13 @@ def verify(dataset: GuardedDataset, workers: int = 0) -> tuple[list[str], list[s
     with progress_bar() as bar:
         for batch in bar.track(loader, description='batches of 8'):
             for fault, count, path in batch:
-                faults += [fault] * bool(fault)
-                turned += [path] * bool(path)
-                # A count that is kept takes memory, and keeps a file of its worker open.
-                total = total if fault else count + (0 if total is None else total)
+                if path:
+                    turned.append(path)
+                if fault:
+                    faults.append(fault)
+                    continue
+                # Kept one by one, counts take memory, and each keeps a file of its worker open.
+                total = count if total is None else total + count
     notes = [*absent_classes(dataset, total), *untaken(dataset), *without_boxes(dataset)]
     # Labels that were drawn on the stored pixels would not fit, and nothing shows it.
     if turned:
