@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmvisiongru import optimize_for_inference
-from mmvisiongru.models.heads.loss import pixel_accuracy
+from mmvisiongru.models.heads import pixel_accuracy
 from mmvisiongru.models.layers import joined_conv
 
 HEADS = (UPerHead, SegformerHead)

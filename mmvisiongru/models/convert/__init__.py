@@ -12,7 +12,7 @@ from mmvisiongru.checkpoint import unfit_keys
 from mmvisiongru.errors import InputError
 
 from . import visiongru, vrwkv
-from .common import SEG_HEADS, first
+from .visiongru import SEG_HEADS, first
 
 __all__ = ['arch_of', 'first', 'name_of', 'to_mmvisiongru', 'to_released']
 

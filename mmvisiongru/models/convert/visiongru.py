@@ -6,8 +6,8 @@ from collections import Counter
 from mmvisiongru.errors import InputError
 from mmvisiongru.models import VisionGRU
 
-from .common import SEG_HEADS, first
-
+# Heads of a segmentor, whose names are the same in both formats.
+SEG_HEADS = ('decode_head.', 'auxiliary_head.')
 # Prefixes of the released names.
 WRAPPERS = r'((backbone\.)?vig\.)?'
 # Modules of a block.
@@ -55,6 +55,11 @@ def count_blocks(names, prefix):
     if missing:
         raise InputError(f'missing {first(missing)}, though there are later stages')
     return [count[stage] for stage in range(max(count) + 1)]
+
+
+def first(names):
+    """The first three of a list, for a message of one line."""
+    return ', '.join(map(str, list(names)[:3]))
 
 
 def released_prefix(names):
