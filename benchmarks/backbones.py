@@ -185,7 +185,7 @@ def markdown(rows: list[dict], machine: dict) -> str:
         '',
         'Written by `benchmarks/backbones.py`.',
         '',
-        f'Measured on: {", ".join(f"{key} {value}" for key, value in machine.items())}.',
+        f'Measured on: {measure.in_words(machine)}.',
         '',
         '- Inference at batch 1, medians. On a CPU all models are converted by `optimize_for_inference`.',
         '- Peak memory is that of a forward pass on top of the weights.',

@@ -142,7 +142,7 @@ def main(argv=None):
     machine |= dict(dtype=args.dtype, optimized=not args.no_optimize, repeats=args.repeats)
     console = Console(width=120)
     console.print(table)
-    console.print(', '.join(f'{key} {value}' for key, value in machine.items()))
+    console.print(measure.in_words(machine))
 
 
 if __name__ == '__main__':

@@ -198,7 +198,7 @@ def main(argv=None):
     out.parent.mkdir(parents=True, exist_ok=True)
     table = out.parent / f'{out.name}.csv'
     machine = measure.describe_machine(torch.device(args.device)) | dict(memory_gib=args.memory)
-    machine = f'# {", ".join(f"{key} {value}" for key, value in machine.items())}'
+    machine = f'# {measure.in_words(machine)}'
     with one_line_errors():
         rows = read(table, machine)
     for name in OVER_SIZES:

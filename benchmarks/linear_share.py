@@ -76,7 +76,7 @@ def main(argv=None):
     args = parse_args(argv)
     MMLogger.get_instance('mmengine', log_level=ERROR)
     device = torch.device(args.device)
-    print(', '.join(f'{key} {value}' for key, value in measure.describe_machine(device).items()))
+    print(measure.in_words(measure.describe_machine(device)))
     with one_line_errors():
         models = {name: build_model(name).to(device) for name in args.models}
     for name, model in models.items():

@@ -80,7 +80,7 @@ def measured_memory(run, device, what: str) -> float | None:
 def write_csv(rows: list[dict], machine: dict, path: Path) -> None:
     """Write the circumstances of the measurement as a comment, then one line per row."""
     with path.open('w', encoding='utf-8', newline='') as file:
-        file.write(f'# {", ".join(f"{key} {value}" for key, value in machine.items())}\n')
+        file.write(f'# {measure.in_words(machine)}\n')
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         for row in rows:
@@ -127,7 +127,7 @@ def plot(rows: list[dict], machine: dict, path: Path) -> None:
     if 1248 in sizes:
         axes[1].plot([1248**2] * 2, list(PAPER.values()), 'kx', markersize=9, label="paper's figure")
     axes[1].legend(fontsize='small')
-    figure.suptitle(', '.join(f'{key} {value}' for key, value in machine.items()), fontsize='small')
+    figure.suptitle(measure.in_words(machine), fontsize='small')
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 
@@ -159,7 +159,7 @@ def main(argv=None):
     # Not with_suffix: a name may hold a dot.
     write_csv(rows, machine, out.parent / f'{out.name}.csv')
     plot(rows, machine, out.parent / f'{out.name}.png')
-    print(f'{out}.csv and {out}.png: {", ".join(f"{k} {v}" for k, v in machine.items())}')
+    print(f'{out}.csv and {out}.png: {measure.in_words(machine)}')
 
 
 if __name__ == '__main__':

@@ -251,7 +251,7 @@ def main(argv=None) -> None:
     machine = measure.describe_machine(device) | dict(
         dtype=args.dtype, copy_gb_per_s=round(bandwidth / 1e9, 1)
     )
-    print(', '.join(f'{k} {v}' for k, v in machine.items()))
+    print(measure.in_words(machine))
     print_table(rows, 'minGRU-pytorch' if 'minGRU-pytorch' in functions else 'torch', bandwidth)
     if args.json:
         write_text(args.json, json.dumps(dict(machine=machine, rows=rows), indent=1))

@@ -133,7 +133,7 @@ def main(argv=None) -> None:
             bar.update(task, description='x'.join(map(str, shape)))
             rows += measure_shape(shape, device, args.repeats, lambda: bar.advance(task))
     machine = measure.describe_machine(device)
-    print(', '.join(f'{k} {v}' for k, v in machine.items()))
+    print(measure.in_words(machine))
     print_table(rows)
     if args.json:
         write_text(args.json, json.dumps(dict(machine=machine, rows=rows), indent=1))

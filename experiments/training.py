@@ -313,7 +313,7 @@ def record(run: Run, tested: bool) -> dict:
         iterations=max(train['iter']),
         seconds=round(seconds_of(run), 1),
         seconds_per_iteration=round(statistics.median(train['time'].values()), 4),
-        machine=', '.join(f'{key} {value}' for key, value in machine.items()),
+        machine=measure.in_words(machine),
         # Enough points for a figure.
         loss_curve=loss[:: max(1, len(loss) // 200)],
         metric_curve=sorted(validation.get(metric, {}).items()),

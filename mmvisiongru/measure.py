@@ -38,6 +38,11 @@ def describe_machine(device: torch.device) -> dict:
     return machine | dict(python=platform.python_version(), system=platform.system())
 
 
+def in_words(machine: dict) -> str:
+    """One line for what :func:`describe_machine` says, and for what else a figure depends on."""
+    return ', '.join(f'{key} {value}' for key, value in machine.items())
+
+
 def _processor() -> str:
     with suppress(OSError, TypeError):
         return re.search('model name.*: (.*)', Path('/proc/cpuinfo').read_text(encoding='utf-8'))[1]

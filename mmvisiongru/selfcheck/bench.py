@@ -160,7 +160,7 @@ def bench(minutes: float, file: str | None, start: float) -> None:
     machine = measure.describe_machine(device) | dict(dtype=str(dtype)[6:])
     for table in (mingru.BACKENDS, wkv.BACKENDS['paper']):
         machine[table.operator] = table.describe('auto', device, dtype).partition(': ')[2]
-    print(', '.join(f'{key} {value}' for key, value in machine.items()))
+    print(measure.in_words(machine))
     # By title: the work of a call, and a function that gives the builders.
     groups = {f'Operators, {m}': (math.prod(m), partial(operator_builders, m, dtype, device)) for m in MAPS}
     heads = {head: zoo.model_config(UPERNET, {'model.decode_head.type': head}) for head in HEADS}

@@ -196,7 +196,7 @@ def main(argv=None):
     machine = measure.describe_machine(torch.device('cpu')) | dict(model=args.model, repeats=args.repeats)
     # Where there is no terminal to fit, names matter more than 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(', '.join(f'{k} {v}' for k, v in machine.items()))
+    console.print(measure.in_words(machine))
     table = Table('runner', 'size', 'ms', 'fastest ms', 'this / torch', 'RMS error', 'memory MB')
     for row in rows:
         table.add_row(
