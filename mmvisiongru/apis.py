@@ -10,7 +10,7 @@ from mmvisiongru.config import get_config, list_configs, pipeline_of
 from mmvisiongru.errors import InputError
 from mmvisiongru.inference import optimize_for_inference
 from mmvisiongru.models.layers.precision import score_in_float32
-from mmvisiongru.zoo import build_model, dataset_meta, model_config
+from mmvisiongru.zoo import build_model, check_device, dataset_meta, model_config
 
 __all__ = ['get_config', 'get_model', 'list_configs']
 
@@ -46,8 +46,8 @@ def get_model(
         and mmpretrain take the model as it is.
 
     Raises:
-        InputError: There is no such model, its config names what does not exist, or the checkpoint does not
-            fit; the message is one line.
+        InputError: There is no such model or device, the config names what does not exist, or the checkpoint
+            does not fit; the message is one line.
 
     Examples:
         >>> import torch
@@ -58,13 +58,16 @@ def get_model(
     """
     if pretrained and (checkpoint or not isinstance(name, str)):
         raise InputError('pretrained=True takes the name of published weights, and no checkpoint besides')
+    check_device(device)
     checkpoint = SCHEME + name if pretrained else checkpoint
     loaded = read_checkpoint(checkpoint) if checkpoint else None
     name = loaded.meta['config'] if pretrained else name
     cfg = model_config(name) if isinstance(name, str) else name
     model = build_model(cfg)
     if loaded:
-        _load(model, loaded)
+        # A backbone takes its own weights out of those of a classifier or segmentor.
+        inside = {} if hasattr(model, 'backbone') else state_dict_of(loaded.content, prefix='backbone.')
+        load_weights(model, Checkpoint(loaded.path, inside) if inside else loaded)
     classes = (loaded and loaded.meta.get('dataset_meta')) or dataset_meta(cfg)
     set_inference_attributes(model, cfg, pipeline_of(cfg, 'test_dataloader'), classes)
     score_in_float32(model)
@@ -72,10 +75,3 @@ def get_model(
     # eval() of a backbone of mmpretrain returns nothing.
     model.eval()
     return optimize_for_inference(model) if optimize else model
-
-
-def _load(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Load a checkpoint into a model; a backbone takes the weights under ``backbone.`` if there are any."""
-    if not hasattr(model, 'backbone') and (weights := state_dict_of(checkpoint.content, prefix='backbone.')):
-        checkpoint = checkpoint._replace(content=checkpoint.content | dict(state_dict=weights))
-    load_weights(model, checkpoint)

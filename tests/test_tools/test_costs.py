@@ -160,6 +160,7 @@ def test_peak_memory_is_that_of_the_call():
         (benchmark, [PICO, '--mode', 'train', '--dtype', 'bfloat16-weights'], '--dtype'),
         (benchmark, ['mmvisiongru.VisionGRU:pikko'], 'pikko'),
         (benchmark, ['a/x.py', 'b/x.py'], 'x, x'),
+        (benchmark, [PICO, '--device', 'cuda:99'], 'cuda:99'),
         (benchmark, [PICO, '--sizes', '32', '--device', 'cpu', '--repeats', '0'], 'repeats'),
         (benchmark, [ATTO, '--cfg-options', 'modle.arch=tiny'], "'model'"),
         (benchmark, [ATTO, '--cfg-options', 'model.arch.x=1'], '--cfg-options'),

@@ -258,7 +258,7 @@ def test_thin_and_very_large_images(task, monkeypatch, capsys):
         ('own/0.jpg', ['--out-dir', 'own'], 'own/0.png exists'),
         ('own/0.jpg', ['--pred-out', 'x.txt'], '--pred-out must end in .csv'),
         ('own/0.jpg', ['--cfg-options', 'model.backbone.archh=1'], 'archh'),
-        ('own/0.jpg', ['--device', 'cuda:99'], '--device cuda:99 cannot be used'),
+        ('own/0.jpg', ['--device', 'cuda:99'], 'device cuda:99 cannot be used'),
         ('own/0.jpg', 'none.pth', 'checkpoint none.pth '),
     ],
 )

@@ -36,7 +36,7 @@ from mmvisiongru.files import write_text
 from mmvisiongru.inference import optimize_for_inference
 from mmvisiongru.launch.options import SettingsAction, one_line_errors
 from mmvisiongru.models.layers.precision import converted_once
-from mmvisiongru.zoo import build_model, image_channels, model_config
+from mmvisiongru.zoo import build_model, check_device, image_channels, model_config
 
 # Values of --dtype: autocast to the dtype; with '-weights' the model itself is converted, for inference.
 AUTOCAST = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
@@ -163,7 +163,7 @@ def print_table(rows: list[dict], machine: dict) -> None:
     """Print the rows, and what the figures depend on above them."""
     # Where there is no terminal to fit, names matter more than 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(', '.join(f'{k} {v}' for k, v in machine.items()))
+    console.print(measure.in_words(machine))
     table = Table('model', 'mode', 'batch', 'size', 'ms', 'fastest ms', 'images/s', 'peak MB', 'first / this')
     for row in rows:
         table.add_row(
@@ -186,6 +186,7 @@ def main(argv=None):
             raise InputError(
                 f'--dtype {", ".join(CONVERTED)} are for inference; to train, autocast to a dtype'
             )
+        check_device(args.device)
         # A config is named after its file.
         names = [osp.basename(model).removesuffix('.py') for model in args.models]
         if len({*names}) < len(names):
