@@ -20,7 +20,7 @@ from mmengine.hooks import Hook
 
 # A script has only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mmvisiongru.config import get_config, type_name
+from mmvisiongru.config import get_config, parts, type_name
 from mmvisiongru.errors import InputError
 from mmvisiongru.inference import optimize_for_inference
 from mmvisiongru.launch.options import add_common_options, add_config_options, at_least_one, one_line_errors
@@ -109,10 +109,12 @@ def merge_tta(cfg: Config) -> None:
         'mmpretrain.AverageClsScoreTTA' if cfg.get('default_scope') == 'mmpretrain' else 'mmseg.SegTTAModel'
     )
     cfg.setdefault('tta_model', dict(type=kind))
-    cfg.setdefault('tta_pipeline', flip_pipeline(cfg.test_dataloader.dataset.pipeline))
     if cfg.model.type != cfg.tta_model.type:
         cfg.model = dict(cfg.tta_model, module=cfg.model)
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    # Those inside ConcatDataset and the like have pipelines of their own.
+    for _, node in parts(cfg, 'test_dataloader'):
+        if 'pipeline' in node:
+            node['pipeline'] = cfg.get('tta_pipeline') or flip_pipeline(node['pipeline'])
 
 
 def flip_pipeline(pipeline: list) -> list:

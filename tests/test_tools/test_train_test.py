@@ -135,6 +135,9 @@ def test_two_nodes_test_as_one_process_does(classifier, start):
 
 def test_tta_of_a_classifier_averages_the_flipped_image(classifier):
     run(test_tool, classifier, 'fits.pth', '--out', 'plain.pkl', '--work-dir', 'a')
+    with open(classifier, 'a') as file:
+        data = "dict(type='ConcatDataset', datasets=[test_dataloader['dataset']])"
+        file.write(f"test_dataloader['dataset'] = {data}\n")
     run(test_tool, classifier, 'fits.pth', '--out', 'tta.pkl', '--work-dir', 'b', '--tta')
     for image in Path('inet/val').rglob('*.png'):
         ImageOps.mirror(Image.open(image)).save(image)
