@@ -1,9 +1,16 @@
-"""Every config is listed; figures are those of the counter and of the evidence."""
+"""Every config is listed; figures are those of the counter, of the evidence, and of published weights."""
+
+import json
+from pathlib import Path
 
 import pytest
+import torch
 from modelindex.load_model_index import load
 
+from mmvisiongru.checkpoint import load_checkpoint_file
 from tests.harness.config_builders import NEEDS_MMDET
+from tools import test as test_tool
+from tools.misc import publish_weights
 from tools.misc import update_model_zoo as zoo
 
 
@@ -39,3 +46,28 @@ def test_figures_trained_here_are_means_of_the_evidence(tmp_path, monkeypatch):
     results = [{'Metrics': {'mIoU': 12.0, 'mask AP': 3}}, {'Metrics': {'mIoU (paper)': 44.7}}]
     (entry,) = zoo.update_entries([{'Name': 'x', 'Config': 'x.py', 'Results': results}], ['x.py'], [])
     assert [r['Metrics'] for r in entry['Results']] == [{'mIoU': 40.5, 'mask AP': 3}, {'mIoU (paper)': 44.7}]
+
+
+def test_weights_are_published_as_they_were_tested(classifier, monkeypatch, refused):
+    folder = Path('weights').absolute()
+    monkeypatch.setattr(publish_weights, 'FOLDER', folder)
+    options = ('tiny', '--commit', 'abc', '--terms', 'free')
+    for weight in (0.0, 1.0):
+        trained = torch.load('fits.pth')
+        trained['state_dict']['head.fc.bias'] += weight
+        torch.save(trained, 'fits.pth')
+        publish_weights.main([classifier, 'fits.pth', *options])
+    # In place of the first one.
+    (path,) = folder.glob('*.pth')
+    published = load_checkpoint_file(str(path))
+    assert path.name == f'tiny-{published["meta"]["sha256"][:8]}.pth'
+    for name, value in published['state_dict'].items():
+        kept = 'running_' in name or not value.is_floating_point()
+        assert torch.equal(value, trained['state_dict'][name].to(value.dtype if kept else torch.half)), name
+    test_tool.main([classifier, str(path), '--out', 'tested.json', '--out-item', 'metrics'])
+    top1 = json.loads(Path('tested.json').read_text())['accuracy/top1']
+    assert published['meta']['metric'] == {'accuracy/top1': round(top1, 2)}
+    assert f'| `tiny` | `tiny` | {top1:.2f} top-1 | 0.0 | free |' in (folder / 'README.md').read_text()
+    trained['state_dict']['head.fc.bias'][0] = 1e5
+    torch.save(trained, 'fits.pth')
+    assert 'head.fc.bias' in refused(publish_weights, classifier, 'fits.pth', *options)
