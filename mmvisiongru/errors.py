@@ -22,6 +22,13 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6, show: Cal
     return f'; did you mean {show(near[0])}?' if near else ''
 
 
+def some(items: Iterable[str], most: int = 4) -> str:
+    """List the first of many items, and say how many more there are."""
+    items = list(items)
+    more = f' and {len(items) - most} more' if len(items) > most else ''
+    return ', '.join(items[:most]) + more
+
+
 def in_one_line(error: BaseException, width: int = 300) -> str:
     """Give an exception in one line, with the name of its type unless the text says enough by itself.
 

@@ -6,12 +6,9 @@ from contextlib import contextmanager
 from mmengine.model import BaseTTAModel, PretrainedInit, is_model_wrapper
 from torch import nn
 
-from mmvisiongru.errors import InputError
+from mmvisiongru.errors import InputError, some
 
 from .load import Checkpoint, data_only, read_checkpoint, state_dict_of
-
-# A message lists at most this many keys.
-SHOWN_KEYS = 4
 
 
 def unfit_keys(own: dict, state: dict) -> list[str]:
@@ -62,17 +59,17 @@ def check_weights(
             'tools/model_converters/official_to_mmvisiongru.py, and give the result'
         )
     if not fitting:
-        held = f'it holds {_some(checkpoint.state_dict)}, the model wants {_some(own)}'
-        why = _some(unfit) if own.keys() & weights.keys() else held
+        held = f'it holds {some(checkpoint.state_dict)}, the model wants {some(own)}'
+        why = some(unfit) if own.keys() & weights.keys() else held
         better = _best_prefix(own, checkpoint.state_dict) if setting.endswith('init_cfg') else None
         hint = '' if better is None else f'; set {setting}.prefix={better or None!r}'
         raise InputError(f'{source} matches no key of the model: {why}{hint}')
     if coverage is None and unfit:
-        raise InputError(f'{source} does not fit the model: {_some(unfit)}')
+        raise InputError(f'{source} does not fit the model: {some(unfit)}')
     if coverage is not None and fitting < coverage * len(own):
         raise InputError(
             f'{source} has {fitting} of the {len(own)} keys of the model, fewer than load_coverage='
-            f'{coverage:g} requires: {_some(unfit)}; if this is intended, set a lower load_coverage'
+            f'{coverage:g} requires: {some(unfit)}; if this is intended, set a lower load_coverage'
         )
     return unfit
 
@@ -130,9 +127,3 @@ def _best_prefix(own: dict, state: dict) -> str | None:
     prefixes = [key[: -len(first)] for key in state if key == first or key.endswith(f'.{first}')]
     best = max(prefixes, key=lambda prefix: _fitting(own, state, prefix), default=None)
     return best if best is not None and _fitting(own, state, best) else None
-
-
-def _some(items) -> str:
-    items = list(items)
-    more = f' and {len(items) - SHOWN_KEYS} more' if len(items) > SHOWN_KEYS else ''
-    return ', '.join(items[:SHOWN_KEYS]) + more

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.config import DATALOADERS, type_name
 from mmvisiongru.engine.guarded_dataset import GuardedDataset
-from mmvisiongru.errors import InputError
+from mmvisiongru.errors import InputError, some
 from mmvisiongru.files import write_text
 from mmvisiongru.launch.checks import arguments_of
 from mmvisiongru.launch.model_checks import check_labels, heads, naming_empty
@@ -38,9 +38,6 @@ from mmvisiongru.measure import progress_bar
 from mmvisiongru.sample_checks import IMAGE_SUFFIXES
 from mmvisiongru.zoo import build_model
 from tools.outputs import check_output, data_folders
-
-# Names that a note lists.
-SHOWN = 5
 
 
 def parse_args(argv=None):
@@ -140,11 +137,6 @@ def verify(dataset: GuardedDataset, workers: int = 0) -> tuple[list[str], list[s
             f'their labels must be too: {some(turned)}'
         )
     return faults, notes
-
-
-def some(names: list[str]) -> str:
-    """The first of many names."""
-    return ', '.join(names[:SHOWN]) + (f' and {len(names) - SHOWN} more' if len(names) > SHOWN else '')
 
 
 def absent_classes(dataset: GuardedDataset, total: Tensor | None) -> Iterator[str]:
