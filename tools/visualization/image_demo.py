@@ -32,7 +32,7 @@ from torch.nn.functional import interpolate
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.apis import get_model
 from mmvisiongru.checkpoint.match import plain_model
-from mmvisiongru.errors import InputError, in_one_line
+from mmvisiongru.errors import InputError
 from mmvisiongru.files import write_text
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import prepare_config
@@ -58,11 +58,6 @@ def distinct(classes: Sequence[str]) -> list[str]:
 def load_model(cfg: Config, args) -> nn.Module:
     """The model with its weights, under test-time augmentation if the config is for that."""
     device = args.device or get_device()
-    try:
-        torch.empty(1, device=device)
-    # A torch without CUDA raises AssertionError.
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f'--device {device} cannot be used: {in_one_line(error)}') from error
     optimize = device == 'cpu' and not args.no_optimize
     model = get_model(cfg, args.checkpoint, device, getattr(torch, args.dtype), optimize)
     # Means of images would lose digits.
@@ -181,24 +176,17 @@ def write_predictions(rows: dict[str, dict], path: str) -> None:
     if path.endswith('.json'):
         write_text(path, json.dumps(rows))
         return
-    if 'instances' in next(iter(rows.values())):
-        head = ['image', 'class', 'score', 'x1', 'y1', 'x2', 'y2']
-        values = [
-            [k, i['class'], f'{i["score"]:.6f}', *i['box']]
-            for k, row in rows.items()
-            for i in row['instances']
-        ]
-        write_csv(path, [head, *values])
-        return
-    head = ['image', 'height', 'width', *next(iter(rows.values()))['scores']]
-    values = [[k, *row['size'], *(f'{s:.6f}' for s in row['scores'].values())] for k, row in rows.items()]
-    write_csv(path, [head, *values])
-
-
-def write_csv(path: str, rows: Sequence) -> None:
-    """Write a table in one step."""
+    first = next(iter(rows.values()))
+    if 'instances' in first:
+        table = [['image', 'class', 'score', 'x1', 'y1', 'x2', 'y2']]
+        for image, row in rows.items():
+            table += [[image, i['class'], f'{i["score"]:.6f}', *i['box']] for i in row['instances']]
+    else:
+        table = [['image', 'height', 'width', *first['scores']]]
+        for image, row in rows.items():
+            table.append([image, *row['size'], *(f'{score:.6f}' for score in row['scores'].values())])
     text = io.StringIO(newline='')
-    csv.writer(text).writerows(rows)
+    csv.writer(text).writerows(table)
     write_text(path, text.getvalue())
 
 
