@@ -25,8 +25,8 @@ def parse_args(argv=None):
     parser.add_argument(
         '--schedule',
         choices=('checkpoint', 'config'),
-        help="where a run is resumed to another length: go on with the checkpoint's schedule, or with the "
-        "config's, as if the run had had its length from the start",
+        help='what a resumed run follows where lr, weight decay or schedule differ (default: the checkpoint, '
+        'with a warning; for another length, one must be chosen)',
     )
     start.add_argument(
         '--trial',

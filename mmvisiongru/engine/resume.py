@@ -27,6 +27,9 @@ from mmvisiongru.engine.optim import accept_state, all_schedulers, single_wrappe
 from mmvisiongru.errors import InputError
 from mmvisiongru.registry import HOOKS
 
+# What changes in the state of a scheduler during a run.
+PROGRESS = ('last_step', 'base_values', 'best', 'cooldown_counter', 'num_bad_epochs')
+
 
 def seed_all(*position) -> None:
     """Seed the generators of Python, numpy and torch from a position in a run."""
@@ -40,16 +43,9 @@ def seed_all(*position) -> None:
 
 
 class Draw(int):
-    """An index into a data set that knows its position: the rank, the epoch and the number within it."""
+    """An index into a data set with the rank, the epoch, and the number of the draw within it."""
 
-    def __new__(cls, index: int, position: tuple[int, int, int]):
-        """Attach the position."""
-        draw = super().__new__(cls, index)
-        draw.position = position
-        return draw
-
-    def __reduce__(self):
-        return Draw, (int(self), self.position)
+    position: tuple[int, int, int]
 
 
 class NumberedSampler(Sampler):
@@ -67,7 +63,6 @@ class NumberedSampler(Sampler):
         self.first = number
 
     def set_epoch(self, epoch: int) -> None:
-        """Pass the epoch on."""
         self.epoch = epoch
         if hasattr(self.sampler, 'set_epoch'):
             self.sampler.set_epoch(epoch)
@@ -75,7 +70,9 @@ class NumberedSampler(Sampler):
     def __iter__(self) -> Iterator[Draw]:
         first, self.first = self.first, 0
         for number, index in islice(enumerate(self.sampler), first, None):
-            yield Draw(index, (get_rank(), self.epoch, number))
+            draw = Draw(index)
+            draw.position = get_rank(), self.epoch, number
+            yield draw
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -150,20 +147,17 @@ class ExactResumeHook(Hook):
     def before_train(self, runner) -> None:
         """Make up for a validation that the checkpoint cannot contain: it is saved before."""
         loop, val_loop = runner.train_loop, runner.val_loop
-        if not runner.iter or val_loop is None:
+        # In the middle of an epoch, nothing is due.
+        if not runner.iter or val_loop is None or getattr(loop, 'done', 0):
             return
         by_iter = isinstance(loop, IterBasedTrainLoop)
         done, last = (loop.iter, loop.max_iters) if by_iter else (loop.epoch, loop.max_epochs)
-        # In the middle of an epoch, nothing is due.
-        if getattr(loop, 'done', 0):
-            return
         interval = loop.dynamic_intervals[bisect(loop.dynamic_milestones, done + 1) - 1]
         if done >= loop.val_begin and (done % interval == 0 or done == last):
             runner.logger.info('validating the checkpoint first, as the run would have done')
             val_loop.run()
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        """Seed what the model draws."""
         seed_all(runner.seed, 'iteration', get_rank(), runner.iter)
 
 
@@ -171,34 +165,35 @@ class ExactResumeHook(Hook):
 def resuming(runner: Runner, path: str) -> Iterator[None]:
     """Fit the run to its checkpoint, which is loaded inside: optimizers, seed, data, schedule.
 
-    InputError if the optimizers have other groups of parameters, or if the schedule ends elsewhere and
-    ``resume_schedule`` of the config does not say which one to follow.
+    If they differ in lr, weight decay or schedule, the run follows what ``resume_schedule`` of the config
+    says, by default the checkpoint, with a warning. InputError if the schedule ends elsewhere and the config
+    does not say what to follow, or if the optimizers have other groups of parameters.
     """
     handles = [
         wrapper.optimizer.register_load_state_dict_pre_hook(partial(accept_state, path))
         for wrapper in single_wrappers(runner.optim_wrapper)
     ]
-    ends = [scheduler.end for scheduler in all_schedulers(runner.param_schedulers)]
-    rates = [group.get('initial_lr', group['lr']) for group in _groups(runner)]
-    seed = runner.seed
+    own, wanted, seed = [*map(dict, _groups(runner))], _settings(runner), runner.seed
     yield
     _reseed(runner, seed)
     for handle in handles:
         handle.remove()
     if isinstance(runner.train_loop, ResumableEpochLoop):
         runner.train_loop.resume_at(runner.position)
-    stored = [scheduler.end for scheduler in all_schedulers(runner.param_schedulers)]
-    if stored == ends:
-        return
-    line = f'the schedule in {path} ends at {max(stored)}, that of the config at {max(ends)}'
-    if runner.cfg.get('resume_schedule') == 'config':
-        _follow_config(runner, rates)
-    elif runner.cfg.get('resume_schedule') == 'checkpoint':
-        runner.logger.warning(f'{line}; the run follows the former, as resume_schedule says')
-    else:
+    stored, choice = _settings(runner), runner.cfg.get('resume_schedule')
+    differing = [name for name in wanted | stored if stored.get(name) != wanted.get(name)]
+    values = ', '.join(f'{name}={stored.get(name)} (config: {wanted.get(name)})' for name in differing)
+    if differing and choice == 'config':
+        _follow_config(runner, own)
+    elif choice is None and any(name.endswith('.end') for name in differing):
         raise InputError(
-            f'{line}, and the lr is {_groups(runner)[0]["lr"]:.3g} now; add --schedule config to go on as if '
-            'the other had been followed, or --schedule checkpoint to keep that lr after the end'
+            f'{path} has {values}; add --schedule config to go on as if the config had been followed, or '
+            f'--schedule checkpoint to keep the present lr of {_groups(runner)[0]["lr"]:.3g} after the end'
+        )
+    elif differing:
+        runner.logger.warning(
+            f'the run follows {path} in {values}; to follow the config, add --schedule config, or start anew '
+            f'from these weights: --cfg-options load_from={path}'
         )
 
 
@@ -216,16 +211,28 @@ def _groups(runner: Runner) -> list[dict]:
     return [group for wrapper in single_wrappers(runner.optim_wrapper) for group in wrapper.param_groups]
 
 
-def _follow_config(runner: Runner, rates: list[float]) -> None:
+def _settings(runner: Runner) -> dict[str, object]:
+    """The lr and weight decay of all groups of parameters, and the settings of the schedulers, by name."""
+    groups, found = _groups(runner), {}
+    for key in ('lr', 'weight_decay'):
+        found[key] = sorted({group.get(f'initial_{key}', group.get(key, 0)) for group in groups})
+    for i, scheduler in enumerate(all_schedulers(runner.param_schedulers)):
+        state = scheduler.state_dict().items()
+        found |= {f'param_scheduler.{i}.{k}': v for k, v in state if k[0] != '_' and k not in PROGRESS}
+    return found
+
+
+def _follow_config(runner: Runner, own: list[dict]) -> None:
     """Take the steps of the config's schedulers up to here: each value follows from the one before."""
-    for group, rate in zip(_groups(runner), rates, strict=True):
-        group['lr'] = group['initial_lr'] = rate
+    for group, settings in zip(_groups(runner), own, strict=True):
+        rate = settings.get('initial_lr', settings['lr'])
+        group.update(settings, lr=rate, initial_lr=rate)
     loop = runner.train_loop
     length = len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else None
     with warnings.catch_warnings():
         # Torch expects a step of the optimizer before each; those were taken in the run before.
         warnings.simplefilter('ignore')
-        runner.param_schedulers = runner.build_param_scheduler(runner.cfg.param_scheduler)
+        runner.param_schedulers = runner.build_param_scheduler(runner.cfg.get('param_scheduler') or [])
         for done in range(1, loop.iter + 1):
             for scheduler in all_schedulers(runner.param_schedulers):
                 if not scheduler.by_epoch or (length and done % length == 0):

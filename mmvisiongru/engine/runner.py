@@ -13,14 +13,9 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mmvisiongru._compat import built_loops
-from mmvisiongru.checkpoint import (
-    Checkpoint,
-    check_weights,
-    data_only,
-    find_checkpoint,
-    pretrained,
-    read_checkpoint,
-)
+from mmvisiongru.checkpoint.load import Checkpoint, data_only, read_checkpoint
+from mmvisiongru.checkpoint.match import check_weights, pretrained
+from mmvisiongru.checkpoint.resume import find_checkpoint
 from mmvisiongru.engine.compiled import compile_parts
 from mmvisiongru.engine.guarded_dataset import GuardedDataset
 from mmvisiongru.engine.optim import single_wrappers
@@ -33,16 +28,13 @@ from mmvisiongru.models.layers.pooling import replace_pools
 from mmvisiongru.models.layers.precision import converted_once, scores_in_float32
 from mmvisiongru.registry import RUNNERS
 
-# Names of the loop that ResumableEpochLoop replaces.
-EPOCH_LOOPS = ('EpochBasedTrainLoop', 'mmengine.EpochBasedTrainLoop', EpochBasedTrainLoop)
-
 
 @RUNNERS.register_module()
 class ReliableRunner(Runner):
     """mmengine's Runner with complete checkpoints, checked samples and an exact position to resume at.
 
     Keys of the config besides those of Runner: ``max_bad_samples`` (default 0), number of training samples
-    that may be skipped; ``resume_schedule``, whether a run that is resumed to another length follows the
+    that may be skipped; ``resume_schedule``, whether a resumed run follows the lr, weight decay and
     schedule of the 'checkpoint' or of the 'config'; ``env_cfg.tf32``, whether products of float32 may be
     rounded to TF32 on a GPU; ``channels_last``, memory format of convolutions; ``compile``, settings of
     ``torch.compile`` for the parts of the model, see :func:`compile_parts`; ``load_coverage`` (default 1.0),
@@ -139,13 +131,12 @@ class ReliableRunner(Runner):
 
     def build_train_loop(self, loop):
         """Build the loop. A loop by epochs can be resumed at any iteration."""
-        # mmengine refuses both keys together.
-        settings = loop if isinstance(loop, dict) and not {'type', 'by_epoch'} <= loop.keys() else {}
-        if settings.get('type', settings.get('by_epoch') and EpochBasedTrainLoop) in EPOCH_LOOPS:
-            loop = {k: v for k, v in loop.items() if k != 'by_epoch'} | dict(type=ResumableEpochLoop)
         self.may_skip = self.cfg.get('max_bad_samples', 0)
         loop = super().build_train_loop(loop)
         self.may_skip = None
+        # Whichever way the config names it.
+        if type(loop) is EpochBasedTrainLoop:
+            loop.__class__ = ResumableEpochLoop
         return loop
 
     def build_dataloader(self, dataloader, *args, **kwargs):
@@ -208,20 +199,20 @@ class ReliableRunner(Runner):
         known, self.loaded = [self.loaded] if self.loaded else [], None
         with data_only(*known):
             checkpoint = super().load_checkpoint(filename, *args, **kwargs)
-        self.position = checkpoint.get('meta', {}).get('position')
+        meta = checkpoint.get('meta', {})
+        # mmengine would run it as a program on resuming.
+        meta.pop('config', None)
+        self.position = meta.get('position')
         return checkpoint
 
-    def save_checkpoint(
-        self, out_dir, filename, file_client_args=None, *args, meta=None, backend_args=None, **kwargs
-    ):
+    def save_checkpoint(self, out_dir, filename, *args, meta=None, backend_args=None, **kwargs) -> None:
         """Save a checkpoint in one step; on other storage than local files, as mmengine does."""
         meta = {} if meta is None else meta
         if isinstance(self.train_loop, ResumableEpochLoop) and 'epoch' in meta:
             meta['position'] = self.train_loop.position(meta['epoch'], meta['iter'])
         settings = dict(kwargs, meta=meta, backend_args=backend_args)
-        if not is_local(out_dir, backend_args or file_client_args):
-            return super().save_checkpoint(out_dir, filename, file_client_args, *args, **settings)
-        if is_main_process():
+        if not is_local(out_dir, backend_args):
+            super().save_checkpoint(out_dir, filename, *args, **settings)
+        elif is_main_process():
             with new_file(osp.join(out_dir, filename)) as unfinished:
-                name = osp.basename(unfinished)
-                super().save_checkpoint(out_dir, name, file_client_args, *args, **settings)
+                super().save_checkpoint(out_dir, osp.basename(unfinished), *args, **settings)

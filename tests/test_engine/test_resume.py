@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mmengine.hooks import Hook
 from torch.utils.data import BatchSampler
 
@@ -158,7 +159,7 @@ def test_with_another_number_of_processes(tmp_path, at):
 
 def test_a_schedule_of_another_length_must_be_chosen(tmp_path):
     run(tmp_path, **settings(epochs=2))
-    with pytest.raises(InputError, match=r'ends at 8, .* at 24.* --schedule config .* --schedule checkpoint'):
+    with pytest.raises(InputError, match=r'end=8 \(config: 24\).*--schedule config .*--schedule checkpoint'):
         toy_runner(tmp_path, resume=True, **settings()).train()
     _, straight = watched(tmp_path / 'straight', **settings())
     _, config = watched(tmp_path / 'config', resume=True, resume_schedule='config',
@@ -168,6 +169,29 @@ def test_a_schedule_of_another_length_must_be_chosen(tmp_path):
     # At the end of the checkpoint's schedule, its lr stays.
     _, checkpoint = watched(tmp_path, resume=True, resume_schedule='checkpoint', **settings())
     assert {lr for lr, _ in checkpoint.rates} == {checkpoint.rates[0][0]}
+
+
+def test_other_settings_of_the_same_length_are_named_or_followed(tmp_path):
+    warmup, cosine = RUN['param_scheduler']
+    other = {'optim_wrapper.optimizer.lr': 0.01, 'optim_wrapper.optimizer.weight_decay': 0.1}
+    other['param_scheduler'] = [warmup, dict(cosine, eta_min=0.001)]
+    run(tmp_path, 6, **settings(epochs=2))
+    path = str(tmp_path / 'epoch_1.pth')
+    content = load_checkpoint_file(path)
+    # mmengine runs this on resuming.
+    content['meta']['config'] = '1 / 0'
+    torch.save(content, path)
+    for choice, followed in ((None, {}), ('config', other)):
+        straight, expected = watched(tmp_path / f'straight {choice}', **settings(epochs=2, **followed))
+        more = settings(epochs=2, load_from=path, resume_schedule=choice, **other)
+        runner, hook = watched(tmp_path / f'resumed {choice}', resume=True, **more)
+        np.testing.assert_allclose(hook.rates, expected.rates[4:], rtol=1e-9)
+        groups = [each.optim_wrapper.param_groups for each in (runner, straight)]
+        assert [g['weight_decay'] for g in groups[0]] == [g['weight_decay'] for g in groups[1]]
+    (log,) = (tmp_path / 'resumed None').rglob('*.log')
+    (line,) = [line for line in log.read_text().splitlines() if f'load_from={path}' in line]
+    for what in ('lr=[0.05] (config: [0.01])', '0.05] (config: [0.0, 0.1])', 'eta_min=0.0 (config: 0.001)'):
+        assert what in line
 
 
 @pytest.mark.parametrize('by_epoch', [False, True])
