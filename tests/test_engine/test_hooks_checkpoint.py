@@ -121,6 +121,8 @@ def test_copied_run_leaves_the_best_file_of_the_first_alone(tmp_path, monkeypatc
 def test_misspelt_argument_fails_before_training(tmp_path):
     with pytest.raises(TypeError, match="unexpected argument 'max_keep_ckpt'"):
         toy_runner(tmp_path, **{'default_hooks.checkpoint.max_keep_ckpt': 3})
+    with pytest.raises(InputError, match='save_param_scheduler'):
+        toy_runner(tmp_path, **{'default_hooks.checkpoint.save_param_scheduler': False}).train()
 
 
 def test_second_run_in_a_folder_is_refused(tmp_path):

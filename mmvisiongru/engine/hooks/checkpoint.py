@@ -4,10 +4,11 @@ import os
 import os.path as osp
 
 import numpy as np
-from mmengine.dist import is_main_process
+from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import CheckpointHook
 
 from mmvisiongru.engine.optim import is_accumulating
+from mmvisiongru.errors import InputError
 from mmvisiongru.files import check_folder, is_local, lock_folder, write_text
 from mmvisiongru.registry import HOOKS
 
@@ -32,18 +33,22 @@ class AtomicCheckpointHook(CheckpointHook):
         self.locks, self.overdue, self.saved = [], False, None
 
     def before_train(self, runner) -> None:
-        """Fail now if the folder cannot be written or another training writes to it."""
+        """Fail now if another training writes to the folder, or if checkpoints could not be resumed."""
+        if self.save_optimizer and not self.save_param_scheduler and runner.param_schedulers:
+            raise InputError(
+                'default_hooks.checkpoint.save_param_scheduler=False: a resumed run would begin its schedule '
+                'anew; remove it, or set save_optimizer=False for files that are not resumed'
+            )
         # Before mmengine deletes files that are outdated for this run.
         self._lock(runner.work_dir)
         super().before_train(runner)
-        local = is_local(self.out_dir, self.backend_args or self.file_client_args)
-        if self.out_dir != runner.work_dir and local:
+        if self.out_dir != runner.work_dir and is_local(self.out_dir, self.backend_args):
             self._lock(self.out_dir)
 
+    @master_only
     def _lock(self, folder: str) -> None:
-        if is_main_process():
-            check_folder(folder)
-            self.locks.append(lock_folder(folder))
+        check_folder(folder)
+        self.locks.append(lock_folder(folder))
 
     def restore(self, runner) -> None:
         """Let other processes train in the folder."""
