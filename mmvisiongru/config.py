@@ -114,9 +114,8 @@ def _find(name: str) -> str:
 def check_keys(cfg: Config) -> None:
     """Refuse top-level keys that are close to a known one; a file may hold variables of any other name."""
     # Without the classes that a config imports.
-    for key in cfg.to_dict():
-        known = key in KNOWN_KEYS | VARIABLES
-        if not known and (hint := did_you_mean(key, KNOWN_KEYS, cutoff=0.8)):
+    for key in sorted(cfg.to_dict().keys() - KNOWN_KEYS - VARIABLES):
+        if hint := did_you_mean(key, KNOWN_KEYS, cutoff=0.8):
             raise InputError(f'unknown key {key!r} in config {cfg.filename}{hint}')
 
 

@@ -31,7 +31,6 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Build the optimizer of a model and its wrapper."""
         if self._can_fuse(model):
             self.optimizer_cfg = dict(self.optimizer_cfg, fused=True)
         return super().__call__(model)

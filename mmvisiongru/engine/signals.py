@@ -7,8 +7,8 @@ from functools import partial
 
 from torch.utils.data import DataLoader
 
-# SIGUSR1 is what slurm sends ahead of a time limit, if it is asked to. Windows has no such signal.
-SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1') if hasattr(signal, name)]
+# SIGUSR1 is what slurm sends ahead of a time limit, if it is asked to.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 CHECK_PARENT_EVERY_S = 5.0
 

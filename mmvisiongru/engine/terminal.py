@@ -16,11 +16,10 @@ from mmvisiongru.ops.backends import Backends
 
 def silence(logger: MMLogger) -> list[tuple[logging.Handler, int]]:
     """Let the terminal show warnings only; gives its handlers with the levels to restore."""
-    handlers = [h for h in logger.handlers if not isinstance(h, logging.FileHandler)]
-    shown = [(handler, handler.level) for handler in handlers if handler.level < logging.WARNING]
-    for handler, _ in shown:
-        handler.setLevel(logging.WARNING)
-    return shown
+    levels = [(h, h.level) for h in logger.handlers if not isinstance(h, logging.FileHandler)]
+    for handler, level in levels:
+        handler.setLevel(max(level, logging.WARNING))
+    return levels
 
 
 def summary(runner: Runner) -> list[str]:

@@ -22,7 +22,6 @@ class SettingsAction(DictAction):
     """KEY=VALUE settings; what cannot be read is an error of the command line."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        """Read the settings."""
         try:
             marked = [INNER_SPACES.sub(lambda found: MARK * len(found[0]), value) for value in values]
             super().__call__(parser, namespace, marked, option_string)

@@ -23,7 +23,6 @@ from mmvisiongru.launch.schedule import build_schedule
 # Top-level keys without which a config is for something else.
 TRAINING = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
 TESTING = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
-# Dataloaders that training goes through.
 TRAINING_DATA = ('train_dataloader', 'val_dataloader')
 
 
@@ -42,7 +41,6 @@ def train(args: Namespace) -> None:
     wrapper = cfg.optim_wrapper
     if args.amp and type_name(wrapper) in ('', 'OptimWrapper'):
         wrapper.type = 'AmpOptimWrapper'
-        wrapper.setdefault('loss_scale', 'dynamic')
     elif args.amp and type_name(wrapper) not in ('AmpOptimWrapper', 'CPUAmpOptimWrapper'):
         raise InputError(f'--amp replaces an OptimWrapper, the config has {wrapper.type}')
     prepare_training(cfg, shorten(cfg, args) if args.trial else None).train()

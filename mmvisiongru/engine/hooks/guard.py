@@ -79,15 +79,14 @@ class GuardHook(Hook):
 
     def _before_step(self, optimizer, args, kwargs) -> None:
         """Skip the step if a gradient is not finite."""
-        parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
-        self.finite[optimizer] = not parameters or _are_finite([p.grad for p in parameters])
+        gradients = [p.grad for group in optimizer.param_groups for p in group['params']]
+        gradients = [gradient for gradient in gradients if gradient is not None]
+        self.finite[optimizer] = not gradients or _are_finite(gradients)
         if not self.finite[optimizer]:
-            for parameter in parameters:
-                # An optimizer leaves a parameter without a gradient alone.
-                parameter.grad = None
+            # An optimizer leaves a parameter without a gradient alone.
+            optimizer.zero_grad()
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        """Note what the iteration will change."""
         self.between, self.finite = False, {}
         self.before = {w: (w.inner_count, _loss_scale(w)) for w in single_wrappers(runner.optim_wrapper)}
 
@@ -96,11 +95,9 @@ class GuardHook(Hook):
         losses = {k: float(torch.as_tensor(v).detach()) for k, v in (outputs or {}).items() if 'loss' in k}
         lost = next((f'{name} {value:g}' for name, value in losses.items() if not isfinite(value)), None)
         steps = [self._took_step(wrapper) for wrapper in single_wrappers(runner.optim_wrapper)]
-        bad, number = bool(lost or False in steps), self.signal
-        if get_world_size() > 1:
-            flags = torch.tensor([int(bad), number])
-            all_reduce(flags, op='max')
-            bad, number = bool(flags[0]), int(flags[1])
+        flags = torch.tensor([int(bool(lost or False in steps)), self.signal])
+        all_reduce(flags, op='max')
+        bad, number = flags.tolist()
         if bad:
             self._count(runner, lost, data_batch)
         elif True in steps:

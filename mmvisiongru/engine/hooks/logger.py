@@ -1,6 +1,6 @@
 """Logs of a validation in few lines, and the metrics of a test from one process."""
 
-from mmengine.dist import is_main_process
+from mmengine.dist import master_only
 from mmengine.hooks import LoggerHook
 
 from mmvisiongru.registry import HOOKS
@@ -15,7 +15,4 @@ class AtomicLoggerHook(LoggerHook):
         if self.every_n_inner_iters(batch_idx, max(self.interval, len(runner.val_dataloader) // 10)):
             runner.logger.info(runner.log_processor.get_log_after_iter(runner, batch_idx, 'val')[1])
 
-    def after_test_epoch(self, runner, metrics=None) -> None:
-        """Log the metrics and write them to a file, in the main process."""
-        if is_main_process():
-            super().after_test_epoch(runner, metrics)
+    after_test_epoch = master_only(LoggerHook.after_test_epoch)
