@@ -25,7 +25,7 @@ def set_inference_attributes(model: nn.Module, cfg, pipeline: list, dataset_meta
     if pipeline and not cfg.get('test_pipeline'):
         cfg.test_pipeline = deepcopy(pipeline)
     for step in cfg.get('test_pipeline') or ():
-        # mmseg builds them in the scope of the moment.
+        # mmseg builds the steps in the scope of the moment, which need not be theirs.
         step.setdefault('_scope_', cfg.get('default_scope'))
     model.cfg, model.dataset_meta = cfg, dataset_meta
     model._config, model._dataset_meta = cfg, dataset_meta or {}

@@ -113,7 +113,7 @@ def _find(name: str) -> str:
 
 def check_keys(cfg: Config) -> None:
     """Refuse top-level keys that are close to a known one; a file may hold variables of any other name."""
-    # Without the classes that a config imports.
+    # to_dict() leaves out the classes that a config imports.
     for key in sorted(cfg.to_dict().keys() - KNOWN_KEYS - VARIABLES):
         if hint := did_you_mean(key, KNOWN_KEYS, cutoff=0.8):
             raise InputError(f'unknown key {key!r} in config {cfg.filename}{hint}')

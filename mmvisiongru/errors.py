@@ -39,7 +39,7 @@ def in_one_line(error: BaseException, width: int = 300) -> str:
     """
     if isinstance(error, ImportError) and error.name == 'mmcv._ext':
         return no_compiled_operators()
-    # A KeyError quotes its text.
+    # str() of a KeyError would put its text in quotes.
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     text = ' '.join(str(text).split())
     text = text if len(text) <= width else f'{text[: width - 4]} ...'
@@ -53,7 +53,7 @@ def no_compiled_operators() -> str:
     for name in ('onedl-mmcv', 'mmcv-lite', 'mmcv'):
         with suppress(metadata.PackageNotFoundError):
             version, full = metadata.version(name), name.removesuffix('-lite')
-            # Its wheels have none.
+            # The wheels of onedl-mmcv have no compiled operators.
             source = '--no-binary onedl-mmcv ' if full == 'onedl-mmcv' else ''
             return (
                 f'this needs the compiled operators of mmcv (mmcv._ext), and {name} {version} has none; '

@@ -42,7 +42,7 @@ def new_file(path: str, durable: bool = True) -> Iterator[str]:
             _sync(unfinished)
         os.replace(unfinished, path)
         if durable:
-            # The rename itself.
+            # A rename lasts once its folder is synced.
             _sync(folder or '.')
     except BaseException as error:
         with suppress(OSError):
@@ -106,7 +106,7 @@ def _is_running(process: int) -> bool:
         return False
     except PermissionError:
         pass
-    # In containers, numbers repeat.
+    # In containers numbers repeat: a process with our number is a killed one of another container.
     return process != os.getpid()
 
 

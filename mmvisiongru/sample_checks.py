@@ -72,7 +72,7 @@ def _check_map(path: str, image: str | None, upright: bool) -> None:
     with Image.open(image) as picture:
         turned = upright and picture.getexif().get(ExifTags.Base.Orientation, 1) > 4
         read = picture.size[::-1] if turned else picture.size
-        # Only of JPEG is it known that the loader turns it.
+        # Only of a JPEG is it certain that the loader turns it.
         if size != read and (picture.format == 'JPEG' or size != picture.size):
             note = ', turned by its EXIF orientation' if turned else ''
             raise ValueError(f'{path} has {size} pixels, its image {read} (width, height){note}')

@@ -70,7 +70,7 @@ def build_model(model: str | Config, backend: str | None = None, device: str = '
     scope, settings = cfg.get('default_scope') or 'mmengine', single_view(cfg)
     replace_sync_bn(settings)
     check_config(Config(dict(model=settings, default_scope=scope)))
-    # As the Runner passes it to the model.
+    # The Runner, too, passes a data_preprocessor beside the model on to the model.
     if cfg.get('data_preprocessor'):
         settings.setdefault('data_preprocessor', cfg.data_preprocessor)
     backbone = settings.get('backbone') or settings
@@ -104,7 +104,7 @@ def single_view(cfg: Config) -> dict:
 def lazy_dataset(cfg: Config, dataloader: str):
     """Build a data set of a config without reading its data; None if it cannot be built so."""
     for _, dataset in datasets(cfg, (dataloader,)):
-        # It may need its files.
+        # Some data sets read their files while they are built.
         with suppress(Exception), DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
             return DATASETS.build(dict(dataset, pipeline=[], lazy_init=True))
     return None

@@ -112,7 +112,7 @@ def load_checkpoint_file(path: str, map_location='cpu') -> dict:
         raise InputError(f'checkpoint {path} {_reason(error)}') from error
 
 
-# By the beginning of an address: mmengine's loaders for files and http(s), and that of published weights.
+# Loaders by the beginning of an address: mmengine's for files and http(s), ours for published weights.
 LOADERS = {'': load_from_local, 'http://': load_from_http, 'https://': load_from_http}
 LOADERS[SCHEME] = load_checkpoint_file
 
@@ -188,7 +188,7 @@ def data_only(*known: Checkpoint) -> Iterator[None]:
     """
     registered = checkpoint_loaders(CheckpointLoader)
     before = {prefix: registered.get(prefix, loader) for prefix, loader in LOADERS.items()}
-    # A backbone may do so inside of a Runner that has read its file.
+    # A backbone may load its weights inside of a Runner that has read its own file already.
     outer = getattr(registered.get(''), 'known', {})
     _register_own(outer | {checkpoint.path: checkpoint.content for checkpoint in known})
     try:
@@ -208,7 +208,7 @@ def refuse_pickled_code() -> None:
 
 
 def _register_own(known: dict[str, dict]) -> None:
-    # mmengine logs the end of this name as the backend that loads.
+    # mmengine logs 'Loads checkpoint by mmvisiongru backend': the end of this name.
     def load_from_mmvisiongru(path, map_location=None):
         return known[path] if path in known else load_checkpoint_file(path, map_location or 'cpu')
 

@@ -49,7 +49,7 @@ def check_weights(
     """
     model, weights = plain_model(model), state_dict_of(checkpoint.content, prefix)
     source = f'checkpoint {checkpoint.path}' + (f' ({setting})' if setting else '')
-    # As in mmengine: older files lack the counter of batch norm.
+    # Older files lack the counter of batch norm, which mmengine does not miss either.
     own = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
     unfit = unfit_keys(own, {k: v for k, v in weights.items() if not k.endswith('num_batches_tracked')})
     fitting = _fitting(own, weights)
@@ -105,7 +105,7 @@ def pretrained(model: nn.Module) -> Iterator[None]:
     known = {}
     for name, module in plain_model(model).named_modules():
         cfgs = getattr(module, 'init_cfg', None) or []
-        # Modules with an own init_weights() translate names while they load.
+        # A module with an init_weights() of its own translates the names of weights while it loads them.
         if not getattr(module, 'init_weights', print).__module__.startswith(('mmengine.', 'mmvisiongru.')):
             continue
         for cfg in cfgs if isinstance(cfgs, (list, tuple)) else [cfgs]:

@@ -42,11 +42,11 @@ def find_checkpoint(work_dir: str) -> tuple[Checkpoint | None, list[str]]:
 
 def _latest_first(work_dir: str, last: str) -> list[str]:
     folders = [work_dir]
-    # Otherwise last_checkpoint may name the folder before it was moved.
+    # If the file is in the work dir, last_checkpoint may name the folder from before it was moved.
     if last and not osp.exists(osp.join(work_dir, osp.basename(last))):
         folders.append(osp.dirname(last))
     paths = [osp.join(f, name) for f in folders if osp.isdir(f) for name in os.listdir(f)]
-    # The best checkpoint may be from any iteration.
+    # best_*.pth is no candidate: it may be of any iteration.
     paths = [p for p in paths if re.match(r'(?!\.|best_).*\.pth$', osp.basename(p)) and osp.isfile(p)]
     named = [path for path in paths if osp.basename(path) == osp.basename(last)]
     written = osp.getmtime(osp.join(work_dir, 'last_checkpoint')) if named else 0.0

@@ -92,7 +92,7 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
     def __init__(self, loss_scale='dynamic', dtype: str | None = None, **kwargs):
         if dtype not in (None, 'bfloat16', torch.bfloat16):
             raise InputError(f'a CPU has bfloat16 only: set optim_wrapper.dtype=bfloat16, not {dtype}')
-        # Not that of AmpOptimWrapper, which asks for a GPU.
+        # AmpOptimWrapper.__init__ is skipped, because it asks for a GPU.
         OptimWrapper.__init__(self, **kwargs)
         fixed = isinstance(loss_scale, (int, float))
         settings = dict(init_scale=float(loss_scale)) if fixed else loss_scale

@@ -54,7 +54,7 @@ class NumberedSampler(Sampler):
     def __init__(self, sampler: dict, dataset: Sized, seed: int | None):
         self.sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
         self.epoch = self.first = 0
-        # mmengine looks for it on samplers without an end.
+        # On resuming, mmengine calls skip() of samplers without an end.
         if hasattr(self.sampler, 'skip'):
             self.skip = self.start_at
 

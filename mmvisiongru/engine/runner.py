@@ -134,7 +134,7 @@ class ReliableRunner(Runner):
         self.may_skip = self.cfg.get('max_bad_samples', 0)
         loop = super().build_train_loop(loop)
         self.may_skip = None
-        # Whichever way the config names it.
+        # Recognised after it is built, because configs name it in several ways.
         if type(loop) is EpochBasedTrainLoop:
             loop.__class__ = ResumableEpochLoop
         return loop
@@ -200,7 +200,7 @@ class ReliableRunner(Runner):
         with data_only(*known):
             checkpoint = super().load_checkpoint(filename, *args, **kwargs)
         meta = checkpoint.get('meta', {})
-        # mmengine would run it as a program on resuming.
+        # mmengine would run this text as a program on resuming.
         meta.pop('config', None)
         self.position = meta.get('position')
         return checkpoint

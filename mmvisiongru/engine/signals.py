@@ -29,7 +29,7 @@ def _init_worker(init, worker_id: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     # macOS does not tell who sent a signal. There, SIGTERM ends a worker.
     if hasattr(signal, 'sigtimedwait'):
-        # Blocked in this thread, and so in those that it starts, for the one that waits for it.
+        # Blocked in this thread and those that it starts, so that only sigtimedwait() receives it.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
 

@@ -37,7 +37,7 @@ KNOWN_WARNINGS = ('Default ``avg_non_ignore`` is False', 'The draw is False', "'
 
 def check_config(cfg: Config, dataloaders: Iterable[str] = ()) -> None:
     """Raise InputError if a config, or a folder of the data that a script reads, cannot be used."""
-    # The libraries are imported now, and say what they miss of their optional parts.
+    # The libraries are imported here, and each prints which of its optional parts are missing.
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
         if cfg.get('default_scope') == 'mmdet':
@@ -61,7 +61,7 @@ def check_names(cfg: Config) -> None:
             classes = list(filter(inspect.isclass, _find(node['type'], scope)))
             if any(issubclass(each, EMAHook) for each in classes):
                 average = _find(node.get('ema_type', 'ExponentialMovingAverage'), scope)
-                # Without it, its arguments are not known either.
+                # If the class of the average is unknown, so are its arguments.
                 classes = average and classes + average
             _check_arguments(place, node, classes)
         elif place in DATALOADERS:
@@ -104,7 +104,7 @@ def _find(kind, scope: str | None) -> list:
     prefix, _, name = kind.rpartition('.')
     if prefix == 'mmdet':
         provide_ops()
-    # Adds the registries of a scope to those of mmengine.
+    # Importing the module adds the registries of the scope to those of mmengine.
     with suppress(ImportError):
         import_module(f'{prefix or scope or "mmengine"}.registry')
         if prefix == 'mmvisiongru':

@@ -23,7 +23,7 @@ from mmvisiongru.errors import InputError, in_one_line
 
 # Pixels: at stride 32 an image of this side gives a map of 2 x 2, so a map of 1 x 1 was pooled.
 SIDE = 64
-# Samples in the batch that is tried.
+# Samples in the batch that check_batch() makes.
 TRIED = 4
 
 
@@ -52,7 +52,7 @@ def naming_empty(cfg: Config, dataloader: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        # mmengine's BaseDataset, of an empty list of samples.
+        # mmengine's BaseDataset says this of an empty list of samples.
         if 'need at least one array to concatenate' not in str(error):
             raise
         where = f'{dataloader}.dataset in {cfg.filename}'
@@ -65,7 +65,7 @@ def heads(cfg: Config, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         # The proposals of a detector have classes of their own, so have edges; a backbone may have -1, none.
         number, other = getattr(part, 'num_classes', -1), 'rpn' in name or hasattr(part, 'boundary_threshold')
         if name and isinstance(number, int) and number != -1 and not other:
-            # mmpretrain has it beside the model.
+            # Configs of mmpretrain have the data_preprocessor beside the model.
             yield (name if name in cfg else f'model.{name}'), part
 
 
@@ -91,7 +91,7 @@ def check_model(cfg: Config, model: nn.Module) -> list[str]:
     with _looking(plain) as pooled:
         try:
             maps = plain.backbone(image)
-        # Whatever it is, it is not about the heads.
+        # Whatever is wrong with the backbone, it is not about the heads.
         except Exception:
             return []
         if (neck := getattr(plain, 'neck', None)) is not None:
@@ -145,7 +145,7 @@ def _call(cfg: Config, place: str, part: nn.Module, maps: Sequence[Tensor]):
     """Call a neck or head on maps; InputError if it fails because of their channels, otherwise None."""
     try:
         return part(maps)
-    # What it does not take fails in any way.
+    # A part fails in any way on maps that it does not take.
     except Exception as error:
         stated, index = getattr(part, 'in_channels', None), getattr(part, 'in_index', None)
         widths, several = [m.size(1) for m in maps if torch.is_tensor(m)], isinstance(stated, (list, tuple))
@@ -173,7 +173,7 @@ def check_labels(cfg: Config, heads: dict[str, object], found: dict[str, object]
     data = {place: (getattr(part, 'metainfo', None) or {}).get('classes') for place, part in found.items()}
     data = {place: list(classes) for place, classes in data.items() if classes}
     for (place, classes), (other, others) in pairwise(data.items()):
-        # A label is a place in this list.
+        # A label is an index into this list.
         if classes != others:
             differ = ', '.join(sorted(map(str, {*classes} ^ {*others}))[:3]) or 'the order'
             sizes = f'{place} ({len(classes)}) and {other} ({len(others)})'
@@ -244,13 +244,13 @@ def check_batch(place: str, loader: DataLoader, model: nn.Module, training: bool
     settings = dict(batch_size=number, sampler=[i * len(samples) // number for i in range(number)])
     settings |= dict(collate_fn=loader.collate_fn, num_workers=min(1, loader.num_workers))
     try:
-        # The weights are drawn later.
+        # The generator must not move: the weights are drawn later.
         with torch.random.fork_rng(devices=[]):
             batch = next(iter(DataLoader(samples, **settings)))
             batch = plain_model(model).data_preprocessor(batch, training)
     except InputError:
         raise
-    # Transforms of anybody fail in any way.
+    # Transforms are code of anybody, and fail in any way.
     except Exception as error:
         text = in_one_line(error).split(f'{type(error).__name__}: ')[-1]
         raise InputError(f'{place}.dataset.pipeline: no batch of {number} can be made: {text}') from error

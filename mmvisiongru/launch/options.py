@@ -81,7 +81,7 @@ def one_line_errors(debug: bool = False):
             time.sleep(20)
         if debug:
             traceback.print_exception(error)
-        # A worker of a data loader puts its stack in front.
+        # An error in a worker of a data loader comes with the worker's stack in front.
         message = str(error).split(f'{InputError.__module__}.{InputError.__name__}: ')[-1]
         print('error:', ' '.join(message.split()), file=sys.stderr)
         sys.exit(2)

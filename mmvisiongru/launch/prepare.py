@@ -60,7 +60,7 @@ def merge_common_options(cfg: Config, args: Namespace) -> None:
 
 def shorten(cfg: Config, args: Namespace) -> float:
     """Make a trial, in iterations or epochs as in the config. Returns its length over that of the run."""
-    # Not where the run would find a checkpoint to resume.
+    # In a folder of its own: the run must not find the trial's checkpoint to resume.
     cfg.work_dir = args.work_dir or f'{cfg.work_dir.rstrip("/")}_trial'
     by_epoch, length = bool(cfg.train_cfg.get('max_epochs')), args.trial
     unit = 'max_epochs' if by_epoch else 'max_iters'
@@ -159,6 +159,6 @@ def build_optimizer(runner: Runner) -> None:
     for key in set(paramwise) - paramwise.asked:
         hint = did_you_mean(key, paramwise.asked, cutoff=0.75) or '; does another constructor?'
         raise InputError(f'nothing reads optim_wrapper.paramwise_cfg.{key} in {runner.cfg.filename}{hint}')
-    # Once: a lr that is scaled must not be scaled again.
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+    # Otherwise mmengine would scale the lr a second time.
     runner.auto_scale_lr = None

@@ -20,7 +20,7 @@ from mmvisiongru.ops import bi_wkv, mingru, mingru_scan_2d, wkv
 
 from .check import inputs, run
 
-# Configs by the names in the tables.
+# Name in the tables: config.
 CLASSIFIERS = {
     'VisionGRU-tiny': 'visiongru-tiny_8xb128_in1k',
     'VRWKV-S': 'vrwkv-small_8xb128_in1k',
@@ -161,7 +161,7 @@ def bench(minutes: float, file: str | None, start: float) -> None:
     for table in (mingru.BACKENDS, wkv.BACKENDS['paper']):
         machine[table.operator] = table.describe('auto', device, dtype).partition(': ')[2]
     print(measure.in_words(machine))
-    # By title: the work of a call, and a function that gives the builders.
+    # Title of a table: the work of a call, and a function that gives the builders.
     groups = {f'Operators, {m}': (math.prod(m), partial(operator_builders, m, dtype, device)) for m in MAPS}
     heads = {head: zoo.model_config(UPERNET, {'model.decode_head.type': head}) for head in HEADS}
     tables = ('Models', CLASSIFIERS, 224), ('Models', CLASSIFIERS, 512), ('UperNet', heads, 512)

@@ -12,7 +12,7 @@ from mmvisiongru.errors import InputError
 from mmvisiongru.files import check_folder, is_local, lock_folder, write_text
 from mmvisiongru.registry import HOOKS
 
-# Of a run by epochs that stops inside one. The next checkpoint replaces it.
+# File of a run by epochs that was stopped inside an epoch. The next checkpoint replaces it.
 STOPPED = 'stopped.pth'
 
 
@@ -29,7 +29,7 @@ class AtomicCheckpointHook(CheckpointHook):
         # mmengine keeps what it does not know and fails at the first save.
         if self.args:
             raise TypeError(f'unexpected argument {", ".join(map(repr, self.args))}')
-        # Iterations of the last checkpoint in `saved`.
+        # `saved` is the iteration of the last checkpoint.
         self.locks, self.overdue, self.saved = [], False, None
 
     def before_train(self, runner) -> None:
@@ -39,7 +39,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 'default_hooks.checkpoint.save_param_scheduler=False: a resumed run would begin its schedule '
                 'anew; remove it, or set save_optimizer=False for files that are not resumed'
             )
-        # Before mmengine deletes files that are outdated for this run.
+        # The lock comes before mmengine deletes the files that are outdated for this run.
         self._lock(runner.work_dir)
         super().before_train(runner)
         if self.out_dir != runner.work_dir and is_local(self.out_dir, self.backend_args):
@@ -114,7 +114,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self.saved = meta['iter']
 
     def _save_best_checkpoint(self, runner, metrics) -> None:
-        # Nothing was trained that could be the best.
+        # A validation without training has no checkpoint that could be the best.
         if not hasattr(self, 'file_backend'):
             return
         # mmengine keeps the path of a single metric in an attribute.
@@ -122,14 +122,14 @@ class AtomicCheckpointHook(CheckpointHook):
         paths = self.best_ckpt_path_dict if several else vars(self)
         keys = list(paths) if several else ['best_ckpt_path']
         old = {key: paths.get(key) for key in keys}
-        # Hidden from mmengine, which deletes the old file before it saves the new one.
+        # mmengine would delete the old file before it saves the new one, so its path is hidden meanwhile.
         paths.update(dict.fromkeys(keys))
         super()._save_best_checkpoint(runner, metrics)
         for key, path in old.items():
             if paths[key] is None:
                 paths[key] = path
             elif path and osp.basename(path) != osp.basename(paths[key]):
-                # In this folder: a copied run must not delete the file of the original.
+                # Only inside this folder: a copied run must not delete the file of the original.
                 self._remove(osp.basename(path))
 
     def _remove(self, name: str) -> None:
@@ -145,6 +145,6 @@ def _to_plain(node):
     if isinstance(node, dict):
         return {key: _to_plain(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
-        # Not the class of the tuple, which the reader would have to trust.
+        # A named tuple becomes a plain one: a reader would have to trust its class.
         return (list if isinstance(node, list) else tuple)(map(_to_plain, node))
     return node

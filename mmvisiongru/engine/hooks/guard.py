@@ -42,9 +42,9 @@ class GuardHook(Hook):
             raise ValueError(f'patience must be at least 1, got {patience}')
         self.patience, self.consecutive, self.fault = patience, 0, None
         self.signal, self.since, self.handlers, self.handles = 0, 0.0, {}, []
-        # Between two iterations, the model is one that can be saved.
+        # Only between two iterations is the model one that can be saved.
         self.between, self.saved = False, False
-        # Whether the model has the averages of an EMAHook at the moment, in the place of its weights.
+        # For each EMAHook, whether the model has its averages at the moment, in the place of the weights.
         self.swapped = {}
         # Per wrapper before the iteration: backward passes and loss scale. Per optimizer: gradient finite.
         self.before, self.finite = {}, {}
@@ -60,7 +60,7 @@ class GuardHook(Hook):
             self.handles.append(wrapper.optimizer.register_step_pre_hook(self._before_step))
         for hook in (h for h in runner.hooks if isinstance(h, EMAHook)):
             self.swapped[hook] = False
-            # Noted where it happens: after it, a hook may raise before this one is called.
+            # The swap is noted where it happens: another hook may raise before this one is called.
             for name in ('before_val_epoch', 'after_val_epoch'):
                 setattr(hook, name, partial(self._swap, hook, getattr(hook, name)))
 
@@ -142,7 +142,7 @@ class GuardHook(Hook):
         samples = samples if isinstance(samples, (list, tuple)) else []
         files = ', '.join(str(getattr(sample, 'img_path', None)) for sample in samples)
         fault = f'iteration {runner.iter + 1}: {lost or "gradient not finite"}, {files or "files not known"}'
-        # The first says most: what follows may be its consequence.
+        # The first fault says most: those that follow may be its consequences.
         self.fault = self.fault or (bool(lost), fault)
         runner.logger.warning(f'not finite: {fault}')
         if self.consecutive < self.patience:
@@ -183,7 +183,7 @@ class GuardHook(Hook):
     def restore(self, runner) -> None:
         """Restore the signal handlers, the optimizers and the EMAHooks."""
         for number, handler in self.handlers.items():
-            # None: it was not set from Python.
+            # None stands for a handler that was not set from Python.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         for handle in self.handles:
             handle.remove()
@@ -201,7 +201,7 @@ def _loss_scale(wrapper) -> float | None:
 
 def _are_finite(gradients: list[torch.Tensor]) -> bool:
     """One pass over the memory and one wait for the device. Inf and NaN survive a norm."""
-    # torch has it since 2.6.
+    # get_total_norm is part of torch since 2.6.
     if hasattr(nn.utils, 'get_total_norm'):
         return bool(nn.utils.get_total_norm(gradients).isfinite())
     norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients]

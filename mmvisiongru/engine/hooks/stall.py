@@ -26,7 +26,7 @@ class StallHook(Hook):
         self.timeout, self.armed = timeout, 0.0
 
     def _arm(self, runner, *args, **kwargs) -> None:
-        # Each call starts a thread.
+        # dump_traceback_later() starts a thread each time, so not every iteration calls it.
         if time.monotonic() - self.armed > min(1, self.timeout / 10):
             self.armed = time.monotonic()
             faulthandler.dump_traceback_later(self.timeout, exit=True, file=sys.__stderr__)
