@@ -57,11 +57,9 @@ class Watch:
 
 def outstanding(runs: list[Run], results: Results) -> list[str]:
     """Lines for the page on the runs without a result."""
-    reasons = {run.title: f'failed: {run.error}' if run.error else 'not run' for run in runs}
-    missing = [run.title for run in runs if run.key not in results.runs]
-    return ['Without a result:', '', *(f'- {title}: {reasons[title]}' for title in missing), ''] * bool(
-        missing
-    )
+    missing = [run for run in runs if run.key not in results.runs]
+    lines = [f'- {run.title}: {f"failed: {run.error}" if run.error else "not run"}' for run in missing]
+    return ['Without a result:', '', *lines, ''] if lines else []
 
 
 def parse_args(argv=None):

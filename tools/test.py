@@ -30,6 +30,8 @@ from tools.visualization.drawing import as_rgb, draw_sample
 
 # Metrics of mmseg that write predictions in a form of their own.
 WRITING_METRICS = ('CityscapesMetric', 'DepthMetric')
+# Metrics that write predictions to a .pkl, for scopes that have no maps to write.
+DUMPING = dict(mmpretrain='DumpResults', mmdet='DumpDetResults')
 
 
 def parse_args(argv=None):
@@ -67,10 +69,6 @@ def parse_args(argv=None):
     )
     add_common_options(parser)
     return parser.parse_args(argv)
-
-
-# Metrics that write predictions to a .pkl, for scopes that have no maps to write.
-DUMPING = dict(mmpretrain='DumpResults', mmdet='DumpDetResults')
 
 
 def merge_args(cfg: Config, args) -> list[Hook]:
@@ -172,7 +170,7 @@ class PictureHook(Hook):
 
     def after_test(self, runner) -> None:
         """Say where the pictures are."""
-        if self.out_dir and is_main_process():
+        if self.out_dir:
             runner.logger.info(f'{counted(len(self.drawn), "picture")} in {self.out_dir}')
 
 
