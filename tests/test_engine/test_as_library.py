@@ -21,20 +21,23 @@ STALL = {'default_hooks.stall': dict(type='mmvisiongru.StallHook', timeout=1800)
 
 
 def test_training_that_failed_restores_signals_watch_and_optimizer(tmp_path, monkeypatch):
-    watch = [False]
-    monkeypatch.setattr(faulthandler, 'dump_traceback_later', lambda *a, **k: watch.__setitem__(0, True))
-    monkeypatch.setattr(faulthandler, 'cancel_dump_traceback_later', lambda: watch.__setitem__(0, False))
+    watch = []
+    monkeypatch.setattr(faulthandler, 'dump_traceback_later', lambda *a, **k: watch.append(True))
+    monkeypatch.setattr(faulthandler, 'cancel_dump_traceback_later', lambda: watch.append(False))
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     runner = toy_runner(tmp_path, fault=dict(at=5, what='fail'), **STALL)
     with pytest.raises(RuntimeError, match='a fault of this rank'):
         runner.train()
-    assert (runner.iter, watch) == (4, [False])
+    assert (runner.iter, watch[0], watch[-1]) == (4, True, False)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     assert not runner.optim_wrapper.optimizer._optimizer_step_pre_hooks
+    # The same of a validation alone.
+    assert toy_runner(tmp_path / 'val').val().keys() == {'acc'}
     monkeypatch.setattr(ToyMetric, 'compute_metrics', lambda *args: 1 / 0)
+    watch.clear()
     with pytest.raises(ZeroDivisionError):
         toy_runner(tmp_path, **STALL).val()
-    assert watch == [False]
+    assert (watch[0], watch[-1]) == (True, False)
 
 
 def test_training_in_a_thread(tmp_path):
@@ -121,8 +124,3 @@ def test_checkpoints_in_another_store(tmp_path, monkeypatch, out_dir, backend_ar
         CheckpointLoader.register_scheme('store://', lambda path, _: dict(state_dict={path: torch.ones(1)}))
         checkpoint, notes = find_checkpoint(str(tmp_path / 'work'))
         assert (list(checkpoint.state_dict), notes) == (['store://bucket/work/iter_9.pth'], [])
-
-
-def test_validation_alone(tmp_path):
-    assert 0 <= toy_runner(tmp_path).val()['acc'] <= 1
-    assert not list(tmp_path.rglob('*.pth'))

@@ -90,11 +90,14 @@ def test_wrapper_for_test_time_augmentation_counts_one_view(capsys):
 
 
 def test_height_comes_before_width():
-    steps = dict(type='Resize', scale=(50, 40)), dict(type='Resize', scale=50, keep_ratio=True)
-    crops = dict(type='mmcv.CenterCrop', crop_size=(50, 40)), dict(type='RandomCrop', crop_size=(40, 50))
-    for step in (*steps, *crops):
+    for step, size in (
+        (dict(type='Resize', scale=(50, 40)), (40, 50)),
+        (dict(type='Resize', scale=50, keep_ratio=True), (50, 50)),
+        (dict(type='mmcv.CenterCrop', crop_size=(50, 40)), (40, 50)),
+        (dict(type='RandomCrop', crop_size=(40, 50)), (40, 50)),
+    ):
         loader = dict(dataset=dict(pipeline=[step]))
-        assert image_size(Config(dict(model={}, test_dataloader=loader))) in ((40, 50), (50, 50))
+        assert image_size(Config(dict(model={}, test_dataloader=loader))) == size, step
 
 
 # ---- benchmark.py
