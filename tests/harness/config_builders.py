@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import re
 from importlib.util import find_spec
 
 import numpy as np
@@ -17,6 +16,7 @@ from tests.harness import ROOT, need_mmseg
 
 CONFIGS = ROOT / 'configs'
 CLASSIFIER = 'classification/visiongru-tiny_8xb128_in1k.py'
+RELEASED = CLASSIFIER.replace('.py', '_released.py')
 UPERNET = 'segmentation/visiongru-tiny_upernet_8xb2-160k_ade20k-512x512.py'
 # As `load` takes it: a path from the folder of configs.
 EXPERIMENTS = '../experiments/configs'
@@ -88,12 +88,6 @@ def difference(child, parent):
     return {key: ours.get(key) for key in keys if ours.get(key, absent) != theirs.get(key, absent)}
 
 
-def batch_in_name(name):
-    """GPUs and images a GPU that a file name states, e.g. (8, 128)."""
-    gpus, images = re.search(r'_(\d+)xb(\d+)[-_.]', name).groups()
-    return int(gpus), int(images)
-
-
 def lr_curve(cfg, epoch_length=10):
     """The lr of every iteration, from the schedulers of the config as the runner steps them."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.optim_wrapper.optimizer.lr)
@@ -106,9 +100,10 @@ def lr_curve(cfg, epoch_length=10):
         default['end'] = end if each.get('by_epoch', True) else iterations
         with scope(cfg):
             schedulers.append(PARAM_SCHEDULERS.build(each, default_args=default))
+    # Schedulers warn if there was no step before theirs; more would take time.
+    optimizer.step()
     for i in range(iterations):
         lrs.append(optimizer.param_groups[0]['lr'])
-        optimizer.step()
         for scheduler in schedulers:
             if not scheduler.by_epoch or (i + 1) % epoch_length == 0:
                 scheduler.step()

@@ -8,20 +8,15 @@ from mmengine.registry import HOOKS, PARAM_SCHEDULERS, VISUALIZERS
 
 from mmvisiongru.models import VRWKV, VisionGRU, VRWKVAdapter
 from tests.harness.config_builders import (
-    CLASSIFIER,
     DETECTORS,
     LEAVES,
-    UPERNET,
-    batch_in_name,
     build_dataset,
     build_model,
     build_optimizer,
-    difference,
     load,
     scope,
 )
 
-RELEASED = CLASSIFIER.replace('.py', '_released.py')
 SAVE_BEST = {'IoUMetric': 'mIoU', 'Accuracy': 'accuracy/top1', 'CocoMetric': 'coco/bbox_mAP'}
 
 
@@ -46,7 +41,7 @@ def test_model_optimizer_and_schedulers_build(name, monkeypatch):
     with scope(cfg):
         for scheduler in cfg.param_scheduler:
             PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=optimizer, epoch_length=10))
-    gpus, images = batch_in_name(name)
+    gpus, images = map(int, re.search(r'_(\d+)xb(\d+)[-_.]', name).groups())
     assert cfg.train_dataloader.batch_size == images
     assert cfg.auto_scale_lr == dict(base_batch_size=gpus * images, enable=False)
     if iterations := re.search(r'-(\d+)k_ade20k', name):
@@ -69,40 +64,3 @@ def test_data_hooks_and_visualizer_build(name, tmp_path):
         hooks = {key: HOOKS.build(hook) for key, hook in cfg.default_hooks.items()}
     assert hooks.keys() >= {'exact_resume', 'guard', 'bad_samples', 'stall'}
     assert hooks['checkpoint'].save_best == [SAVE_BEST[cfg.test_evaluator.type]]
-
-
-AMP = {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16',
-       'optim_wrapper.loss_scale': 1.0, 'channels_last': True}  # fmt: skip
-COMPILE = {'compile.fullgraph': True}
-# Suffix of a variant after its parent's name, or the words that it replaces there, and all that it changes.
-VARIANTS = [
-    (UPERNET, '.py', '_slurm.py', {'launcher': 'slurm'}),
-    (UPERNET, '160k', '80k', {'train_cfg.max_iters': 80000}),
-    (UPERNET, '.py', '_layer-decay.py', {'optim_wrapper.paramwise_cfg.layer_decay_rate': 0.9}),
-]
-for SIZE in ('tiny', 'base'):
-    upernet, classifier, released = (name.replace('tiny', SIZE) for name in (UPERNET, CLASSIFIER, RELEASED))
-    VARIANTS += [(upernet, '160k', 'amp-160k', AMP)]
-    VARIANTS += [(name, '8xb128', '8xb128-amp', AMP) for name in (classifier, released)]
-    VARIANTS += [(upernet.replace('160k', 'amp-160k'), 'amp', 'amp-compile', COMPILE)]
-    VARIANTS += [(classifier.replace('8xb128', '8xb128-amp'), 'amp', 'amp-compile', COMPILE)]
-
-
-@pytest.mark.parametrize(('parent', 'old', 'new', 'changes'), VARIANTS)
-def test_variant_changes_what_its_name_says_alone(parent, old, new, changes):
-    assert difference(parent.replace(old, new), parent) == changes
-
-
-@pytest.mark.parametrize('name', [CLASSIFIER, RELEASED, UPERNET])
-def test_base_is_tiny_with_another_backbone_and_its_widths(name):
-    changed = difference(name.replace('tiny', 'base'), name)
-    assert {key for key in changed if not key.endswith('in_channels')} == {'model.backbone.arch'}
-
-
-def test_tta_variant_is_the_parent_wrapped():
-    parent, tta = load(UPERNET), load(UPERNET.replace('.py', '_tta.py'))
-    assert tta.model.to_dict() == dict(type='SegTTAModel', module=parent.model.to_dict())
-    assert tta.test_dataloader.dataset.pipeline == parent.tta_pipeline
-    # A runner refuses to train it in one line instead of failing in the first iteration.
-    assert tta.train_cfg is tta.optim_wrapper is tta.train_dataloader is None
-    assert tta.val_cfg is tta.val_dataloader is tta.val_evaluator is None
