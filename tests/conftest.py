@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def _forget_mmengine_globals():
 
 @pytest.fixture(autouse=True)
 def _forget_refusal(monkeypatch):
-    """Keep what refuse_pickled_code() changes in mmengine and torch to one test."""
+    """Undo after each test what refuse_pickled_code() changes in mmengine and torch."""
     monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
 
@@ -56,6 +57,19 @@ def python(tmp_path_factory):
 
     with forked_python(tmp_path_factory.mktemp('python')) as path:
         yield path
+
+
+@pytest.fixture(scope='session')
+def whole(tmp_path_factory):
+    """Gives the folder of a toy run that nothing interrupted."""
+    from tests.harness.toy import run
+
+    @cache
+    def call(by_epoch=False, **settings):
+        run(folder := tmp_path_factory.mktemp('whole'), by_epoch=by_epoch, **settings)
+        return folder
+
+    return call
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_no_checkpoint_runs_code(tmp_path, monkeypatch, attack):
     refuse_pickled_code()
     with pytest.raises(InputError, match=r'a\.pth asks for .*add_safe_globals'):
         load_checkpoint(nn.Linear(1, 1), path)
-    # By another way than mmengine's.
+    # Nor without mmengine.
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=False)
     assert not target.exists()

@@ -21,14 +21,14 @@ from mmvisiongru.engine.signals import protect_workers
 from tests.harness.children import PATIENCE, environment, in_child
 from tests.harness.slurm import slurm, why_not
 from tests.harness.small_runs import SEGMENTATION, TOOLS, write_config
-from tests.harness.toy import LAST, differing, finish, run, start
+from tests.harness.toy import assert_same, finish, run, start
 
 # Seconds, within which a run of two starts.
 TIMEOUT = 8
 
 
 def test_stalled_process_ends_and_shows_where(tmp_path):
-    """Also one that waits where no signal of Python's is handled, as in a collective operation."""
+    """Also one that waits where Python handles no signal, as in a collective operation."""
 
     def stall():
         stderr = os.open(tmp_path / 'stderr', os.O_WRONLY | os.O_CREAT)
@@ -42,11 +42,17 @@ def test_stalled_process_ends_and_shows_where(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('during', 'by_epoch'), [('train', False), ('train', True), ('between', True), ('val', False)]
+    ('what', 'during', 'by_epoch'),
+    [
+        ('signal_all', 'train', False),
+        ('signal_all', 'val', False),
+        ('signal_and_kill_workers', 'train', True),
+        ('signal_and_kill_workers', 'between', True),
+        ('signal_and_kill_workers', 'val', False),
+    ],
 )
-@pytest.mark.parametrize('what', ['signal_all', 'signal_and_kill_workers'])
-def test_signal_that_reaches_the_workers(tmp_path, by_epoch, during, what):
-    """As of slurm, a control group or a container: the run saves, and resumes as if nothing had been."""
+def test_signal_that_reaches_the_workers(tmp_path, whole, what, during, by_epoch):
+    """As slurm, a control group or a container sends it: the run saves, and resumes exactly."""
     settings = dict(by_epoch=by_epoch, workers=2, interval=99, **{'val_dataloader.num_workers': 2})
     at = 12 if during == 'val' else 8
 
@@ -57,9 +63,8 @@ def test_signal_that_reaches_the_workers(tmp_path, by_epoch, during, what):
     # The next iteration is done if its batch was there already.
     assert (checkpoint.meta['iter'] in (at, at + (during == 'between')), notes) == (True, [])
     run(tmp_path / 'stopped', by_epoch=by_epoch, interval=99, resume=True)
-    run(tmp_path / 'whole', by_epoch=by_epoch, interval=99)
-    last = LAST[by_epoch]
-    assert differing(tmp_path / 'whole' / last, tmp_path / 'stopped' / last) == (37, [])
+    # The whole run had no workers: they change nothing.
+    assert_same(whole(by_epoch, interval=99), tmp_path / 'stopped', by_epoch)
 
 
 class Hanging(Dataset):
@@ -83,7 +88,7 @@ def running(pid: int) -> bool:
 
 @pytest.mark.parametrize('how', ['shutdown', 'parent killed'])
 def test_worker_that_outlives_a_signal_ends_with_its_parent(tmp_path, how):
-    """A worker that hangs included, for which torch has SIGTERM."""
+    """Even one that hangs, which torch ends by SIGTERM."""
 
     def load():
         loader = DataLoader(Hanging(), num_workers=1)
