@@ -32,11 +32,6 @@ def released_state(name):
     return {key.removeprefix(prefix): torch.from_numpy(FIXTURE[key]) for key in keys}
 
 
-def released_names(model):
-    """Every name and shape that the original has of a full-size model: 'tiny' or 'adapter_tiny'."""
-    return json.loads((ROOT / f'tests/data/official_vrwkv_{model}_keys.json').read_text())
-
-
 def original(name, dtype, **options):
     """A model of the fixture; loading is strict, so that the names are checked as well."""
     given = json.loads(FIXTURE[f'{name}/config'].tobytes())

@@ -163,7 +163,7 @@ def test_p_values_are_corrected_for_the_number_of_comparisons(tmp_path):
 
 
 def test_costs_that_cannot_be_measured(tmp_path, capsys, monkeypatch):
-    """Nor does a time of an earlier process stay beside others."""
+    """The time of an earlier process goes too: times compare within one process only."""
     results = Results(tmp_path)
     monkeypatch.setattr(results, 'save', lambda: None)
     monkeypatch.setattr(training, 'ProcessPoolExecutor', lambda *_: ThreadPoolExecutor(1))

@@ -81,7 +81,6 @@ def test_with_gpu_all_is_left_to_mmengine(started, monkeypatch):
 @pytest.mark.parametrize(
     ('launcher', 'env', 'message'),
     [
-        ('pytorch', {}, r'launcher pytorch needs RANK .* start with tools/dist_train.sh'),
         ('slurm', {'RANK': '0'}, r'launcher slurm needs SLURM_PROCID .* tools/slurm_train.sh'),
         ('none', {'WORLD_SIZE': '2'}, r'add --launcher pytorch'),
         ('torch', {}, r"launcher must be none, pytorch, slurm, mpi, got 'torch'"),

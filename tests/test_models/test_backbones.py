@@ -262,10 +262,11 @@ def test_feature_extraction_with_blocks_as_leaves(kind, options, nodes, leaves):
 @pytest.mark.parametrize(('kind', 'options'), [*TWO_BLOCKS, (VRWKVAdapter, SMALL[VRWKVAdapter])], ids=str)
 def test_compiled_for_several_sizes(kind, options):
     torch._dynamo.reset()
-    torch.manual_seed(0)
-    model = kind(**options).eval()
-    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
-    for size in ((64, 64), (96, 80), (33, 46)):
+    model = small(kind, **options).eval()
+    # A graph for all sizes at once; that of the adapter is so large that lowering it takes a minute.
+    backend = 'eager' if kind is VRWKVAdapter else 'aot_eager'
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    for size in ((33, 46), (65, 79)):
         found = []
         for module in (compiled, model):
             x = image(*size).requires_grad_()

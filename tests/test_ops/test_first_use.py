@@ -68,7 +68,7 @@ def use(kernels):
 
 @pytest.fixture(scope='module')
 def processes(tmp_path_factory):
-    """All at once."""
+    """Both start at once."""
     with ExitStack() as stack:
         yield {
             kernels: stack.enter_context(

@@ -4,6 +4,9 @@ import pytest
 
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, save_weights, write_config
 
+# Content of the checkpoints, by config: the same for all tests.
+CHECKPOINTS = {}
+
 
 @pytest.fixture
 def refused(capsys):
@@ -19,16 +22,22 @@ def refused(capsys):
     return call
 
 
+def write_model(folder, text, data, extra=''):
+    config, path = write_config(folder / 'tiny.py', text, data, extra), folder / 'fits.pth'
+    if text not in CHECKPOINTS:
+        save_weights(config, path)
+        CHECKPOINTS[text] = path.read_bytes()
+    path.write_bytes(CHECKPOINTS[text])
+    return config.name
+
+
 @pytest.fixture
 def classifier(workplace):
     """A config with data, and a checkpoint that fits."""
-    config = write_config(workplace / 'tiny.py', CLASSIFICATION, 'inet', "launcher = 'none'\n")
-    save_weights(config, 'fits.pth')
-    return 'tiny.py'
+    return write_model(workplace, CLASSIFICATION, 'inet', "launcher = 'none'\n")
 
 
 @pytest.fixture
 def segmentor(workplace):
     """The same of a segmentor."""
-    save_weights(write_config(workplace / 'tiny.py', SEGMENTATION, 'ade'), 'fits.pth')
-    return 'tiny.py'
+    return write_model(workplace, SEGMENTATION, 'ade')

@@ -47,18 +47,15 @@ def fit(text, classes=3):
     return load_checkpoint_file('work/epoch_1.pth')
 
 
-def test_own_classes_and_a_test_split(folder, capfd):
-    checkpoint = fit('')
-    assert checkpoint['state_dict']['head.fc.weight'].shape == (3, 192)
-    assert checkpoint['meta']['iter'] == 2
-    assert checkpoint['meta']['dataset_meta']['classes'] == ('ant', 'bee', 'cät')
+def test_own_classes_a_test_split_and_fine_tuning_from_another_number_of_classes(folder, capfd):
+    first = fit('')
+    assert first['state_dict']['head.fc.weight'].shape == (3, 192)
+    assert first['meta']['iter'] == 2
+    assert first['meta']['dataset_meta']['classes'] == ('ant', 'bee', 'cät')
     test_tool.main(['mine/visiongru-pico_1xb32_mine.py', 'work/epoch_1.pth', '--show-dir', 'shown'])
     assert len(list(Path('shown').rglob('* ß.png'))) == 6
     assert '6 pictures in shown' in capfd.readouterr().out
 
-
-def test_fine_tuning_from_another_number_of_classes(folder, capfd):
-    first = fit('')
     shutil.move('work/epoch_1.pth', 'visiongru-pico.pth')
     for split in ('train', 'val', 'test'):
         shutil.rmtree(f'data/mine/{split}/cät')
@@ -81,7 +78,7 @@ def test_another_backbone(folder):
 TWO_CLASSES = [text for text in snippets('custom_dataset.md') if 'num_classes=2' in text]
 
 
-@pytest.mark.parametrize(('text', 'channels'), zip(TWO_CLASSES, (2, 1), strict=True))
+@pytest.mark.parametrize(('text', 'channels'), [*zip(TWO_CLASSES, (2, 1), strict=True)])
 def test_two_classes(workplace, text, channels):
     """Both forms train, on masks of 0 and 1 that are in one folder with the images and listed in a file."""
     pages = snippets('custom_dataset.md')

@@ -245,9 +245,15 @@ def test_thin_and_very_large_images(task, monkeypatch, capsys):
     assert [line.split('seen at ')[-1] for line in lines] == [f'{w} x {h})' for h, w in sizes.values()]
 
 
-@pytest.mark.parametrize(
-    ('image', 'args', 'words'),
-    [
+@segmentation
+def test_input_that_cannot_be_used(task, refused):
+    os.mkdir('empty')
+    for name in ('0.png', '0.jpg'):
+        noise(f'own/{name}', 64, 64)
+    Path('none.png').touch()
+    Path('short.png').write_bytes(Path('own/0.png').read_bytes()[:30])
+    before = files('.')
+    for image, args, words in (
         ('none.jpg', [], 'image none.jpg does not exist'),
         ('tiny.py', [], 'tiny.py is not an image'),
         ('none.png', [], 'none.png is not an image'),
@@ -260,15 +266,7 @@ def test_thin_and_very_large_images(task, monkeypatch, capsys):
         ('own/0.jpg', ['--cfg-options', 'model.backbone.archh=1'], 'archh'),
         ('own/0.jpg', ['--device', 'cuda:99'], 'device cuda:99 cannot be used'),
         ('own/0.jpg', 'none.pth', 'checkpoint none.pth '),
-    ],
-)
-def test_input_that_cannot_be_used(task, refused, image, args, words):
-    os.mkdir('empty')
-    for name in ('0.png', '0.jpg'):
-        noise(f'own/{name}', 64, 64)
-    Path('none.png').touch()
-    Path('short.png').write_bytes(Path('own/0.png').read_bytes()[:30])
-    before = files('.')
-    args = ['model.pth', *args] if isinstance(args, list) else [args]
-    assert words in refused(image_demo, image, 'tiny.py', *args)
-    assert files('.') == before
+    ):
+        args = ['model.pth', *args] if isinstance(args, list) else [args]
+        assert words in refused(image_demo, image, 'tiny.py', *args)
+        assert files('.') == before

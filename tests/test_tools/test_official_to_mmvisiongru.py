@@ -18,7 +18,7 @@ from mmvisiongru.models import VRWKV, VisionGRU, VRWKVAdapter
 from mmvisiongru.models.convert import name_of, to_mmvisiongru, to_released
 from tests.harness import ROOT
 from tests.harness.small_runs import Call
-from tests.harness.vrwkv import FIXTURE, LIMITS, released_names, released_state
+from tests.harness.vrwkv import FIXTURE, LIMITS, released_state
 from tools.model_converters import official_to_mmvisiongru as converter
 
 DATA = ROOT / 'tests/data'
@@ -155,7 +155,7 @@ def test_one_file_serves_mmpretrain_and_mmseg(tmp_path):
 
 
 def test_weights_in_a_training_checkpoint(tmp_path, refused):
-    """Other content is no hindrance; of two sets of weights one is chosen."""
+    """Other content does no harm; of two sets of weights, --key chooses one."""
     target, ema = tmp_path / 'ours.pth', {k: v + 1 for k, v in released('cls').items()}
     extra = dict(epoch=3, args=argparse.Namespace(lr=1e-3), optimizer={'state': {}})
     for container in ('model', 'state_dict', 'model_ema'):
@@ -249,9 +249,9 @@ def test_unsuitable_source_is_one_line(content, message, tmp_path, refused):
 
 @pytest.mark.parametrize(('names', 'kind'), [('tiny', VRWKV), ('adapter_tiny', VRWKVAdapter)])
 def test_every_name_of_vrwkv_is_kept(names, kind):
-    released = {name: torch.empty(shape, device='meta') for name, shape in released_names(names).items()}
-    ours = to_mmvisiongru(released)
-    assert shapes(ours) == released_names(names) == shapes(to_released(ours))
+    keys = json.loads((DATA / f'official_vrwkv_{names}_keys.json').read_text())
+    ours = to_mmvisiongru({name: torch.empty(shape, device='meta') for name, shape in keys.items()})
+    assert shapes(ours) == keys == shapes(to_released(ours))
     assert name_of(ours) == 'tiny'
     for key in ('embed_dims', 'depth'):
         assert converter.arch_of(ours)[key] == kind.arch_settings['tiny'][key]

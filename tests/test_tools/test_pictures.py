@@ -42,13 +42,13 @@ def test_maps_and_pictures_of_equal_names_stay_apart(segmentor, capfd):
     assert '5 label maps in maps' in said
 
 
-@pytest.mark.parametrize('option', ['--out', '--show-dir'])
-@pytest.mark.parametrize('folder', ['ade/annotations/validation', 'ade/images/training/new', 'link/new'])
-def test_a_segmentor_writes_nothing_among_its_data(segmentor, option, folder, refused):
+def test_a_segmentor_writes_nothing_among_its_data(segmentor, refused):
     os.symlink('ade/images/validation', 'link')
     before = files('ade')
-    line = refused(test_tool, segmentor, 'fits.pth', option, folder)
-    assert (folder in line, 'among the data' in line) == (True, True)
+    for folder in ('ade/annotations/validation', 'ade/images/training/new', 'link/new'):
+        for option in ('--out', '--show-dir'):
+            line = refused(test_tool, segmentor, 'fits.pth', option, folder)
+            assert (folder in line, 'among the data' in line) == (True, True)
     assert files('ade') == before
 
 

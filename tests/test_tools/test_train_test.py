@@ -150,7 +150,7 @@ def test_tta_of_a_classifier_averages_the_flipped_image(classifier):
 def test_tta_of_a_segmentor_averages_the_flipped_image(segmentor):
     args = (test_tool, segmentor, 'fits.pth', '--tta')
     for path in Path('ade').rglob('images/validation/*'):
-        # Mirroring must lose nothing; what a file holds goes before its name.
+        # Mirroring must lose nothing; a file is read by its content, whatever its name.
         Image.open(path).save(path, format='PNG')
     run(*args, '--work-dir', 'one', '--out', 'plain')
     for path in Path('ade').rglob('*/validation/*'):

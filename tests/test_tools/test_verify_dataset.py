@@ -75,7 +75,7 @@ def test_broken_files_are_listed(root, capfd, workers):
 
 
 def test_no_sample_keeps_a_file_open(root, capsys, request):
-    """As each tensor of a worker does; 200 are above the limit."""
+    """As each tensor of a worker does: 200 would exceed the limit."""
     limits, most = resource.getrlimit(resource.RLIMIT_NOFILE), len(os.listdir('/proc/self/fd')) + 100
     request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits))
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
