@@ -99,13 +99,12 @@ def merge_show(cfg: Config, args) -> list[Hook]:
 
 def merge_tta(cfg: Config) -> None:
     """Wrap the model for test-time augmentation and take the pipeline that makes the views."""
-    if cfg.get('default_scope') == 'mmdet':
+    scope = cfg.get('default_scope')
+    if scope == 'mmdet':
         raise InputError(
             '--tta is for classifiers and segmentors: mmdet merges boxes of several views, but no masks'
         )
-    kind = (
-        'mmpretrain.AverageClsScoreTTA' if cfg.get('default_scope') == 'mmpretrain' else 'mmseg.SegTTAModel'
-    )
+    kind = 'mmpretrain.AverageClsScoreTTA' if scope == 'mmpretrain' else 'mmseg.SegTTAModel'
     cfg.setdefault('tta_model', dict(type=kind))
     if cfg.model.type != cfg.tta_model.type:
         cfg.model = dict(cfg.tta_model, module=cfg.model)

@@ -32,9 +32,7 @@ class GuardedDataset(Dataset):
         # mmengine copies the metainfo each time, with the colours of all classes.
         self.class_count = len((getattr(self.dataset, 'metainfo', None) or {}).get('classes') or ())
         # One flag per sample in memory that the workers share: skipped; loaded before.
-        self.bad, self.good = (
-            torch.zeros(len(self.dataset), dtype=torch.uint8).share_memory_() for _ in range(2)
-        )
+        self.bad, self.good = torch.zeros(2, len(self.dataset), dtype=torch.uint8).share_memory_()
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -8,13 +8,12 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from mmengine.dist import is_main_process
-from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mmvisiongru._compat import built_loops
 from mmvisiongru.checkpoint.load import Checkpoint, data_only, read_checkpoint
-from mmvisiongru.checkpoint.match import check_weights, pretrained
+from mmvisiongru.checkpoint.match import check_weights, plain_model, pretrained
 from mmvisiongru.checkpoint.resume import find_checkpoint
 from mmvisiongru.engine.compiled import compile_parts
 from mmvisiongru.engine.guarded_dataset import GuardedDataset
@@ -89,8 +88,7 @@ class ReliableRunner(Runner):
         settings = self.cfg.get('compile', False)
         if settings is None or settings is False:
             return
-        model = self.model.module if is_model_wrapper(self.model) else self.model
-        self.compiled = compile_parts(model, {} if settings is True else dict(settings))
+        self.compiled = compile_parts(plain_model(self.model), {} if settings is True else dict(settings))
         self.logger.info(f'compiled: {", ".join(self.compiled)}; the first iterations take longer')
 
     @contextmanager

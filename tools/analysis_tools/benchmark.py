@@ -22,6 +22,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from functools import partial
+from itertools import product
 from logging import ERROR
 
 import torch
@@ -116,28 +117,17 @@ def measure_models(models: dict, args) -> list[dict]:
     total = len(args.sizes) * len(modes) * len(models) * len(args.dtype) * (args.repeats + 1)
     with measure.progress_bar() as bar:
         task = bar.add_task('', total=total)
-        for size in args.sizes:
-            for mode in modes:
-                bar.update(task, description=f'{mode} {size} x {size}')
-                functions = {
-                    name if len(args.dtype) == 1 else f'{name}, {precision}': runnable(
-                        model,
-                        torch.randn(args.batch_size, image_channels(model), size, size, device=device),
-                        precision,
-                        mode,
-                        not args.no_optimize,
-                    )
-                    for name, model in models.items()
-                    for precision in args.dtype
-                }
-                memory = {name: measure.peak_memory(f, device) for name, f in functions.items()}
-                with converted_once() if mode == 'inference' else nullcontext():
-                    times = measure.interleaved_times(
-                        functions, device, args.repeats, advance=lambda: bar.advance(task)
-                    )
-                rows += [
-                    _row(name, size, mode, args.batch_size, times[name], memory[name]) for name in functions
-                ]
+        for size, mode in product(args.sizes, modes):
+            bar.update(task, description=f'{mode} {size} x {size}')
+            functions = {}
+            for (name, model), precision in product(models.items(), args.dtype):
+                name = name if len(args.dtype) == 1 else f'{name}, {precision}'
+                x = torch.randn(args.batch_size, image_channels(model), size, size, device=device)
+                functions[name] = runnable(model, x, precision, mode, not args.no_optimize)
+            memory = {name: measure.peak_memory(f, device) for name, f in functions.items()}
+            with converted_once() if mode == 'inference' else nullcontext():
+                times = measure.interleaved_times(functions, device, args.repeats, lambda: bar.advance(task))
+            rows += [_row(name, size, mode, args.batch_size, times[name], memory[name]) for name in functions]
     first = rows[0]['model']
     base = {(row['size'], row['mode']): row for row in rows if row['model'] == first}
     for row in rows:

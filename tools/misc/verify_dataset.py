@@ -69,10 +69,10 @@ class Findings(Dataset):
             return self.dataset.describe(index, error), None, ''
         if 'gt_instances' in sample:
             labels = sample.gt_instances.labels
+        elif 'gt_sem_seg' in sample:
+            labels = sample.gt_sem_seg.data
         else:
-            labels = (
-                sample.gt_sem_seg.data if 'gt_sem_seg' in sample else sample.get('gt_label', torch.empty(0))
-            )
+            labels = sample.get('gt_label', torch.empty(0))
         classes = len(self.dataset.metainfo.get('classes') or ())
         labels = labels[(labels >= 0) & (labels < classes)].long()
         return '', labels.bincount(minlength=classes), turned

@@ -104,11 +104,8 @@ def scores_of(sample: BaseDataElement, classes: Sequence[str] | None, config: st
     if 'pred_instances' in sample:
         found = sample.pred_instances
         best = torch.zeros(len(classes)).scatter_reduce(0, found.labels.cpu(), found.scores.cpu(), 'amax')
-        return {
-            name: score
-            for name, score in zip(distinct(classes), best.tolist(), strict=True)
-            if score >= SCORE
-        }
+        scores = zip(distinct(classes), best.tolist(), strict=True)
+        return {name: score for name, score in scores if score >= SCORE}
     if 'pred_sem_seg' in sample:
         labels = sample.pred_sem_seg.data.flatten().long()
         scores = labels.bincount(minlength=len(classes or ())) / labels.numel()
