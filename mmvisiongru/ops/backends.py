@@ -43,19 +43,17 @@ class Backends:
         """Names of the backends that can run on ``device``, in the order in which 'auto' prefers them."""
         device = torch.device(device)
         names = [name for name in self if not self.module(name).unsupported(device, dtype)]
-        return sorted(names, key=lambda name: bool(self.distrust(name, device)))
-
-    def distrust(self, name: str, device: torch.device) -> str:
-        """Why 'auto' does not take a backend that can run: its first use on the device gave wrong results."""
-        if not self.modules[name].startswith('triton_'):
-            return ''
-        from .first_use import problem
-
-        return problem(self.operator, self.module(name), self.example, device)
+        return sorted(names, key=lambda name: bool(self.reasons(name, device, dtype)))
 
     def reasons(self, name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
-        """Why 'auto' does not take a backend."""
-        return self.module(name).unsupported(device, dtype) or [*filter(None, [self.distrust(name, device)])]
+        """Why 'auto' does not take a backend: it cannot run, or its first use gave wrong results."""
+        reasons = self.module(name).unsupported(device, dtype)
+        if name != 'triton' or reasons:
+            return reasons
+        from .first_use import problem
+
+        found = problem(self.operator, self.module(name), self.example, device)
+        return [found] if found else []
 
     def resolve(self, name: str, x: Tensor) -> ModuleType:
         """Choose a backend for x: 'auto' takes the first that can run, a named one runs or raises.

@@ -6,6 +6,7 @@ be chosen before Triton is imported: this file, run as a program, is that proces
 
 import faulthandler
 import json
+from itertools import product
 from typing import NamedTuple
 from unittest import mock
 
@@ -57,8 +58,9 @@ def run_case(case, guarded):
     class Launch(triton_wkv._Launch):
         def __init__(self, x):
             super().__init__(x)
-            for name in ('decay', 'bonus', 'powers', 'top'):
-                setattr(self, name, guarded.copy(getattr(self, name)))
+            self.bonus, self.powers = map(guarded.copy, (self.bonus, self.powers))
+            top, decay = map(guarded.copy, self.inputs[2:])
+            self.inputs = self.inputs._replace(top=top, decay=decay)
 
         def enter(self, totals):
             return guarded.copy(super().enter(totals))
@@ -134,16 +136,19 @@ def test_results_are_the_same_from_run_to_run():
         assert torch.equal(first[name], second[name]), name
 
 
-def run_all():
-    faulthandler.enable()
-    mend()
-    found = {place: {} for place in PLACES}
-    for place, errors in found.items():
-        for name, case in CASES.items():
-            print(place, name, flush=True)
-            errors[name] = run_case(case, Guarded(place))
-    print(json.dumps(found))
+def test_more_tokens_than_a_grid_holds_are_refused():
+    """CUDA has 65535 programs in the second dimension, of four chunks of 16 tokens each."""
+    w, k = torch.zeros(1), torch.zeros(1, 1, 1).expand(1, 65535 * 64 + 1, 1)
+    assert triton_wkv._Launch(Wkv(w, w, k[:, 1:], k[:, 1:])).grid == (1, 65535)
+    with pytest.raises(ValueError, match=f'up to {65535 * 64} tokens'):
+        triton_wkv._Launch(Wkv(w, w, k, k))
 
 
 if __name__ == '__main__':
-    run_all()
+    faulthandler.enable()
+    mend()
+    found = {place: {} for place in PLACES}
+    for place, (name, case) in product(PLACES, CASES.items()):
+        print(place, name, flush=True)
+        found[place][name] = run_case(case, Guarded(place))
+    print(json.dumps(found))

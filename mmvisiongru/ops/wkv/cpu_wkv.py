@@ -14,9 +14,7 @@ from torch import Tensor
 from .. import native
 from ..backends import accumulation_dtype
 from ..native import Map
-from .interface import LIMIT, Wkv
-
-__all__ = ['LIMIT', 'backward', 'forward', 'unsupported']
+from .interface import Wkv
 
 LIBRARY = 'bi_wkv'
 

@@ -25,6 +25,10 @@ BACKENDS = {
     'released': Backends("bi_wkv(distance='released')", __package__, _EVERYWHERE, _example),
 }
 DISTANCES = tuple(BACKENDS)
+# By dtype of the sums, how far apart the exponents -w T, 0 and u of a channel may be: all backends but the
+# reference sum without a running maximum. A weight may be e^64 times another, and keys that are more than
+# e^87 below the largest, which float32 drops, still count for less than 1e-9 of a sum.
+LIMIT = {torch.float32: 64.0, torch.float64: 640.0}
 # Per element of the output, forward: x v, and numerator and denominator of past, future and token are 7
 # multiply-adds. Backward: these again, the same for the gradients, and the moments of both for the decay.
 FLOPS = 14, 42
@@ -38,8 +42,10 @@ def runnable_backends(device='cpu', dtype: torch.dtype = torch.float32, distance
 def _within_limit(name: str, distance: str, x: Wkv):
     """The module to run, and x; a channel beyond the limit raises, or becomes NaN on a GPU."""
     backend = BACKENDS[distance].resolve(name, x.k)
+    if name == 'reference':
+        return backend, x
     exponents = torch.stack((-x.w * x.k.size(1), x.u, torch.zeros_like(x.u)))
-    limit, span = backend.LIMIT[accumulation_dtype(x.k.dtype)], exponents.amax(0) - exponents.amin(0)
+    limit, span = LIMIT[accumulation_dtype(x.k.dtype)], exponents.amax(0) - exponents.amin(0)
     if x.k.device.type != 'cpu':
         # Reading a value would stall the GPU.
         return backend, x._replace(w=x.w.where(span <= limit, torch.nan))

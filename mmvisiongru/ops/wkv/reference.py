@@ -16,8 +16,6 @@ from torch import Tensor
 from ..backends import runs_everywhere as unsupported
 from .interface import Wkv, piece_length
 
-LIMIT = {torch.float32: inf, torch.float64: inf}
-
 __all__ = ['backward', 'forward', 'unsupported']
 
 

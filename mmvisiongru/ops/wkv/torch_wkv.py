@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import runs_everywhere as unsupported
-from .interface import LIMIT, Wkv, piece_length
+from .interface import Wkv, piece_length
 
-__all__ = ['LIMIT', 'backward', 'forward', 'unsupported']
+__all__ = ['backward', 'forward', 'unsupported']
 
 ELEMENTS = 1 << 19  # at a time: backward takes some fifty float64 values for each
 

@@ -12,7 +12,7 @@ e^{-w} = base - delta of a sum: base is 1 where e^{-w} is near 1, so that delta 
 (kinds, B, chunks, 2, D): past and future, and for the slopes by w their moments, sum d e^{-w d} z.
 """
 
-# ruff: noqa: N803 (constants of a kernel and sizes are upper case)
+# ruff: noqa: N803, RUF005 (constants and sizes are upper case; Triton joins tuples by + only)
 
 from typing import NamedTuple
 
@@ -60,7 +60,7 @@ class Place(NamedTuple):
 
 @triton.jit
 def _place(L, D, chunks, STEPS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
-    found = locate(L, L, 0, 0, D, 1, 0, 0, LANES)
+    found = locate(L, L, magic=0, shift=0, D=D, P=1, COLUMN=0, REVERSE=0, LANES=LANES)
     row, time, end, _ = rows(L, STEPS, True, STEPS, ROWS)
     state = (found.image * chunks + row) * 2 * D + found.channel
     kept = (row < chunks) & found.valid
@@ -140,23 +140,55 @@ def _moments(z, decay, STEPS: tl.constexpr):
 
 
 @triton.jit
-def _mix(z, bonus, decay, powers, entered_past, entered_future, STEPS: tl.constexpr):
-    """K[z] of a chunk. Entering sums are scaled by e^{-w d}: in a recurrence, each token would round them."""
+def _state(states, kinds_stride, place: Place, kind, half):
+    """Address of a state of the chunks: of the first (half 0) or the second (half D) tensor of a pair."""
+    return states + kind * kinds_stride.to(tl.int64) + place.state + half
+
+
+@triton.jit
+def _entered(states, kinds_stride, place: Place, kind, half):
+    return tl.load(_state(states, kinds_stride, place, kind, half), mask=place.kept, other=0.0)
+
+
+@triton.jit
+def _leave(found, states, kinds_stride, place: Place, half, KINDS: tl.constexpr):
+    """Store what the chunks add to their neighbours."""
+    for kind in tl.static_range(KINDS):
+        tl.store(_state(states, kinds_stride, place, kind, half), found[kind], mask=place.kept)
+
+
+@triton.jit
+def _store(pointer, value, D, place: Place, i: tl.constexpr):
+    """Store token i of the chunks; ``pointer`` is the first token of the image in a dense tensor."""
+    inside = (place.time + i < place.end) & place.valid
+    here = at(pointer, D, place.time, i, place.order, 0)
+    tl.store(here, value.to(pointer.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _mix(z, states, kinds_stride, place: Place, half, bonus, decay, powers, STEPS: tl.constexpr):
+    """K[z] of the chunks, given the states that enter them.
+
+    These are scaled by e^{-w d}: in a recurrence, each token would round them.
+    """
+    entered_past = _entered(states, kinds_stride, place, 0, half)
+    entered_future = _entered(states, kinds_stride, place, 1, half)
     sums = ()
     past = tl.zeros(z[0].shape, z[0].dtype)
     for i in tl.static_range(STEPS):
         sums += (past + powers[i] * entered_past + bonus * z[i],)
         past = _kept(past, decay) + z[i]
     future, out = tl.zeros(z[0].shape, z[0].dtype), ()
-    for i in tl.static_range(STEPS):
-        out += (sums[STEPS - 1 - i] + future + powers[i] * entered_future,)
-        future = _kept(future, decay) + z[STEPS - 1 - i]
+    for i in tl.static_range(STEPS - 1, -1, -1):
+        out = (sums[i] + future + powers[STEPS - 1 - i] * entered_future,) + out
+        future = _kept(future, decay) + z[i]
     return out
 
 
 @triton.jit
-def _mix_with_slopes(z, bonus, decay, past, future, past_moment, future_moment, STEPS: tl.constexpr):
-    """K[z] and -dK[z]/dw in float64, from the states entering the chunk; last token first, as in _mix."""
+def _mix_with_slopes(z, bonus, decay, entered, STEPS: tl.constexpr):
+    """K[z] and -dK[z]/dw in float64, from the states that entered the chunks."""
+    past, future, past_moment, future_moment = entered
     sums, slopes = (), ()
     for i in tl.static_range(STEPS):
         sums += (past + bonus * z[i].to(tl.float64),)
@@ -164,25 +196,12 @@ def _mix_with_slopes(z, bonus, decay, past, future, past_moment, future_moment, 
         past_moment = _kept(past_moment + past, decay)
         past = _kept(past, decay) + z[i].to(tl.float64)
     out, out_slopes = (), ()
-    for i in tl.static_range(STEPS):
-        out += (sums[STEPS - 1 - i] + future,)
-        out_slopes += (slopes[STEPS - 1 - i] + future_moment,)
+    for i in tl.static_range(STEPS - 1, -1, -1):
+        out = (sums[i] + future,) + out
+        out_slopes = (slopes[i] + future_moment,) + out_slopes
         future_moment = _kept(future_moment + future, decay)
-        future = _kept(future, decay) + z[STEPS - 1 - i].to(tl.float64)
+        future = _kept(future, decay) + z[i].to(tl.float64)
     return out, out_slopes
-
-
-@triton.jit
-def _entered(states, kinds_stride, place: Place, kind, half):
-    return tl.load(states + kind * kinds_stride.to(tl.int64) + place.state + half, mask=place.kept, other=0.0)
-
-
-@triton.jit
-def _mixed(z, entering, kinds_stride, place: Place, half, bonus, decay, powers, STEPS: tl.constexpr):
-    """K[z], given the states entering the chunks; z is the first (half 0) or second (half D) of its pair."""
-    past = _entered(entering, kinds_stride, place, 0, half)
-    future = _entered(entering, kinds_stride, place, 1, half)
-    return _mix(z, bonus, decay, powers, past, future, STEPS)
 
 
 @triton.jit(do_not_specialize=['L', 'chunks'])
@@ -197,9 +216,7 @@ def totals(
     decay = _decay(x, place, D, states.dtype.element_ty)
     for half in tl.static_range(2):
         found = _moments(pair[half], decay, STEPS) if MOMENTS else _total(pair[half], decay, STEPS)
-        for kind in tl.static_range(4 if MOMENTS else 2):
-            here = states + kind * kinds_stride.to(tl.int64) + place.state + half * D
-            tl.store(here, found[kind], mask=place.kept)
+        _leave(found, states, kinds_stride, place, half * D, 4 if MOMENTS else 2)
 
 
 @triton.jit
@@ -222,14 +239,11 @@ def average(
     decay = _decay(x, place, D, tl.float32)
     own = _channels(bonus, place).to(tl.float32)
     steps = _powers(powers, place, D, STEPS)
-    numerators = _mixed(products, states, kinds_stride, place, 0, own, decay, steps, STEPS)
-    denominators = _mixed(weights, states, kinds_stride, place, D, own, decay, steps, STEPS)
+    numerators = _mix(products, states, kinds_stride, place, 0, own, decay, steps, STEPS)
+    denominators = _mix(weights, states, kinds_stride, place, D, own, decay, steps, STEPS)
     out += place.image * L * D + place.channel
-    for i in tl.static_range(STEPS):
-        y = numerators[i] / denominators[i]
-        here = at(out, D, place.time, STEPS - 1 - i, place.order, 0)
-        inside = (place.time + STEPS - 1 - i < place.end) & place.valid
-        tl.store(here, y.to(out.dtype.element_ty), mask=inside)
+    for i in tl.static_range(STEPS - 1, -1, -1):
+        _store(out, numerators[i] / denominators[i], D, place, i)
 
 
 @triton.jit(do_not_specialize=['L', 'chunks'])
@@ -242,46 +256,35 @@ def adjoint(
     keys, values, top = _inputs(x, place, D, STEPS)
     products, weights = _pair(keys, values, top, STEPS)
     decay, own = _decay(x, place, D, tl.float64), _channels(bonus, place)
-    entered = ()
-    for n in tl.static_range(8):
-        entered += (_entered(states, kinds_stride, place, n % 4, n // 4 * D),)
-    numerators, slopes = _mix_with_slopes(
-        products, own, decay, entered[0], entered[1], entered[2], entered[3], STEPS
-    )
-    denominators, weight_slopes = _mix_with_slopes(
-        weights, own, decay, entered[4], entered[5], entered[6], entered[7], STEPS
-    )
+    of_products, of_weights = (), ()
+    for kind in tl.static_range(4):
+        of_products += (_entered(states, kinds_stride, place, kind, 0),)
+        of_weights += (_entered(states, kinds_stride, place, kind, D),)
+    numerators, slopes = _mix_with_slopes(products, own, decay, of_products, STEPS)
+    denominators, weight_slopes = _mix_with_slopes(weights, own, decay, of_weights, STEPS)
     start = _start(grad, place)
     ratios += place.image * L * D + place.channel
     dw = tl.zeros((ROWS, LANES), tl.float64)
     du = tl.zeros((ROWS, LANES), tl.float64)
     rs, ss = (), ()
-    for i in tl.static_range(STEPS):
-        inside = (place.time + STEPS - 1 - i < place.end) & place.valid
+    for i in tl.static_range(STEPS - 1, -1, -1):
+        inside = (place.time + i < place.end) & place.valid
         y = numerators[i] / denominators[i]
         # Loaded here and not earlier: registers are full.
-        here = at(start, grad.token, place.time, STEPS - 1 - i, place.order, 0)
-        g = tl.load(here, mask=inside, other=0.0)
+        g = tl.load(at(start, grad.token, place.time, i, place.order, 0), mask=inside, other=0.0)
         # Mask what follows the last token.
         r = tl.where(inside, g.to(tl.float64) / denominators[i], 0.0)
         y = tl.where(inside, y, 0.0)
         dw -= r * (slopes[i] - y * weight_slopes[i])
-        weight = weights[STEPS - 1 - i].to(tl.float64)
-        du += r * (products[STEPS - 1 - i].to(tl.float64) - y * weight)
-        here = at(ratios, D, place.time, STEPS - 1 - i, place.order, 0)
-        rs += (r.to(tl.float32),)
-        ss += ((r * y).to(tl.float32),)
-        tl.store(here, rs[i], mask=inside)
-        tl.store(here + ratios_stride, ss[i], mask=inside)
-    # rs and ss hold the last token first, so past and future are swapped.
+        du += r * (products[i].to(tl.float64) - y * weights[i].to(tl.float64))
+        rs = (r.to(tl.float32),) + rs
+        ss = ((r * y).to(tl.float32),) + ss
+        here = at(ratios, D, place.time, i, place.order, 0)
+        tl.store(here, rs[0], mask=inside)
+        tl.store(here + ratios_stride, ss[0], mask=inside)
     narrow = (decay[0], decay[1].to(tl.float32))
-    r_future, r_past = _total(rs, narrow, STEPS)
-    s_future, s_past = _total(ss, narrow, STEPS)
-    ratio_states += place.state
-    tl.store(ratio_states, r_past, mask=place.kept)
-    tl.store(ratio_states + D, s_past, mask=place.kept)
-    tl.store(ratio_states + kinds_stride, r_future, mask=place.kept)
-    tl.store(ratio_states + kinds_stride + D, s_future, mask=place.kept)
+    _leave(_total(rs, narrow, STEPS), ratio_states, kinds_stride, place, 0, 2)
+    _leave(_total(ss, narrow, STEPS), ratio_states, kinds_stride, place, D, 2)
     tl.store(parts + place.state, dw, mask=place.kept)
     tl.store(parts + place.state + D, du * own, mask=place.kept)
 
@@ -300,16 +303,11 @@ def gradients(
     decay = _decay(x, place, D, tl.float32)
     own = _channels(bonus, place).to(tl.float32)
     steps = _powers(powers, place, D, STEPS)
-    krs = _mixed(rs, ratio_states, kinds_stride, place, 0, own, decay, steps, STEPS)
-    kss = _mixed(ss, ratio_states, kinds_stride, place, D, own, decay, steps, STEPS)
+    krs = _mix(rs, ratio_states, kinds_stride, place, 0, own, decay, steps, STEPS)
+    kss = _mix(ss, ratio_states, kinds_stride, place, D, own, decay, steps, STEPS)
     products, weights = _pair(keys, values, top, STEPS)
     grad_key += place.image * L * D + place.channel
     grad_value += place.image * L * D + place.channel
-    for i in tl.static_range(STEPS):
-        inside = (place.time + STEPS - 1 - i < place.end) & place.valid
-        dk = products[STEPS - 1 - i] * krs[i] - weights[STEPS - 1 - i] * kss[i]
-        here = at(grad_key, D, place.time, STEPS - 1 - i, place.order, 0)
-        tl.store(here, dk.to(grad_key.dtype.element_ty), mask=inside)
-        dv = weights[STEPS - 1 - i] * krs[i]
-        here = at(grad_value, D, place.time, STEPS - 1 - i, place.order, 0)
-        tl.store(here, dv.to(grad_value.dtype.element_ty), mask=inside)
+    for i in tl.static_range(STEPS - 1, -1, -1):
+        _store(grad_key, products[i] * krs[i] - weights[i] * kss[i], D, place, i)
+        _store(grad_value, weights[i] * krs[i], D, place, i)

@@ -3,50 +3,49 @@
 It uses no atomics, so results are the same from run to run.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from ..triton_launch import MAX_TOKENS, OPTIONS, on, unsupported
-from .interface import LIMIT, Wkv
+from ..triton_launch import OPTIONS, on, unsupported
+from .interface import Wkv
 
-__all__ = ['LIMIT', 'backward', 'forward', 'unsupported']
+__all__ = ['backward', 'forward', 'unsupported']
 
 STEPS = 16  # tokens of a chunk, in registers
 # One channel per thread: a warp reads 64 bytes of 16-bit types at a time.
 TILE = dict(STEPS=STEPS, ROWS=4, LANES=32, num_warps=4)
+MAX_TOKENS = 65535 * TILE['ROWS'] * STEPS  # CUDA has no more programs in the second dimension of a grid
 
 
 class _Launch:
     """Arguments that the kernels share for x."""
 
     def __init__(self, x: Wkv):
+        from .triton_kernels import Inputs, Map
+
         B, T, C = x.k.shape
-        assert T < MAX_TOKENS, f'{T} tokens'
-        self.k, self.v, self.device = x.k, x.v, x.k.device
+        if T > MAX_TOKENS:
+            raise ValueError(f"bi_wkv backend 'triton' takes up to {MAX_TOKENS} tokens, got {T}; 'torch' any")
         self.chunks = -(-T // STEPS)
+        self.device, self.state = x.k.device, (B, self.chunks, 2, C)
         self.w = x.w.double()
         keep, self.bonus = torch.exp(-self.w), x.u.double().exp()
         # 1 - delta would lose the digits of a small e^{-w}.
         small = keep < 0.5
-        self.decay = torch.stack(((~small).double(), torch.where(small, -keep, -torch.expm1(-self.w))))
+        decay = torch.stack(((~small).double(), torch.where(small, -keep, -torch.expm1(-self.w))))
+        self.inputs = Inputs(Map.of(x.k), Map.of(x.v), x.k.amax(1).float(), decay)
         # Clamp to T, so that masked steps stay finite.
         step = torch.arange(STEPS, device=self.device).clamp(max=T)[:, None]
         self.powers = torch.exp(-self.w * step).float()
-        self.top = x.k.amax(1).float()
         self.grid = (B * -(-C // TILE['LANES']), -(-self.chunks // TILE['ROWS']))
-        kinds_stride = B * self.chunks * 2 * C
+        kinds_stride = math.prod(self.state)
         self.sizes = dict(D=C, L=T, chunks=self.chunks, kinds_stride=kinds_stride, **TILE, **OPTIONS)
-
-    def inputs(self) -> tuple:
-        """``triton_kernels.Inputs``."""
-        from .triton_kernels import Inputs, Map
-
-        return Inputs(Map.of(self.k), Map.of(self.v), self.top, self.decay)
 
     def states(self, kinds: int, dtype: torch.dtype) -> Tensor:
         """Memory for the states of the chunks: past, future and, for kinds = 4, their moments."""
-        B, _, C = self.k.shape
-        return torch.empty(kinds, B, self.chunks, 2, C, dtype=dtype, device=self.device)
+        return torch.empty(kinds, *self.state, dtype=dtype, device=self.device)
 
     def enter(self, totals: Tensor) -> Tensor:
         """States entering each chunk, from those leaving each; computed in float64."""
@@ -80,7 +79,7 @@ def forward(x: Wkv, y: Tensor, distance: str) -> None:
     assert y.is_contiguous()
     launch = _Launch(x)
     totals = launch.states(2, torch.float32)
-    inputs, sizes = launch.inputs(), launch.sizes
+    inputs, sizes = launch.inputs, launch.sizes
     with on(launch.device):
         triton_kernels.totals[launch.grid](inputs, totals, MOMENTS=False, **sizes)
         entered = launch.enter(totals)
@@ -95,7 +94,7 @@ def backward(grad: Tensor, x: Wkv, out: Wkv, distance: str) -> None:
     totals, ratio_totals = launch.states(4, torch.float64), launch.states(2, torch.float32)
     parts = launch.states(1, torch.float64)
     ratios = torch.empty(2, *x.k.shape, dtype=torch.float32, device=launch.device)
-    inputs, bonus, grid, sizes = launch.inputs(), launch.bonus, launch.grid, launch.sizes
+    inputs, bonus, grid, sizes = launch.inputs, launch.bonus, launch.grid, launch.sizes
     with on(launch.device):
         triton_kernels.totals[grid](inputs, totals, MOMENTS=True, **sizes)
         sizes['ratios_stride'] = ratios[0].numel()
