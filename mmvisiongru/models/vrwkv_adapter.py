@@ -110,8 +110,7 @@ class Interaction(nn.Module):
     def __init__(self, injector: Injector, extractors: Sequence[Extractor]):
         super().__init__()
         self.injector, self.extractor = injector, extractors[0]
-        if extractors[1:]:
-            self.extra_extractors = nn.ModuleList(extractors[1:])
+        self.extra_extractors = nn.ModuleList(extractors[1:])
 
 
 def split_maps(c: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -235,7 +234,7 @@ class VRWKVAdapter(VRWKV):
             x = run(interaction.injector, x.flatten(1, 2), of_x, c, shapes).unflatten(1, shape)
             for layer in self.layers[share * i : share * (i + 1)]:
                 x = layer(x)
-            for extractor in (interaction.extractor, *getattr(interaction, 'extra_extractors', ())):
+            for extractor in (interaction.extractor, *interaction.extra_extractors):
                 c = run(extractor, c, of_c, x.flatten(1, 2), shape, shapes)
             maps.append(x.permute(0, 3, 1, 2))
         return maps, c

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from mmengine.model import constant_init, xavier_init
 from torch import Tensor, nn
 
 from mmvisiongru.ops.backends import accumulation_dtype
@@ -47,11 +48,9 @@ class DeformableAttention(nn.Module):
     def reset_parameters(self) -> None:
         """Equal weights on points that lie 1, 2, ... cells away, in another direction for each head."""
         for layer in (self.sampling_offsets, self.attention_weights):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            constant_init(layer, 0)
         for layer in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            xavier_init(layer, distribution='uniform')
         angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         direction = torch.stack((angle.cos(), angle.sin()), 1)
         direction = direction / direction.abs().amax(1, keepdim=True)

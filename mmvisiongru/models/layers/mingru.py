@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mmvisiongru.ops import mingru_scan_2d
-from mmvisiongru.ops.mingru.op import BACKENDS
+from mmvisiongru.ops.mingru import BACKENDS, mingru_scan_2d
 
 from .channels_last import ChannelsLastConv2d
 

@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmvisiongru.ops import bi_wkv
 from mmvisiongru.ops.backends import Backends, accumulation_dtype
-from mmvisiongru.ops.wkv.op import BACKENDS
+from mmvisiongru.ops.wkv import BACKENDS, bi_wkv
 
 
 def q_shift(x: Tensor) -> Tensor:
