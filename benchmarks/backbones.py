@@ -127,9 +127,9 @@ def measure_model(name: str, task: str, reference, device, precision: str, repea
         this=partial(measure.inference, *in_precision(model, x, precision)),
         reference=partial(measure.inference, *in_precision(reference, x, precision)),
     )
-    memory = measure.peak_memory(runs['this'], device)
     with converted_once():
         times = measure.interleaved_times(runs, device, repeats)
+    memory = measure.peak_memory(runs['this'], device)
     times = {run: statistics.median(t) for run, t in times.items()}
     accuracy, source = quoted_accuracy(key, task)
     return dict(

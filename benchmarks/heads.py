@@ -89,7 +89,7 @@ def compare(name: str, mode: str, size: tuple[int, int], args) -> dict:
     times = measure.interleaved_times(runs, device, args.repeats)
     found = dict(seconds={key: statistics.median(value) for key, value in times.items()}, macs=macs)
     if args.memory:
-        found['memory'] = {key: measure.peak_memory(run, device, warm_up=False) for key, run in runs.items()}
+        found['memory'] = {key: measure.peak_memory(run, device) for key, run in runs.items()}
     return found
 
 

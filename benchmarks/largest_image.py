@@ -61,7 +61,7 @@ def measure_side(key: str, side: int, device: str, memory: float) -> dict:
         inference(model, torch.randn(1, 3, 224, 224, device=device))
         run = partial(timed, partial(inference, model, torch.randn(1, 3, side, side, device=device)), device)
         seconds = []
-        peak = measure.peak_memory(lambda: seconds.append(run()), device, warm_up=False) / 2**20
+        peak = measure.peak_memory(lambda: seconds.append(run()), device) / 2**20
         if seconds[0] < SHORT:
             seconds.append(run())
     except (RuntimeError, MemoryError) as error:

@@ -86,14 +86,11 @@ def interleaved_times(
     return times
 
 
-def peak_memory(function: Callable[[], object], device: torch.device, warm_up: bool = True) -> float:
-    """Bytes that running ``function`` needs on top of what is allocated before it.
+def peak_memory(function: Callable[[], object], device: torch.device) -> float:
+    """Bytes that running ``function`` needs beyond what is allocated before; a first call may need more.
 
     On a CPU: highest resident size of the process during the call, from /proc; NaN where there is none.
-    ``warm_up`` calls the function once before.
     """
-    if warm_up:
-        function()
     gc.collect()
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
@@ -105,10 +102,11 @@ def peak_memory(function: Callable[[], object], device: torch.device, warm_up: b
         ctypes.CDLL(None).malloc_trim(0)
         Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')
         before = _status('VmRSS')
-        function()
-        return _status('VmHWM') - before
     except (OSError, AttributeError):
+        function()
         return float('nan')
+    function()
+    return _status('VmHWM') - before
 
 
 def _status(key: str) -> int:

@@ -1,6 +1,7 @@
 """Benchmarks of the operators: wrong backends are not timed, competitors compute the same, rows are right."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -72,6 +73,16 @@ def test_device_and_host_are_timed_apart(monkeypatch, host, device):
     # A clock around a call shows both.
     (both, *_) = measure.interleaved_times({'scan': gpu.call}, torch.device('cuda'), repeats=3)['scan']
     assert both == pytest.approx(host + device)
+
+
+def test_peak_memory_hides_no_error_and_runs_where_it_cannot_measure(monkeypatch):
+    with pytest.raises(AttributeError, match='nothing'):
+        measure.peak_memory(lambda: torch.nothing, torch.device('cpu'))
+    # A C library that is not glibc.
+    monkeypatch.setattr(measure.ctypes, 'CDLL', lambda name: None)
+    runs = []
+    assert math.isnan(measure.peak_memory(lambda: runs.append(1), torch.device('cpu')))
+    assert runs
 
 
 def test_what_bi_wkv_is_compared_with_computes_the_same():

@@ -106,7 +106,7 @@ def memory_of(arguments: tuple, size: tuple[int, int], threads: int) -> float:
     torch.set_num_threads(threads)
     run = start(*arguments)
     run(torch.zeros(1, 3, 64, 64))
-    return measure.peak_memory(lambda: run(torch.zeros(1, 3, *size)), torch.device('cpu'), warm_up=False)
+    return measure.peak_memory(lambda: run(torch.zeros(1, 3, *size)), torch.device('cpu'))
 
 
 def in_new_process(function: Callable, *args):
