@@ -41,23 +41,12 @@ class PatchEmbed(nn.Module):
 
 
 class Layer(nn.Module):
-    """x = x + g1 SM(LN1 x);  x = x + g2 CM(LN2 x); LN after the mixers instead with ``post_norm``."""
+    """x = x + g1 SM(LN1 x);  x = x + g2 CM(LN2 x); with post_norm, LN comes after the mixers."""
 
-    def __init__(
-        self,
-        dim: int,
-        index: int,
-        depth: int,
-        hidden_ratio: int,
-        drop_path: float,
-        post_norm: bool,
-        key_norm: bool,
-        layer_scale: float | None,
-        with_cp: bool,
-        **wkv,
-    ):
+    def __init__(self, arch: dict, index: int, hidden_ratio: int, drop_path: float, with_cp: bool, **wkv):
         super().__init__()
-        self.post_norm, self.with_cp = post_norm, with_cp
+        dim, depth, key_norm = arch['embed_dims'], arch['depth'], arch['key_norm']
+        self.post_norm, layer_scale, self.with_cp = arch['post_norm'], arch['layer_scale'], with_cp
         # The residual stream starts from the normalised embedding.
         self.ln0 = nn.LayerNorm(dim) if index == 0 else nn.Identity()
         self.ln1, self.ln2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
@@ -158,10 +147,9 @@ class VRWKV(Backbone):
         self.patch_embed = PatchEmbed(in_channels, dim, patch_size)
         self.grid = tuple(-(-side // patch) for side, patch in zip(img_size, patch_size, strict=True))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], dim))
-        rates = self._drop_path_rates()
-        options = {name: arch[name] for name in VRWKV.arch_options}
-        options.update(hidden_ratio=hidden_ratio, with_cp=with_cp, distance=distance, backend=wkv_backend)
-        self.layers = nn.ModuleList(Layer(dim, i, depth, drop_path=rates[i], **options) for i in range(depth))
+        self.layers, wkv = nn.ModuleList(), dict(distance=distance, backend=wkv_backend)
+        for i, rate in enumerate(self._drop_path_rates()):
+            self.layers.append(Layer(arch, i, hidden_ratio, rate, with_cp, **wkv))
         self.ln1 = nn.LayerNorm(dim)
         reduction = patch_size[0] if patch_size[0] == patch_size[1] else patch_size
         self._build_outputs([dim] * depth, [reduction] * depth, out_norm_cfg, out_contiguous)

@@ -62,30 +62,18 @@ class Injector(nn.Module):
         return x + self.gamma * self.attn(self.query_norm(x), places, self.feat_norm(c), shapes)
 
 
-class DepthwiseOnMaps(nn.Module):
-    """A depthwise 3x3 convolution, the same on each of several maps."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-
-    def forward(self, c: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-        """Tokens of the maps one after the other, (B, N, C) -> (B, N, C)."""
-        maps = split_maps(c, shapes)
-        return torch.cat([self.dwconv(m).flatten(2).transpose(1, 2) for m in maps], 1)
-
-
 class ConvFFN(nn.Module):
-    """W2 GELU(dwconv(W1 c))."""
+    """W2 GELU(dwconv(W1 c)), with a depthwise 3x3 convolution, the same on each of several maps."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.dwconv = DepthwiseOnMaps(hidden)
+        self.dwconv = nn.ModuleDict(dict(dwconv=nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)))
 
     def forward(self, c: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
-        return self.fc2(F.gelu(self.dwconv(self.fc1(c), shapes)))
+        """Tokens of the maps one after the other, (B, N, C) -> (B, N, C)."""
+        maps = [self.dwconv['dwconv'](m) for m in split_maps(self.fc1(c), shapes)]
+        return self.fc2(F.gelu(torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)))
 
 
 class Extractor(nn.Module):
@@ -102,15 +90,6 @@ class Extractor(nn.Module):
         """Tokens c of maps of ``shapes`` and x of a map of ``shape`` -> (B, N, C), as c."""
         c = c + self.attn(self.query_norm(c), places, self.feat_norm(x), [shape])
         return c + self.drop_path(self.ffn(self.ffn_norm(c), shapes))
-
-
-class Interaction(nn.Module):
-    """What one exchange takes; the layers between the two stay in the backbone."""
-
-    def __init__(self, injector: Injector, extractors: Sequence[Extractor]):
-        super().__init__()
-        self.injector, self.extractor = injector, extractors[0]
-        self.extra_extractors = nn.ModuleList(extractors[1:])
 
 
 def split_maps(c: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -187,8 +166,9 @@ class VRWKVAdapter(VRWKV):
         for i in range(INTERACTIONS):
             # Two more after the last layers, whose tokens nothing else reads.
             number = 3 if i == INTERACTIONS - 1 else 1
-            extractors = [Extractor(dim, dim // 4, drop_path_rate, **attention) for _ in range(number)]
-            self.interactions.append(Interaction(Injector(dim, **attention), extractors))
+            first, *others = (Extractor(dim, dim // 4, drop_path_rate, **attention) for _ in range(number))
+            parts = dict(injector=Injector(dim, **attention), extractor=first)
+            self.interactions.append(nn.ModuleDict(parts | dict(extra_extractors=nn.ModuleList(others))))
         self.up = nn.ConvTranspose2d(dim, dim, 2, stride=2)
         self.norm1, self.norm2, self.norm3, self.norm4 = (build_norm_layer(norm_cfg, dim)[1] for _ in STRIDES)
         self.feature_info = [
@@ -231,10 +211,10 @@ class VRWKVAdapter(VRWKV):
         of_x, of_c = (cell_centres(s, dtype, x.device) for s in ([shape], shapes))
         share, run = self.depth // INTERACTIONS, partial(recomputed, recompute=self.with_cp)
         for i, interaction in enumerate(self.interactions):
-            x = run(interaction.injector, x.flatten(1, 2), of_x, c, shapes).unflatten(1, shape)
+            x = run(interaction['injector'], x.flatten(1, 2), of_x, c, shapes).unflatten(1, shape)
             for layer in self.layers[share * i : share * (i + 1)]:
                 x = layer(x)
-            for extractor in (interaction.extractor, *interaction.extra_extractors):
+            for extractor in (interaction['extractor'], *interaction['extra_extractors']):
                 c = run(extractor, c, of_c, x.flatten(1, 2), shape, shapes)
             maps.append(x.permute(0, 3, 1, 2))
         return maps, c
