@@ -28,9 +28,7 @@ def import_mmdet() -> None:
         import_module('mmdet.datasets')
         import_module('mmdet.models')
     except ImportError as error:
-        raise InputError(
-            f'mmdet cannot be imported: {error}; docs/detection.md says how to install it'
-        ) from error
+        raise InputError(f'mmdet cannot be imported: {error}; see docs/detection.md') from error
 
 
 class Operators(ModuleType):

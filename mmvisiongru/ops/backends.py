@@ -56,11 +56,7 @@ class Backends:
         return [found] if found else []
 
     def resolve(self, name: str, x: Tensor) -> ModuleType:
-        """Choose a backend for x: 'auto' takes the first that can run, a named one runs or raises.
-
-        Raises:
-            RuntimeError: The named backend cannot run; the message has every reason.
-        """
+        """Choose a backend for x: 'auto' takes the first that can run; RuntimeError if a named one cannot."""
         if name == 'auto':
             return self.module(next(name for name in self if not self.reasons(name, x.device, x.dtype)))
         if reasons := self.module(name).unsupported(x.device, x.dtype):
@@ -96,10 +92,8 @@ def check_sequences(a: Tensor, b: Tensor, names: str) -> None:
     if a.dim() != 3 or a.shape != b.shape:
         raise ValueError(f'{names} must both be (B, L, D), got {tuple(a.shape)} and {tuple(b.shape)}')
     if (a.dtype, a.device) != (b.dtype, b.device) or not a.is_floating_point():
-        raise ValueError(
-            f'{names} must be of one floating-point dtype and on one device, got {a.dtype} on {a.device} and '
-            f'{b.dtype} on {b.device}'
-        )
+        found = f'{a.dtype} on {a.device} and {b.dtype} on {b.device}'
+        raise ValueError(f'{names} must be of one floating-point dtype and on one device, got {found}')
 
 
 def runs_everywhere(device: torch.device, dtype: torch.dtype) -> list[str]:

@@ -52,9 +52,7 @@ def _compare(example: Callable, device: torch.device) -> str:
             errors = [((got - ref).abs().max() / ref.abs().max()).item() for got, ref in pairs]
     except CalledProcessError as failure:
         # Triton compiles its launcher in C, against Python.h and libcuda.
-        return (
-            f'fails ({failure.cmd[0]} cannot build its launcher: are the headers in python3-dev installed?)'
-        )
+        return f'fails ({failure.cmd[0]} cannot build its launcher; the headers are in python3-dev)'
     # Whatever fails, 'torch' can run.
     except Exception as failure:
         return f'fails ({type(failure).__name__}: {" ".join(str(failure).split())[:200]})'

@@ -85,8 +85,7 @@ def function(library_name: str, name: str, arguments: tuple):
 def cache_folder() -> Path:
     """The user's cache folder of this package, created if it is missing.
 
-    Raises:
-        PermissionError: Somebody else may write to it: code is loaded from there.
+    PermissionError if somebody else may write to it: code is loaded from there.
     """
     root = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
     folder = root / 'mmvisiongru'
@@ -109,11 +108,7 @@ def _risk(path: Path) -> str:
 
 
 def compiler() -> str:
-    """Path of the C++ compiler.
-
-    Raises:
-        OSError: There is none.
-    """
+    """Path of the C++ compiler; OSError if there is none."""
     names = filter(None, (os.environ.get('CXX'), 'g++', 'clang++', 'c++'))
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:

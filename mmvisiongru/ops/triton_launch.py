@@ -60,11 +60,7 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> list[str]:
 
 
 def plan(sequences: int, length: int, inner: int, processors: int) -> tuple[int, int, int]:
-    """Spread a scan over the processors of a GPU.
-
-    Returns:
-        tuple[int, int, int]: Channels and warps of a program, and tokens of a chunk: all for a single launch.
-    """
+    """Channels and warps of a program, and tokens of a chunk, which are all of them for a single launch."""
     # The largest power of two that divides D leaves no lane idle; 16 lanes make a 32-byte sector.
     lanes = min(64, max(16, inner & -inner))
     programs = sequences * -(-inner // lanes)
@@ -88,7 +84,8 @@ def processors(device: torch.device) -> int:
 def launch(shape: torch.Size, paths: tuple[Path, ...], backward: bool, processors: int):
     """Grid and common arguments of the kernels, for maps of ``shape`` (B, H, W, P, D)."""
     B, H, W, P, D = shape
-    assert H * W < MAX_TOKENS, f'{H} x {W} tokens'
+    if H * W >= MAX_TOKENS:
+        raise ValueError(f"scan backend 'triton' takes less than {MAX_TOKENS} tokens, got {H} x {W}")
     lanes, warps, chunk = plan(B * P, H * W, D, processors)
     rows, chunks = WARP_LANES * warps // lanes, -(-H * W // chunk)
     # Bit masks over the paths.

@@ -265,6 +265,11 @@ def test_launches_cover_the_map_and_fill_the_gpu(inner):
         assert chunks > 1 or side < 312 or programs * 8 * 4 > 16 * H200
 
 
+def test_more_tokens_than_32_bits_count_are_refused():
+    with pytest.raises(ValueError, match='1073741824 tokens, got 32768 x 32768'):
+        launch((1, 1 << 15, 1 << 15, 1, 16), ROWS[:1], False)
+
+
 @pytest.mark.parametrize('height', [1, 2, 3, 7, 56, 1000, 32767, 32768, 65537, (1 << 29) + 1])
 def test_division_by_the_height_is_exact(height):
     width = (1 << 30) // height - 1 or 1

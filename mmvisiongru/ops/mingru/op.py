@@ -190,9 +190,8 @@ def mingru_scan_2d(
     """
     check_paths(paths)
     if projected.dim() != 4 or projected.size(3) % (2 * len(paths)):
-        raise ValueError(
-            f'projected must be (B, H, W, P * 2D) with P = {len(paths)} paths, got {tuple(projected.shape)}'
-        )
+        shape = tuple(projected.shape)
+        raise ValueError(f'projected must be (B, H, W, P * 2D) with P = {len(paths)} paths, got {shape}')
     if not projected.is_floating_point():
         raise ValueError(f'projected must be floating-point, got {projected.dtype}')
     check_choice('candidate', candidate, CANDIDATES)
