@@ -124,6 +124,6 @@ def _fitting(own: dict, state: dict, prefix: str = '') -> int:
 def _best_prefix(own: dict, state: dict) -> str | None:
     """Find the prefix under which most parameters of a module are, None if there is none."""
     first = next(iter(own))
-    prefixes = [key[: -len(first)] for key in state if key == first or key.endswith(f'.{first}')]
+    prefixes = [key.removesuffix(first) for key in state if key == first or key.endswith(f'.{first}')]
     best = max(prefixes, key=lambda prefix: _fitting(own, state, prefix), default=None)
     return best if best is not None and _fitting(own, state, best) else None

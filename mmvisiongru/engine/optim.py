@@ -12,8 +12,6 @@ from torch import nn
 from mmvisiongru.errors import InputError
 from mmvisiongru.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 
-# Folded into lr and weight_decay already. Without them, groups of equal settings are equal.
-LR_MULTIPLIERS = ('lr_mult', 'decay_mult')
 # How a step is computed, not what: this machine decides, whatever a checkpoint says.
 IMPLEMENTATION = ('fused', 'foreach', 'capturable')
 # The optimizers of the recipes, and devices on which every torch from 2.4 on fuses their steps.
@@ -61,7 +59,8 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def _join(self, singles: list[dict], model: nn.Module) -> list[dict]:
         names, groups = {id(p): name for name, p in model.named_parameters()}, {}
         for single in singles:
-            settings = {k: v for k, v in single.items() if k not in ('params', *LR_MULTIPLIERS)}
+            # The multipliers are part of lr and weight_decay already.
+            settings = {k: v for k, v in single.items() if k not in ('params', 'lr_mult', 'decay_mult')}
             for name, base in (('lr', self.base_lr), ('weight_decay', self.base_wd)):
                 if base is not None:
                     settings.setdefault(name, base)

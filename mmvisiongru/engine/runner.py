@@ -3,6 +3,7 @@
 ``runner_type = 'mmvisiongru.ReliableRunner'`` in a config selects it.
 """
 
+import logging
 import os.path as osp
 from contextlib import contextmanager, nullcontext
 
@@ -20,7 +21,7 @@ from mmvisiongru.engine.guarded_dataset import GuardedDataset
 from mmvisiongru.engine.optim import single_wrappers
 from mmvisiongru.engine.resume import NumberedSampler, ResumableEpochLoop, resuming
 from mmvisiongru.engine.signals import protect_workers
-from mmvisiongru.engine.terminal import silence, summary
+from mmvisiongru.engine.summary import summary
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import is_local, new_file
 from mmvisiongru.models.layers.pooling import replace_pools
@@ -124,7 +125,9 @@ class ReliableRunner(Runner):
     def build_logger(self, *args, **kwargs):
         """Build the logger. Until a loop runs, the terminal shows warnings only."""
         logger = super().build_logger(*args, **kwargs)
-        self.silenced = silence(logger)
+        self.silenced = [(h, h.level) for h in logger.handlers if not isinstance(h, logging.FileHandler)]
+        for handler, level in self.silenced:
+            handler.setLevel(max(level, logging.WARNING))
         return logger
 
     def build_train_loop(self, loop):

@@ -25,8 +25,6 @@ from mmvisiongru.errors import InputError, did_you_mean, in_one_line
 from mmvisiongru.mmcv_ops import import_mmdet, provide_ops
 
 ROOTS = [r for r in vars(mmengine.registry).values() if isinstance(r, Registry) and r.parent is None]
-# Hooks that keep unknown arguments for a call in mid-run, which then fails.
-SWALLOWING = (CheckpointHook, EMAHook)
 # Where the class that is meant may be, besides the scope of a config.
 SCOPES = ('mmengine', 'mmpretrain', 'mmseg', 'mmvisiongru')
 # Data sets of mmpretrain that download their data.
@@ -141,7 +139,8 @@ def arguments_of(kind: type) -> set[str]:
         if '__init__' in vars(base):
             parameters = inspect.signature(base.__init__).parameters.values()
             names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-            if base in SWALLOWING or not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            # These hooks keep unknown arguments for a call in mid-run, which then fails.
+            if base in (CheckpointHook, EMAHook) or all(p.kind is not p.VAR_KEYWORD for p in parameters):
                 break
     return names - {'self'}
 

@@ -186,7 +186,7 @@ def check_labels(cfg: Config, heads: dict[str, object], found: dict[str, object]
             right = dict.fromkeys(wrong, len(classes))
             raise InputError(f'{_join(wrong)}, but {place} has {len(classes)} classes; set {_join(right)}')
         for key, best in _settings(parts, 'topk').items():
-            if np.max(best) > len(classes) and getattr(parts[key[: -len('.topk')]], 'cal_acc', True):
+            if np.max(best) > len(classes) and getattr(parts[key.removesuffix('.topk')], 'cal_acc', True):
                 raise InputError(f'{key}={best}, but {place} has {len(classes)} classes; set {key}=(1,)')
     ignored = _settings(parts, 'ignore_index')
     if len({*ignored.values()}) > 1:

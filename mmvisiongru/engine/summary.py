@@ -1,10 +1,7 @@
-"""Start-up summary, and a terminal that stays quiet while a run is built."""
-
-import logging
+"""What a run says of itself before its first iteration."""
 
 import torch
 from mmengine.dist import get_world_size
-from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -12,14 +9,6 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmvisiongru._compat import built_loops
 from mmvisiongru.engine.optim import all_schedulers, single_wrappers
 from mmvisiongru.ops.backends import Backends
-
-
-def silence(logger: MMLogger) -> list[tuple[logging.Handler, int]]:
-    """Let the terminal show warnings only; gives its handlers with the levels to restore."""
-    levels = [(h, h.level) for h in logger.handlers if not isinstance(h, logging.FileHandler)]
-    for handler, level in levels:
-        handler.setLevel(max(level, logging.WARNING))
-    return levels
 
 
 def summary(runner: Runner) -> list[str]:
