@@ -37,7 +37,7 @@ def with_gradient(
         return *((grads,) if torch.is_tensor(grads) else grads), *(None,) * ctx.others
 
     def refuse(ctx, *_):
-        raise RuntimeError(f'{name} has first derivatives in reverse mode, and no others')
+        raise RuntimeError(f'{name} has no second or forward-mode derivatives, only first reverse-mode ones')
 
     def fold(x, mapped: int | None, size: int):
         if not torch.is_tensor(x):
