@@ -11,17 +11,13 @@ from PIL import ExifTags, Image
 from mmvisiongru.files import is_local
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
-# PIL's modes of one channel, of at most 8 bits and of more.
-MAP_MODES, WIDE_MODES = ('L', 'P', '1'), ('I', 'I;16', 'I;16B', 'I;16L')
 
 
 def check_files(info: dict, upright: bool = True) -> None:
     """Check the ends of a sample's pictures, and the mode and size of its label map.
 
-    A path that is no local file is not checked: the data set may find it elsewhere.
-
-    Their paths are ``img_path`` and ``seg_map_path`` of ``info``. With ``upright`` the loader turns images as
-    their EXIF orientation says.
+    Their paths are ``img_path`` and ``seg_map_path`` of ``info``. One that is no local file is not checked:
+    the data set may find it elsewhere. ``upright``: the loader turns images as their EXIF orientation says.
 
     Raises:
         ValueError: A file is empty or cut short; a label map is in colour, has values above 255, or has not
@@ -61,10 +57,11 @@ def _check_end(path: str) -> None:
 
 def _check_map(path: str, image: str | None, upright: bool) -> None:
     with Image.open(path) as label:
-        if label.mode in WIDE_MODES:
+        # PIL's modes of one channel, of more than 8 bits and of at most 8.
+        if label.mode in ('I', 'I;16', 'I;16B', 'I;16L'):
             if (highest := label.getextrema()[1]) > 255:
                 raise ValueError(f'label map {path} has the value {highest}; class indices end at 255')
-        elif label.mode not in MAP_MODES:
+        elif label.mode not in ('L', 'P', '1'):
             raise ValueError(f'label map {path} has mode {label.mode}; expected one channel of class indices')
         size = label.size
     if image is None:

@@ -18,8 +18,6 @@ from mmvisiongru.errors import InputError, did_you_mean, in_one_line
 from mmvisiongru.launch.checks import check_config
 from mmvisiongru.launch.prepare import building
 
-SCOPES = ('mmpretrain', 'mmseg', 'mmdet', 'mmvisiongru')
-
 
 def model_config(name: str, cfg_options: dict | None = None) -> Config:
     """Read the config of a model.
@@ -35,7 +33,7 @@ def model_config(name: str, cfg_options: dict | None = None) -> Config:
     """
     if name.endswith('.py') or name in config_files():
         return get_config(name, cfg_options, ('model',))
-    if name.startswith(tuple(f'{scope}.' for scope in SCOPES)):
+    if name.startswith(('mmpretrain.', 'mmseg.', 'mmdet.', 'mmvisiongru.')):
         kind, _, arch = name.partition(':')
         model = dict(type=kind, **(dict(arch=arch) if arch else {}))
         cfg = Config(dict(model=model, default_scope=kind.partition('.')[0]))

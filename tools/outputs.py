@@ -44,9 +44,8 @@ def stem(out: str) -> str:
 def output_paths(images: Iterable[str], folder: str, root: str | None = None) -> dict[str, str]:
     """A PNG file for each image, as deep below ``folder`` as the image is below ``root``.
 
-    The name ends in .png instead of the image's suffix; if that made two equal, all keep their suffix too.
-
-    ``root`` is a folder above all images, by default the deepest one. InputError if a file has one of these
+    ``root`` is a folder above all images, by default the deepest one. The names end in .png instead of the
+    image's suffix; if that made two equal, all keep their suffix too. InputError if a file has one of these
     names already and was not written by a tool of this package.
     """
     images = sorted(set(images))

@@ -84,9 +84,8 @@ def state_dict_of(content, prefix: str | None = None) -> dict[str, Tensor]:
 def load_checkpoint_file(path: str, map_location='cpu') -> dict:
     """Read a checkpoint as data only; nothing in it is executed.
 
-    ``path`` is a file, an http(s) address, the name of published weights, or that as ``mmvisiongru://NAME``.
-
     That is torch's ``weights_only=True``, which torch 2.5 does not keep in every case (CVE-2025-32434).
+    ``path`` is a file, an http(s) address, the name of published weights, or that as ``mmvisiongru://NAME``.
 
     Raises:
         InputError: The file is missing, damaged, no checkpoint, or holds more than weights and plain data.

@@ -21,11 +21,6 @@ from torch.utils.data import DataLoader
 from mmvisiongru.checkpoint.match import plain_model
 from mmvisiongru.errors import InputError, in_one_line
 
-# Pixels: at stride 32 an image of this side gives a map of 2 x 2, so a map of 1 x 1 was pooled.
-SIDE = 64
-# Samples in the batch that check_batch() makes.
-TRIED = 4
-
 
 def check_built(runner: Runner, dataloaders: Iterable[str]) -> None:
     """Check the model of a Runner against the loops over some dataloaders, by their keys in the config."""
@@ -87,7 +82,8 @@ def check_model(cfg: Config, model: nn.Module) -> list[str]:
     if weight is None or weight.is_meta or not isinstance(getattr(plain, 'backbone', None), nn.Module):
         return []
     mean = getattr(getattr(plain, 'data_preprocessor', None), 'mean', None)
-    image = weight.new_zeros(1, 3 if mean is None else len(mean), SIDE, SIDE)
+    # At stride 32 it gives a map of 2 x 2, so a map of 1 x 1 was pooled.
+    image = weight.new_zeros(1, 3 if mean is None else len(mean), 64, 64)
     with _looking(plain) as pooled:
         try:
             maps = plain.backbone(image)
@@ -240,7 +236,7 @@ def check_batch_size(pooled: list[str], loader: DataLoader) -> None:
 
 def check_batch(place: str, loader: DataLoader, model: nn.Module, training: bool) -> None:
     """Prepare a small batch as the loop of a dataloader will: in a worker, joined by the model."""
-    samples, number = loader.dataset, min(len(loader.dataset), loader.batch_size or 1, TRIED)
+    samples, number = loader.dataset, min(len(loader.dataset), loader.batch_size or 1, 4)
     settings = dict(batch_size=number, sampler=[i * len(samples) // number for i in range(number)])
     settings |= dict(collate_fn=loader.collate_fn, num_workers=min(1, loader.num_workers))
     try:

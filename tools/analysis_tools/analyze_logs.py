@@ -40,9 +40,8 @@ def decimals(metric: str) -> int:
 def log_files(run: str) -> tuple[dict[Path, int | None], list[Path]]:
     """The logs of the newest run of a work dir, the oldest first, and those of runs before it.
 
-    Each of the first comes with the iteration at which it was resumed, None if it started afresh.
-
-    A run is a training and those that resumed it: their text log says where.
+    A run is a training and those that resumed it. Each log of the newest one comes with the iteration that
+    it was resumed at, as the text log says, or None if it started afresh.
     """
     path = Path(run)
     if path.is_file():
