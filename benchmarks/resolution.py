@@ -71,6 +71,8 @@ def measure_sizes(models: dict, sizes: list[int], batch_size: int, device, repea
 def measured_memory(run, device, what: str) -> float | None:
     """Peak memory, or None and a line on the terminal if it does not fit."""
     try:
+        # A first call may need more.
+        run()
         return measure.peak_memory(run, device)
     except (torch.OutOfMemoryError, MemoryError):
         print(f'{what}: not enough memory')

@@ -353,6 +353,8 @@ def _in_a_process(function: Callable, argument) -> dict:
 def step_cost(config: str) -> dict:
     """Parameters and MACs of the model, and the peak memory of a training step in bytes."""
     model, step = training_step(config)
+    # The first step also makes the state of the optimizer, which stays.
+    step()
     memory = measure.peak_memory(step, device())
     size = model.data_preprocessor(step.args[0], training=True)['inputs'].shape[2:]
     found = count(build_model(get_config(config)), size)

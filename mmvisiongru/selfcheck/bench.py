@@ -84,7 +84,7 @@ def compare(builders: dict, device: torch.device, deadlines: list, work: float, 
             function, times = build(), []
             rates[name] = timed(function, device)[0] / work
             check(work * rates[name], deadlines[1])
-            peak = measure.peak_memory(lambda f=function, t=times: t.append(timed(f, device)), device, False)
+            peak = measure.peak_memory(lambda f=function, t=times: t.append(timed(f, device)), device)
             functions[name] = function
             rows.append(dict(name=name, times=times, peak_mb=peak / 2**20))
         # Out of time or memory, or a library that is not installed.

@@ -124,9 +124,9 @@ def measure_models(models: dict, args) -> list[dict]:
                 name = name if len(args.dtype) == 1 else f'{name}, {precision}'
                 x = torch.randn(args.batch_size, image_channels(model), size, size, device=device)
                 functions[name] = runnable(model, x, precision, mode, not args.no_optimize)
-            memory = {name: measure.peak_memory(f, device) for name, f in functions.items()}
             with converted_once() if mode == 'inference' else nullcontext():
                 times = measure.interleaved_times(functions, device, args.repeats, lambda: bar.advance(task))
+            memory = {name: measure.peak_memory(f, device) for name, f in functions.items()}
             rows += [_row(name, size, mode, args.batch_size, times[name], memory[name]) for name in functions]
     first = rows[0]['model']
     base = {(row['size'], row['mode']): row for row in rows if row['model'] == first}
