@@ -187,7 +187,7 @@ class VisionGRU(Backbone):
             raise ValueError(f"an arch dict has the keys 'embed_dims' and 'depths', got {sorted(arch)}")
         embed_dims, depths = tuple(arch['embed_dims']), tuple(arch['depths'])
         if len(embed_dims) != len(depths) or not depths:
-            raise ValueError(f'arch needs as many embed_dims as depths, got {embed_dims} and {depths}')
+            raise ValueError(f'arch has {len(embed_dims)} embed_dims for the stages, {len(depths)} depths')
         check_positive(embed_dims=embed_dims, depths=depths)
         if embed_dims[0] % 2:
             raise ValueError(f'embed_dims[0] must be even (the stem halves it), got {embed_dims[0]}')
