@@ -1,6 +1,7 @@
 """Base class of the backbones: arguments, outputs, frozen parts and pretrained weights."""
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 import torch.fx
@@ -25,10 +26,11 @@ def interpolate_pos_embed(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def check_positive(**values: int | Sequence[int]) -> None:
-    """Raise ValueError unless each argument, or each of its elements, is positive."""
+    """Raise ValueError unless each argument, or each of its elements, is a positive integer."""
     for name, value in values.items():
-        if min(value if isinstance(value, Sequence) else [value]) < 1:
-            raise ValueError(f'{name} must be positive, got {value}')
+        numbers = value if isinstance(value, Sequence) else [value]
+        if not all(isinstance(number, Integral) and number > 0 for number in numbers):
+            raise ValueError(f'{name} must be positive and whole, got {value!r}')
 
 
 def recomputed(function: Callable, *args, recompute: bool) -> Tensor:

@@ -23,7 +23,8 @@ PATHS = {
 
 def check_paths(paths: Sequence[str], name: str = 'paths') -> None:
     """Raise ValueError unless ``paths``, an argument called ``name``, is a list of known paths."""
-    if isinstance(paths, str) or not paths or any(path not in PATHS for path in paths):
+    # A set has another order in each process.
+    if not isinstance(paths, (list, tuple)) or not paths or any(path not in PATHS for path in paths):
         raise ValueError(f'{name} must be a list out of {tuple(PATHS)}, got {paths!r}')
 
 

@@ -325,6 +325,7 @@ BAD_ARGUMENTS = {
         (stages([8, -16, 32, 64]), 'embed_dims.*positive.*-16'),
         (stages(depths=[1, 0, 1, 1]), r'depths.*positive.*\(1, 0, 1, 1\)'),
         (dict(in_channels=0), '0'),
+        (dict(mlp_ratio=1.5), r'1\.5'),
         (dict(scan_paths=('row', 'diagonal')), "'diagonal'"),
         (dict(scan_paths='row'), "list.*got 'row'"),
         (dict(dwconv_kernel_size=4), '4'),
