@@ -122,14 +122,21 @@ def is_accumulating(wrapper: OptimWrapper | OptimWrapperDict) -> bool:
 
 
 def accept_state(path: str, optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Refuse the state of other groups of parameters with an InputError; keep how this machine steps."""
+    """Refuse the state of another optimizer with an InputError; keep how this machine computes a step."""
     old, new = saved['param_groups'], optimizer.param_groups
+    instead = f'resume with the optim_wrapper of that run, or start anew: --cfg-options load_from={path}'
     sizes, wanted = ([len(group['params']) for group in groups] for groups in (old, new))
     if sizes != wanted:
         raise InputError(
             f'the optimizer in {path} has {len(old)} groups of {sum(sizes)} parameters, that of the config '
-            f'{len(new)} of {sum(wanted)}; resume with the optim_wrapper of that run, or start anew from its '
-            f'weights: --cfg-options load_from={path}'
+            f'{len(new)} of {sum(wanted)}; {instead}'
         )
+    # Another version of torch may have other switches.
+    numbers = [k for k, value in optimizer.defaults.items() if isinstance(value, (float, tuple))]
     for group, own in zip(old, new, strict=True):
+        if missing := [k for k in numbers if k not in group]:
+            raise InputError(
+                f'the optimizer in {path} has no {", ".join(missing)}, as {type(optimizer).__name__} of the '
+                f'config has; {instead}'
+            )
         group.update({k: own[k] for k in IMPLEMENTATION if k in own})

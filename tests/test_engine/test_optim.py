@@ -111,8 +111,11 @@ def test_fused_is_for_the_machine_to_say_and_not_for_the_checkpoint(tmp_path):
     assert {group['fused'] for group in runner.optim_wrapper.optimizer.param_groups} == {True}
 
 
-def test_state_of_other_groups_is_refused(tmp_path):
+def test_state_of_another_optimizer_is_refused(tmp_path):
     run(tmp_path, 8, **DECAY)
     grouped = {'optim_wrapper.constructor': GROUPED}
     with pytest.raises(InputError, match=r'6 groups of 6 parameters, .* 3 of 6; .*optim_wrapper.*load_from='):
         toy_runner(tmp_path, resume=True, **DECAY, **grouped).train()
+    sgd = {'optim_wrapper.optimizer': dict(type='SGD', lr=1e-3, momentum=0.9, weight_decay=0.05)}
+    with pytest.raises(InputError, match=r'has no momentum, as SGD .*optim_wrapper.*load_from='):
+        toy_runner(tmp_path, resume=True, **DECAY, **sgd).train()
