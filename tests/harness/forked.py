@@ -80,6 +80,8 @@ def serve(number: str) -> None:
 
 def run(arguments: list[str], folder: str, variables: dict[str, str], files: list[int]) -> None:
     """Be a python with these arguments, in the folder, environment and files of the caller."""
+    # A signal to its process group must not reach the tests.
+    os.setpgrp()
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)

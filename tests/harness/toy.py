@@ -248,19 +248,19 @@ def assert_same(whole, other, by_epoch=False):
     assert differing(whole / LAST[by_epoch], other / LAST[by_epoch]) == (37, [])
 
 
-def python(*arguments, **settings) -> subprocess.Popen:
+def python(*arguments, executable=sys.executable, **settings) -> subprocess.Popen:
     """Start another python, as a user would."""
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    command = [sys.executable, *map(str, arguments)]
+    command = [executable, *map(str, arguments)]
     return subprocess.Popen(command, **dict(env=environment(), **pipes) | settings)
 
 
-def start(processes: int, work_dir, **settings) -> subprocess.Popen:
+def start(processes: int, work_dir, executable=sys.executable, **settings) -> subprocess.Popen:
     """Start the toy run in processes of its own."""
     launcher, how = ('pytorch', torchrun(processes)) if processes > 1 else ('none', [])
     settings = json.dumps(settings | dict(launcher=launcher))
     # A signal to its process group must not reach the tests.
-    return python(*how, __file__, work_dir, settings, start_new_session=True)
+    return python(*how, __file__, work_dir, settings, executable=executable, start_new_session=True)
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:

@@ -51,13 +51,13 @@ def test_stalled_process_ends_and_shows_where(tmp_path):
         ('signal_and_kill_workers', 'val', False),
     ],
 )
-def test_signal_that_reaches_the_workers(tmp_path, whole, what, during, by_epoch):
+def test_signal_that_reaches_the_workers(tmp_path, whole, python, what, during, by_epoch):
     """As slurm, a control group or a container sends it: the run saves, and resumes exactly."""
     settings = dict(by_epoch=by_epoch, workers=2, interval=99, **{'val_dataloader.num_workers': 2})
     at = 12 if during == 'val' else 8
 
-    # Not forked: after some backward passes, torch cannot compute any in a fork.
-    stopped = start(1, tmp_path / 'stopped', fault=dict(at=at, what=what, during=during), **settings)
+    fault = dict(at=at, what=what, during=during)
+    stopped = start(1, tmp_path / 'stopped', python, fault=fault, **settings)
     assert finish(stopped)[0] == 128 + signal.SIGTERM
     checkpoint, notes = find_checkpoint(str(tmp_path / 'stopped'))
     # The next iteration is done if its batch was there already.
