@@ -125,21 +125,6 @@ def test_gradients_under_a_function_mode():
         assert_same(gradients(mlp, x), gradients(Plain(mlp), x))
 
 
-def test_transforms_of_functions():
-    mlp, x = mlp_and_input()
-    params = {name: p.detach() for name, p in mlp.named_parameters()}
-
-    def per_sample(module):
-        def loss(params, sample):
-            return torch.func.functional_call(module, params, (sample[None],)).square().sum()
-
-        return torch.func.vmap(torch.func.grad(loss), (None, 0))(params, x.detach())
-
-    got, ref = per_sample(mlp), per_sample(Plain(mlp))
-    assert got['fc2.weight'].shape == (2, 6, 24)
-    assert_same([got[name] for name in params], [ref[name] for name in params])
-
-
 def test_compile_export_and_trace():
     torch._dynamo.reset()
     mlp, x = mlp_and_input()

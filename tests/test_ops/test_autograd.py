@@ -1,4 +1,4 @@
-"""Derivatives of both operators under torch.func, forward mode and compiled backward passes."""
+"""Derivatives of operators and layers under torch.func, forward mode and compiled backward passes."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ from torch._dynamo import compiled_autograd
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 
-from mmvisiongru.models.layers import MinGRU2D, SpatialMix
+from mmvisiongru.models.layers import MLP, MinGRU2D, SpatialMix
 from mmvisiongru.ops import bi_wkv, mingru_scan, mingru_scan_2d
 from tests.harness.scans import PATHS, composed_2d, loop_scan, normal
 from tests.harness.wkv import by_weights, inputs
@@ -55,26 +55,27 @@ def test_vmap(name):
         torch.testing.assert_close(got, ref)
 
 
-MIXERS = [
-    lambda: MinGRU2D(6, PATHS),
-    lambda: SpatialMix(6, 1, 3, key_norm=False, distance='paper', backend='auto'),
-]
+LAYERS = {
+    'MinGRU2D': lambda: MinGRU2D(6, PATHS),
+    'SpatialMix': lambda: SpatialMix(6, 1, 3, key_norm=False, distance='paper', backend='auto'),
+    'MLP': lambda: MLP(6, 4),
+}
 
 
-@pytest.mark.parametrize('build', MIXERS, ids=['MinGRU2D', 'SpatialMix'])
-def test_gradients_of_single_samples(build):
+@pytest.mark.parametrize('name', LAYERS)
+def test_gradients_of_single_samples(name):
     torch.manual_seed(0)
-    mixer = build().double()
-    parameters, (x, cotangent) = dict(mixer.named_parameters()), torch.randn(2, 3, 4, 5, 6).double()
+    layer = LAYERS[name]().double()
+    parameters, (x, cotangent) = dict(layer.named_parameters()), torch.randn(2, 3, 4, 5, 6).double()
 
     def loss(parameters, x, cotangent):
-        return (functional_call(mixer, parameters, x[None])[0] * cotangent).sum()
+        return (functional_call(layer, parameters, x[None])[0] * cotangent).sum()
 
     got = vmap(grad(loss), (None, 0, 0))(parameters, x, cotangent)
     for i in range(len(x)):
-        ref = torch.autograd.grad((mixer(x[i : i + 1])[0] * cotangent[i]).sum(), list(parameters.values()))
-        for name, value in zip(parameters, ref, strict=True):
-            torch.testing.assert_close(got[name][i], value)
+        ref = torch.autograd.grad((layer(x[i : i + 1])[0] * cotangent[i]).sum(), list(parameters.values()))
+        for key, value in zip(parameters, ref, strict=True):
+            torch.testing.assert_close(got[key][i], value)
 
 
 def dual_numbers(f, x):
