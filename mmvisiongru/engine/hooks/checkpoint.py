@@ -2,6 +2,7 @@
 
 import os
 import os.path as osp
+from inspect import isroutine
 
 import numpy as np
 from mmengine.dist import is_main_process, master_only
@@ -139,11 +140,12 @@ class AtomicCheckpointHook(CheckpointHook):
 
 
 def _to_plain(node):
-    """Replace numpy values in a nest of dicts, lists and tuples."""
+    """Replace numpy values in a nest of dicts, lists and tuples, and leave functions out."""
     if isinstance(node, (np.generic, np.ndarray)):
         return node.tolist()
     if isinstance(node, dict):
-        return {key: _to_plain(value) for key, value in node.items()}
+        # mmengine's OneCycleLR has one of its own in its state.
+        return {key: _to_plain(value) for key, value in node.items() if not isroutine(value)}
     if isinstance(node, (list, tuple)):
         # A named tuple becomes a plain one: a reader would have to trust its class.
         return (list if isinstance(node, list) else tuple)(map(_to_plain, node))
