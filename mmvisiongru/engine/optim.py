@@ -131,8 +131,8 @@ def accept_state(path: str, optimizer: torch.optim.Optimizer, saved: dict) -> No
             f'the optimizer in {path} has {len(old)} groups of {sum(sizes)} parameters, that of the config '
             f'{len(new)} of {sum(wanted)}; {instead}'
         )
-    # Another version of torch may have other switches.
-    numbers = [k for k, value in optimizer.defaults.items() if isinstance(value, (float, tuple))]
+    # Another version of torch may have other switches, whose values are bool or None.
+    numbers = [k for k, v in optimizer.defaults.items() if type(v) in (int, float, tuple)]
     for group, own in zip(old, new, strict=True):
         if missing := [k for k in numbers if k not in group]:
             raise InputError(

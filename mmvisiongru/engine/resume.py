@@ -173,7 +173,8 @@ def resuming(runner: Runner, path: str) -> Iterator[None]:
         wrapper.optimizer.register_load_state_dict_pre_hook(partial(accept_state, path))
         for wrapper in single_wrappers(runner.optim_wrapper)
     ]
-    own, wanted, seed = [*map(dict, _groups(runner))], _settings(runner), runner.seed
+    groups, wanted, seed = [*map(dict, _groups(runner))], _settings(runner), runner.seed
+    states = [dict(scheduler.state_dict()) for scheduler in all_schedulers(runner.param_schedulers)]
     yield
     _reseed(runner, seed)
     for handle in handles:
@@ -184,7 +185,7 @@ def resuming(runner: Runner, path: str) -> Iterator[None]:
     differing = [name for name in wanted | stored if stored.get(name) != wanted.get(name)]
     values = ', '.join(f'{name}={stored.get(name)} (config: {wanted.get(name)})' for name in differing)
     if differing and choice == 'config':
-        _follow_config(runner, own)
+        _follow_config(runner, groups, states)
     elif choice is None and any(name.endswith('.end') for name in differing):
         raise InputError(
             f'{path} has {values}; add --schedule config to go on as if the config had been followed, or '
@@ -213,27 +214,34 @@ def _groups(runner: Runner) -> list[dict]:
 
 def _settings(runner: Runner) -> dict[str, object]:
     """The lr and weight decay of all groups of parameters, and the settings of the schedulers, by name."""
-    groups, found = _groups(runner), {}
+    groups, schedulers, found = _groups(runner), all_schedulers(runner.param_schedulers), {}
     for key in ('lr', 'weight_decay'):
-        found[key] = sorted({group.get(f'initial_{key}', group.get(key, 0)) for group in groups})
-    for i, scheduler in enumerate(all_schedulers(runner.param_schedulers)):
+        # Where the config has no schedule any more, the value that the last one set stays.
+        first = f'initial_{key}' if schedulers else key
+        found[key] = sorted({group.get(first, group.get(key, 0)) for group in groups})
+    for i, scheduler in enumerate(schedulers):
         state = scheduler.state_dict().items()
         found |= {f'param_scheduler.{i}.{k}': v for k, v in state if k[0] != '_' and k not in PROGRESS}
     return found
 
 
-def _follow_config(runner: Runner, own: list[dict]) -> None:
-    """Take the steps of the config's schedulers up to here: each value follows from the one before."""
-    for group, settings in zip(_groups(runner), own, strict=True):
-        rate = settings.get('initial_lr', settings['lr'])
-        group.update(settings, lr=rate, initial_lr=rate)
+def _follow_config(runner: Runner, groups: list[dict], states: list[dict]) -> None:
+    """Take the steps of the config's schedulers up to here: each value follows from the one before.
+
+    ``groups`` and ``states`` are those of the optimizers and schedulers before the first step.
+    """
+    schedulers = all_schedulers(runner.param_schedulers)
+    for group, settings in zip(_groups(runner), groups, strict=True):
+        group.clear()
+        group.update(settings)
+    for scheduler, state in zip(schedulers, states, strict=True):
+        scheduler.load_state_dict(state)
     loop = runner.train_loop
     length = len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else None
     with warnings.catch_warnings():
         # Torch expects a step of the optimizer before each; those were taken in the run before.
         warnings.simplefilter('ignore')
-        runner.param_schedulers = runner.build_param_scheduler(runner.cfg.get('param_scheduler') or [])
         for done in range(1, loop.iter + 1):
-            for scheduler in all_schedulers(runner.param_schedulers):
+            for scheduler in schedulers:
                 if not scheduler.by_epoch or (length and done % length == 0):
                     scheduler.step()

@@ -164,15 +164,17 @@ def test_a_schedule_of_another_length_must_be_chosen(tmp_path):
 
 def test_other_settings_of_the_same_length_are_named_or_followed(tmp_path):
     warmup, cosine = RUN['param_scheduler']
-    other = {'optim_wrapper.optimizer.lr': 0.01, 'optim_wrapper.optimizer.weight_decay': 0.1}
-    other['param_scheduler'] = [warmup, dict(cosine, eta_min=0.001)]
-    run(tmp_path, 6, **settings(epochs=2))
+    decay = dict(type='LinearParamScheduler', param_name='weight_decay', start_factor=0.5, by_epoch=False)
+    base, other = dict(param_scheduler=[warmup, cosine, decay]), {'optim_wrapper.optimizer.lr': 0.01}
+    other['optim_wrapper.optimizer.weight_decay'] = 0.1
+    other['param_scheduler'] = [warmup, dict(cosine, eta_min=0.001), decay]
+    run(tmp_path, 6, **settings(epochs=2, **base))
     path = str(tmp_path / 'epoch_1.pth')
     content = load_checkpoint_file(path)
     # mmengine runs this on resuming.
     content['meta']['config'] = '1 / 0'
     torch.save(content, path)
-    for choice, followed in ((None, {}), ('config', other)):
+    for choice, followed in ((None, base), ('config', other)):
         straight, expected = watched(tmp_path / f'straight {choice}', **settings(epochs=2, **followed))
         more = settings(epochs=2, load_from=path, resume_schedule=choice, **other)
         runner, hook = watched(tmp_path / f'resumed {choice}', resume=True, **more)
@@ -183,6 +185,16 @@ def test_other_settings_of_the_same_length_are_named_or_followed(tmp_path):
     (line,) = [line for line in log.read_text().splitlines() if f'load_from={path}' in line]
     for what in ('lr=[0.05] (config: [0.01])', '0.05] (config: [0.0, 0.1])', 'eta_min=0.0 (config: 0.001)'):
         assert what in line
+    more = settings(epochs=2, load_from=path, resume_schedule='config', param_scheduler=None)
+    assert {lr for lr, _ in watched(tmp_path / 'no schedule', resume=True, **more)[1].rates} == {0.05}
+
+
+def test_a_schedule_with_a_function_in_its_state(tmp_path):
+    cycle = dict(param_scheduler=[dict(type='OneCycleLR', eta_max=0.1, total_steps=18, by_epoch=False)])
+    run(tmp_path / 'whole', **cycle)
+    run(tmp_path / 'killed', 8, **cycle)
+    run(tmp_path / 'killed', resume=True, **cycle)
+    assert_same(tmp_path / 'whole', tmp_path / 'killed')
 
 
 @pytest.mark.parametrize('by_epoch', [False, True])
