@@ -85,7 +85,7 @@ def launch(shape: torch.Size, paths: tuple[Path, ...], backward: bool, processor
     """Grid and common arguments of the kernels, for maps of ``shape`` (B, H, W, P, D)."""
     B, H, W, P, D = shape
     if H * W >= MAX_TOKENS:
-        raise ValueError(f"scan backend 'triton' takes less than {MAX_TOKENS} tokens, got {H} x {W}")
+        raise ValueError(f"scan backend 'triton' takes fewer than {MAX_TOKENS} tokens, got {H} x {W}")
     lanes, warps, chunk = plan(B * P, H * W, D, processors)
     rows, chunks = WARP_LANES * warps // lanes, -(-H * W // chunk)
     # Bit masks over the paths.
