@@ -187,6 +187,8 @@ def draw(results: Results) -> None:
     axes[1].axvline(0, color='gray', linewidth=0.8)
     axes[2].set(xlabel='iteration', ylabel='training loss')
     axes[3].set(xlabel='iteration', ylabel=metric)
+    for axis in axes[2:]:
+        axis.locator_params(axis='x', nbins=5)
     axes[2].legend(fontsize='small')
     for axis in axes[:2]:
         axis.set_ylim(len(names) - 0.5, -0.5)
