@@ -89,7 +89,7 @@ def test_own_configs_pass_and_only_those_of_detectors_import_mmdet(name, monkeyp
 
 
 def test_what_mmdet_misses_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'mmdet', None)
+    monkeypatch.setitem(sys.modules, 'mmdet.datasets', None)
     monkeypatch.setattr('mmvisiongru.mmcv_ops.provide_ops', lambda: None)
     with pytest.raises(InputError, match=r'mmdet.*docs/detection\.md'):
         check_config(Config(dict(default_scope='mmdet', model=dict(type='MaskRCNN'))))
