@@ -15,14 +15,21 @@ from mmvisiongru.errors import InputError, no_compiled_operators
 
 def provide_ops() -> None:
     """Put :class:`Operators` where mmcv looks for its compiled operators; nothing if it has them."""
-    if 'mmcv._ext' not in sys.modules and find_spec('mmcv._ext') is None:
+    if _lacks_ops():
         sys.modules['mmcv._ext'] = operators = Operators('mmcv._ext')
         # For others that ask whether there is such a module.
         operators.__spec__ = ModuleSpec('mmcv._ext', None)
 
 
+def _lacks_ops() -> bool:
+    return 'mmcv._ext' not in sys.modules and find_spec('mmcv._ext') is None
+
+
 def import_mmdet() -> None:
     """Import mmdet, with operators; InputError says what it misses."""
+    # mmpretrain.models imports mmdet where there is one, and mmdet keeps what it finds on import.
+    if 'mmdet.models' in sys.modules and _lacks_ops():
+        raise InputError('mmdet was imported before its operators; build the detector first in a new process')
     provide_ops()
     try:
         import_module('mmdet.datasets')

@@ -3,6 +3,7 @@
 import gc
 import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,12 @@ from mmengine.visualization import Visualizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 pytest.register_assert_rewrite('tests.harness')
+from mmvisiongru.mmcv_ops import provide_ops  # noqa: E402
 from tests.harness import lacks_mmseg  # noqa: E402
+
+if find_spec('mmdet'):
+    # Before any test imports mmpretrain, which imports mmdet.
+    provide_ops()
 
 # The models of the tests are so small that more threads only wait for each other.
 torch.set_num_threads(1)

@@ -95,6 +95,15 @@ def test_what_mmdet_misses_is_named(monkeypatch):
         check_config(Config(dict(default_scope='mmdet', model=dict(type='MaskRCNN'))))
 
 
+@pytest.mark.skipif(bool(util.find_spec('mmcv._ext')), reason='mmcv is compiled')
+def test_mmdet_imported_before_its_operators_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmdet.models', None)
+    monkeypatch.delitem(sys.modules, 'mmcv._ext', raising=False)
+    with pytest.raises(InputError, match=r'operators.*new process'):
+        check_config(Config(dict(default_scope='mmdet', model=dict(type='MaskRCNN'))))
+    assert 'mmcv._ext' not in sys.modules
+
+
 @pytest.mark.parametrize('library', ['mmseg', 'mmpretrain'])
 def test_configs_of_the_libraries_pass(library):
     folder = Path(util.find_spec(library).origin).parent / '.mim/configs'
