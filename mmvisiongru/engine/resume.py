@@ -182,11 +182,12 @@ def resuming(runner: Runner, path: str) -> Iterator[None]:
     if isinstance(runner.train_loop, ResumableEpochLoop):
         runner.train_loop.resume_at(runner.position)
     stored, choice = _settings(runner), runner.cfg.get('resume_schedule')
+    wanted['schedulers'], stored['schedulers'] = len(states), runner.saved_schedulers
     differing = [name for name in wanted | stored if stored.get(name) != wanted.get(name)]
     values = ', '.join(f'{name}={stored.get(name)} (config: {wanted.get(name)})' for name in differing)
     if differing and choice == 'config':
         _follow_config(runner, groups, states)
-    elif choice is None and any(name.endswith('.end') for name in differing):
+    elif choice is None and any(name.endswith(('.end', 'schedulers')) for name in differing):
         raise InputError(
             f'{path} has {values}; add --schedule config to go on as if the config had been followed, or '
             f'--schedule checkpoint to keep the present lr of {_groups(runner)[0]["lr"]:.3g} after the end'

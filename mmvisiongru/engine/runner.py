@@ -203,7 +203,9 @@ class ReliableRunner(Runner):
         meta = checkpoint.get('meta', {})
         # mmengine would run this text as a program on resuming.
         meta.pop('config', None)
-        self.position = meta.get('position')
+        self.position, schedulers = meta.get('position'), checkpoint.get('param_schedulers', ())
+        lists = schedulers.values() if isinstance(schedulers, dict) else [schedulers]
+        self.saved_schedulers = sum(map(len, lists))
         return checkpoint
 
     def save_checkpoint(self, out_dir, filename, *args, meta=None, backend_args=None, **kwargs) -> None:

@@ -185,6 +185,11 @@ def test_other_settings_of_the_same_length_are_named_or_followed(tmp_path):
     (line,) = [line for line in log.read_text().splitlines() if f'load_from={path}' in line]
     for what in ('lr=[0.05] (config: [0.01])', '0.05] (config: [0.0, 0.1])', 'eta_min=0.0 (config: 0.001)'):
         assert what in line
+    # mmengine would leave out the third, or begin a fourth anew.
+    for schedulers in (base['param_scheduler'][:2], [*base['param_scheduler'], decay]):
+        more = settings(epochs=2, load_from=path, param_scheduler=schedulers)
+        with pytest.raises(InputError, match=rf'schedulers=3 \(config: {len(schedulers)}\)'):
+            toy_runner(tmp_path / 'number', resume=True, **more).train()
     more = settings(epochs=2, load_from=path, resume_schedule='config', param_scheduler=None)
     assert {lr for lr, _ in watched(tmp_path / 'no schedule', resume=True, **more)[1].rates} == {0.05}
 
