@@ -277,21 +277,6 @@ def test_compiled_for_several_sizes(kind, options):
             torch.testing.assert_close(got, ref, rtol=1e-4, atol=1e-5)
 
 
-def test_compiled_backward():
-    torch._dynamo.reset()
-    model = small(*TWO_BLOCKS[0][:1], **TWO_BLOCKS[0][1])
-
-    def loss():
-        return sum(out.square().mean() for out in model(image(33, 46)))
-
-    ref = torch.autograd.grad(loss(), list(model.parameters()))
-    out = loss()
-    with torch._dynamo.config.patch(compiled_autograd=True):
-        torch.compile(lambda: out.backward(), backend='aot_eager')()
-    for param, grad in zip(model.parameters(), ref, strict=True):
-        torch.testing.assert_close(param.grad, grad, rtol=1e-4, atol=1e-6)
-
-
 @every_kind
 def test_empty_batch(kind):
     model, shapes = small(kind).eval(), []
