@@ -220,7 +220,7 @@ def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=stem, default='work_dirs/comparison', help='write OUT.json and OUT.md')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    measure.add_device_option(parser)
     parser.add_argument('--dtype', choices=PRECISIONS, default='float32', help=PRECISIONS_HELP)
     parser.add_argument(
         '--repeats', type=int, default=5, help='timed runs of each model after an untimed one'

@@ -115,7 +115,7 @@ def parse_args(argv=None):
     parser.add_argument('--modes', nargs='+', choices=('inference', 'train'), default=('inference', 'train'))
     dtypes = ('float32', 'bfloat16', 'float16')
     parser.add_argument('--dtype', choices=dtypes, default='float32', help='autocast to this type')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    measure.add_device_option(parser)
     parser.add_argument('--repeats', type=int, default=5, help='timed runs of each after an untimed one')
     parser.add_argument(
         '--no-optimize', action='store_true', help='on a CPU, do not convert both models for inference'

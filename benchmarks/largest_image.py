@@ -187,7 +187,7 @@ def parse_args(argv=None):
     )
     parser.add_argument('--memory', type=float, default=16.0, help='GiB that each process may use')
     parser.add_argument('--minutes', type=float, default=10.0, help='minutes that each image may take')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    measure.add_device_option(parser)
     return parser.parse_args(argv)
 
 

@@ -66,7 +66,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('models', nargs='+', help='as for tools/analysis_tools/benchmark.py')
     parser.add_argument('--sizes', nargs='+', type=int, default=[1024], help='sides of the square image')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    measure.add_device_option(parser)
     parser.add_argument('--repeats', type=int, default=7, help='timed runs of each after an untimed one')
     return parser.parse_args(argv)
 

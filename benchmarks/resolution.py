@@ -140,7 +140,7 @@ def parse_args(argv=None):
     parser.add_argument('--out', type=stem, default='work_dirs/resolution', help='write OUT.csv and OUT.png')
     parser.add_argument('--sizes', nargs='+', type=int, default=SIZES)
     parser.add_argument('--batch-size', type=int, default=1)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    measure.add_device_option(parser)
     parser.add_argument(
         '--repeats', type=int, default=5, help='timed runs of each model and size after an untimed one'
     )

@@ -229,7 +229,7 @@ def parse_args(argv=None):
     )
     parser.add_argument('--names', nargs='+', default=[], help='measure only these')
     parser.add_argument('--dtype', choices=sorted(TOLERANCE), default='float32')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    measure.add_device_option(parser)
     parser.add_argument('--repeats', type=int, default=7)
     parser.add_argument('--json', metavar='FILE', help='write the figures to this file')
     return parser.parse_args(argv)

@@ -115,7 +115,7 @@ def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--shapes', nargs='+', default=['1x4096x192', '1x16384x192'], help='BxTxC')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    measure.add_device_option(parser)
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--json', metavar='FILE', help='write the figures to this file')
     return parser.parse_args(argv)

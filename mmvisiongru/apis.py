@@ -9,8 +9,9 @@ from mmvisiongru.checkpoint import SCHEME, Checkpoint, load_weights, read_checkp
 from mmvisiongru.config import get_config, list_configs, pipeline_of
 from mmvisiongru.errors import InputError
 from mmvisiongru.inference import optimize_for_inference
+from mmvisiongru.measure import check_device
 from mmvisiongru.models.layers.precision import score_in_float32
-from mmvisiongru.zoo import build_model, check_device, dataset_meta, model_config
+from mmvisiongru.zoo import build_model, dataset_meta, model_config
 
 __all__ = ['get_config', 'get_model', 'list_configs']
 

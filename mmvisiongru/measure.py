@@ -5,6 +5,7 @@ import gc
 import platform
 import re
 import time
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -15,7 +16,30 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from mmvisiongru.errors import InputError
+from mmvisiongru.errors import InputError, in_one_line
+
+
+def check_device(device: str) -> None:
+    """Raise InputError if torch cannot use a device."""
+    try:
+        torch.empty(1, device=device)
+    # A torch without CUDA raises AssertionError.
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f'device {device} cannot be used: {in_one_line(error)}') from error
+
+
+def add_device_option(parser: ArgumentParser) -> None:
+    """Add ``--device`` to a command line, one that torch can use."""
+    default = 'cuda' if torch.cuda.is_available() else 'cpu'
+    parser.add_argument('--device', type=_usable_device, default=default, help='default: %(default)s')
+
+
+def _usable_device(text: str) -> str:
+    try:
+        check_device(text)
+    except InputError as error:
+        raise ArgumentTypeError(str(error)) from error
+    return text
 
 
 def forward(model: nn.Module, x: Tensor):

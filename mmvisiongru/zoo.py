@@ -14,7 +14,7 @@ from torch import nn
 
 from mmvisiongru.checkpoint.published import published_weights
 from mmvisiongru.config import config_files, datasets, get_config, merge_options, replace_sync_bn
-from mmvisiongru.errors import InputError, did_you_mean, in_one_line
+from mmvisiongru.errors import InputError, did_you_mean
 from mmvisiongru.launch.checks import check_config
 from mmvisiongru.launch.prepare import building
 
@@ -78,15 +78,6 @@ def build_model(model: str | Config, backend: str | None = None, device: str = '
             arguments = inspect.signature(kind).parameters if kind else ()
             backbone.update({name: backend for name in arguments if name.endswith('_backend')})
         return MODELS.build(settings)
-
-
-def check_device(device: str) -> None:
-    """Raise InputError if torch cannot use a device."""
-    try:
-        torch.empty(1, device=device)
-    # A torch without CUDA raises AssertionError.
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f'device {device} cannot be used: {in_one_line(error)}') from error
 
 
 def image_channels(model: nn.Module) -> int:

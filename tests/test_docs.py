@@ -81,7 +81,7 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
 # Older entries of the changelog speak of what was there then.
 @pytest.mark.parametrize('page', [p for p in PAGES if Path(p).name not in ('CHANGELOG.md', 'model_zoo.md')])
 def test_commands_name_scripts_and_options_that_exist(page):
-    shared = ('mmvisiongru/launch/options.py', 'tools/visualization/images.py')
+    shared = ('mmvisiongru/launch/options.py', 'mmvisiongru/measure.py', 'tools/visualization/images.py')
     known = ''.join((ROOT / path).read_text(encoding='utf-8') for path in shared)
     for script, options in commands((ROOT / page).read_text(encoding='utf-8')):
         assert (ROOT / script).is_file(), script

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     'launch': {*GROUND, 'mmcv_ops', 'config', 'ops', 'models', 'inference', 'engine'},
     'zoo': {*GROUND, 'config', 'ops', 'models', 'inference', 'launch'},
     'measure': {'errors'},
-    'apis': {*GROUND, 'config', 'ops', 'models', 'inference', 'engine', 'launch', 'zoo'},
+    'apis': {*GROUND, 'config', 'ops', 'models', 'inference', 'engine', 'launch', 'measure', 'zoo'},
     'selfcheck': {*GROUND, 'config', 'ops', 'models', 'inference', 'measure', 'zoo'},
     '__main__': {'selfcheck'},
     'deployment': {*GROUND, 'config', 'ops', 'models', 'inference', 'engine', 'launch', 'zoo'},

@@ -152,6 +152,12 @@ def test_peak_memory_is_that_of_the_call():
     assert statistics.median(peaks) == pytest.approx(size, rel=0.1)
 
 
+def test_a_device_that_cannot_be_used(capsys):
+    with pytest.raises(SystemExit, match='2'):
+        benchmark.main([PICO, '--device', 'cuda:99'])
+    assert '--device: device cuda:99 cannot be used' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ('tool', 'arguments', 'message'),
     [
@@ -163,7 +169,6 @@ def test_peak_memory_is_that_of_the_call():
         (benchmark, [PICO, '--mode', 'train', '--dtype', 'bfloat16-weights'], '--dtype'),
         (benchmark, ['mmvisiongru.VisionGRU:pikko'], 'pikko'),
         (benchmark, ['a/x.py', 'b/x.py'], 'x, x'),
-        (benchmark, [PICO, '--device', 'cuda:99'], 'cuda:99'),
         (benchmark, [PICO, '--sizes', '32', '--device', 'cpu', '--repeats', '0'], 'repeats'),
         (benchmark, [ATTO, '--cfg-options', 'modle.arch=tiny'], "'model'"),
         (benchmark, [ATTO, '--cfg-options', 'model.arch.x=1'], '--cfg-options'),

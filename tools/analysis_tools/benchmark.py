@@ -37,7 +37,7 @@ from mmvisiongru.files import write_text
 from mmvisiongru.inference import optimize_for_inference
 from mmvisiongru.launch.options import SettingsAction, one_line_errors
 from mmvisiongru.models.layers.precision import converted_once
-from mmvisiongru.zoo import build_model, check_device, image_channels, model_config
+from mmvisiongru.zoo import build_model, image_channels, model_config
 
 # Values of --dtype: autocast to the dtype; with '-weights' the model itself is converted, for inference.
 AUTOCAST = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
@@ -63,7 +63,7 @@ def parse_args(argv=None):
         help=PRECISIONS_HELP,
     )
     parser.add_argument('--cfg-options', nargs='+', action=SettingsAction, help='settings over each config')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    measure.add_device_option(parser)
     parser.add_argument(
         '--backend', help='backend of the scan of VisionGRU and of Bi-WKV (default: that of the config)'
     )
@@ -176,7 +176,6 @@ def main(argv=None):
             raise InputError(
                 f'--dtype {", ".join(CONVERTED)} are for inference; to train, autocast to a dtype'
             )
-        check_device(args.device)
         # A config is named after its file.
         names = [osp.basename(model).removesuffix('.py') for model in args.models]
         if len({*names}) < len(names):
