@@ -47,7 +47,8 @@ def model_zoo() -> str:
             )
             lines.append(f'| {" | ".join(cells)} |')
         lines.append('')
-    lines.append('"(paper)" marks figures quoted from arXiv:2412.18178 or arXiv:2403.02308.')
+    lines.append('"(paper)" marks quoted figures: VisionGRU from arXiv:2412.18178, Vision-RWKV from')
+    lines.append('arXiv:2403.02308, Swin-T from mmdetection.')
     return '\n'.join(lines) + '\n'
 
 

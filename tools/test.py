@@ -36,7 +36,7 @@ DUMPING = dict(mmpretrain='DumpResults', mmdet='DumpDetResults')
 
 def parse_args(argv=None):
     """Read the command line."""
-    parser = argparse.ArgumentParser(description='Test a classifier or a segmentor.')
+    parser = argparse.ArgumentParser(description='Test a classifier, segmentor or detector.')
     add_config_options(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(

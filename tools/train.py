@@ -32,8 +32,8 @@ def parse_args(argv=None):
         '--trial',
         type=at_least_one,
         metavar='N',
-        help='train N iterations (or epochs, if the config counts those) in WORK_DIR_trial, with schedule '
-        'and intervals to match',
+        help='train N iterations (or epochs, if the config counts those) in WORK_DIR_trial or --work-dir, '
+        'with schedule and intervals to match',
     )
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
     parser.add_argument(

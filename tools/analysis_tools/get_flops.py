@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of a classifier, a segmentor or a backbone.
+"""Parameters and multiply-accumulates of a classifier, segmentor, detector or backbone.
 
     python tools/analysis_tools/get_flops.py configs/classification/visiongru-tiny_8xb128_in1k.py \
         --shape 224 --shape 1248

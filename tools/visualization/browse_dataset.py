@@ -1,4 +1,4 @@
-"""Draw what a data set gives to the model, after augmentation and with labels. Both tasks.
+"""Draw what a data set gives to the model, after augmentation and with labels. All tasks.
 
     python tools/visualization/browse_dataset.py configs/segmentation/CONFIG.py --out work_dirs/browse
 
