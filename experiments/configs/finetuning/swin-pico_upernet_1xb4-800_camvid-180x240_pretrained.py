@@ -19,4 +19,6 @@ model = dict(
 train_dataloader = dict(batch_size=4)
 train_cfg = dict(max_iters=800, val_interval=200)
 default_hooks = dict(checkpoint=dict(interval=200))
+# The best of three on halves of the training sequences.
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 auto_scale_lr = dict(base_batch_size=4)
