@@ -24,6 +24,7 @@ from mmengine.logging import MMLogger
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.checkpoint import load_checkpoint_file, published_weights
+from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.zoo import build_model, model_config
 from tools.analysis_tools.flops import count, image_size
 
@@ -142,12 +143,9 @@ def main(argv=None) -> int:
     """Update or check all folders."""
     args = parse_args(argv)
     MMLogger.get_instance('mmengine', log_level=ERROR)
-    changed = {
-        path: text
-        for f in FOLDERS
-        for path, text in update(f).items()
-        if path.read_text(encoding='utf-8') != text
-    }
+    with one_line_errors():
+        updated = [item for folder in FOLDERS for item in update(folder).items()]
+    changed = {path: text for path, text in updated if path.read_text(encoding='utf-8') != text}
     for path, text in changed.items():
         print(path.relative_to(ROOT), 'is out of date' if args.check else 'updated')
         if not args.check:
