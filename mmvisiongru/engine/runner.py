@@ -8,7 +8,7 @@ import os.path as osp
 from contextlib import contextmanager, nullcontext
 
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import all_gather_object, is_main_process
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
@@ -86,8 +86,7 @@ class ReliableRunner(Runner):
 
     def _maybe_compile(self, target: str) -> None:
         """Compile the parts of the model: with what is around them, they would not be one graph."""
-        settings = self.cfg.get('compile', False)
-        if settings is None or settings is False:
+        if (settings := self.cfg.get('compile')) in (None, False):
             return
         self.compiled = compile_parts(plain_model(self.model), {} if settings is True else dict(settings))
         self.logger.info(f'compiled: {", ".join(self.compiled)}; the first iterations take longer')
@@ -154,6 +153,8 @@ class ReliableRunner(Runner):
     def load_or_resume(self) -> None:
         """Read the checkpoint to load or resume, if any, and compare it with the model before a loop runs."""
         notes, self.looked = [] if self.looked else self._read_checkpoint(), True
+        if len(found := {*all_gather_object(self.loaded and osp.basename(self.loaded.path))}) > 1:
+            raise InputError(f'the processes found {found}: {self.work_dir} must be the same for all of them')
         for handler, level in self.silenced:
             handler.setLevel(level)
         for note in notes:

@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader
 
 # SIGUSR1 is what slurm sends ahead of a time limit, if it is asked to.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
 CHECK_PARENT_EVERY_S = 5.0
 
 

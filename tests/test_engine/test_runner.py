@@ -13,9 +13,10 @@ from torch import nn
 
 from mmvisiongru.engine.hooks import AtomicLoggerHook
 from mmvisiongru.engine.runner import ReliableRunner
+from mmvisiongru.errors import InputError
 from mmvisiongru.models.layers.pooling import AveragePool
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, write_config
-from tests.harness.toy import ToyModel, toy_config, toy_runner
+from tests.harness.toy import ToyModel, run, toy_config, toy_runner
 
 
 def built(folder, text, **settings):
@@ -56,6 +57,13 @@ def test_tf32_is_for_the_config_to_say(monkeypatch, env_cfg, gpu, products, conv
     monkeypatch.setattr(torch.backends, 'cudnn', cudnn)
     ReliableRunner.__new__(ReliableRunner).setup_env(env_cfg)
     assert (said, cudnn.allow_tf32) == (products, convolutions)
+
+
+def test_processes_that_find_other_checkpoints(tmp_path, monkeypatch):
+    run(tmp_path, 8)
+    monkeypatch.setattr('mmvisiongru.engine.runner.all_gather_object', lambda own: [own, None])
+    with pytest.raises(InputError, match=rf'iter_6\.pth.*{tmp_path}'):
+        toy_runner(tmp_path, resume=True).train()
 
 
 class CountingModel(ToyModel):

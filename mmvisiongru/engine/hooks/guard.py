@@ -79,8 +79,8 @@ class GuardHook(Hook):
 
     def _before_step(self, optimizer, args, kwargs) -> None:
         """Skip the step if a gradient is not finite."""
-        gradients = [p.grad for group in optimizer.param_groups for p in group['params']]
-        gradients = [gradient for gradient in gradients if gradient is not None]
+        params = (p for group in optimizer.param_groups for p in group['params'])
+        gradients = [p.grad for p in params if p.grad is not None]
         self.finite[optimizer] = not gradients or _are_finite(gradients)
         if not self.finite[optimizer]:
             # An optimizer leaves a parameter without a gradient alone.
