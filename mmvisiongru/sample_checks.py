@@ -48,9 +48,12 @@ def _check_end(path: str) -> None:
     if start == b'\x89PNG':
         complete = b'IEND' in end or b'IEND\xaeB`\x82' in Path(path).read_bytes()
     elif start.startswith(b'\xff\xd8') and not end.endswith(b'\xff\xd9'):
-        data = Path(path).read_bytes()
-        # An end marker before the last scan is that of a thumbnail.
-        complete = data.rfind(b'\xff\xd9') > data.rfind(b'\xff\xda')
+        # Of the markers inside, some belong to a thumbnail or to what follows, such as a video.
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except OSError:
+            complete = False
     if not complete:
         raise ValueError(f'{path} is cut short')
 

@@ -113,7 +113,7 @@ def test_reduced_labels_are_named_as_in_the_file(scenes):
 
 def test_odd_but_whole_files_are_no_fault(scenes):
     with open(scenes / 'img/0.jpg', 'ab') as file:
-        file.write(b'something after the end' * 10)
+        file.write(b'a video with the bytes \xff\xda behind the end' * 10)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new('RGB', (24, 32)).save(scenes / 'img/1.jpg', exif=exif)
