@@ -10,7 +10,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmvisiongru.errors import InputError, did_you_mean, in_one_line
+from mmvisiongru.errors import InputError, did_you_mean, in_one_line, some
 from mmvisiongru.files import shipped
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -131,10 +131,10 @@ def check_options(cfg: Config, options: Iterable[str]) -> None:
         # The file used its variables while it was read; setting one now would change nothing.
         values = [found for name in cfg if name in KNOWN_KEYS for found in settings(cfg[name], name)]
         used = [place for place, value in values if value == cfg[key]]
-        if isinstance(cfg[key], (str, dict, list, tuple)) and used:
+        if used and not isinstance(cfg[key], (bool, type(None))):
             raise InputError(
                 f'--cfg-options {option} would only change a variable of the config file; '
-                f'set {", ".join(used)} instead'
+                f'set {some(used)} instead'
             )
 
 

@@ -55,6 +55,12 @@ def test_option_without_effect(option, message):
     assert message in str(error.value)
 
 
+def test_a_number_of_the_file_is_a_variable_too(here):
+    Path('seg.py').write_text('length = 7\ntrain_cfg = dict(max_iters=length)')
+    with pytest.raises(InputError, match=r'set train_cfg\.max_iters instead'):
+        get_config('seg.py', {'length': 3})
+
+
 @pytest.mark.parametrize(
     ('name', 'text', 'message'),
     [
@@ -160,10 +166,7 @@ def test_data_folders_inside_wrappers(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('dataset', 'message'),
     [
-        (
-            dict(type='ADE20KDataset', data_root='.', ann_file=['a', 'b']),
-            r"ann_file .* one path, got \['a', 'b'\]",
-        ),
+        (dict(type='ADE20KDataset', data_root='.', ann_file=['a', 'b']), r"one path, got \['a', 'b'\]"),
         (dict(type='mmpretrain.ImageNet', data_root='.', split='train'), r'/train .* does not exist'),
         # Not in a folder yet.
         (dict(type='MNIST', data_root='data/mnist', split='train'), None),
