@@ -42,7 +42,8 @@ def prepare_launch(cfg: Config) -> list[str]:
     if launcher not in LAUNCHERS:
         raise InputError(f'launcher must be none, {", ".join(LAUNCHERS)}, got {launcher!r}')
     started_by, *variables = LAUNCHERS[launcher]
-    if missing := [variable for variable in variables if variable not in os.environ]:
+    needed = [*variables, 'MASTER_ADDR'] if launcher == 'mpi' else variables
+    if missing := [variable for variable in needed if variable not in os.environ]:
         raise InputError(
             f'launcher {launcher} needs {missing[0]} in the environment; start with {started_by}, '
             'or use --launcher none'
@@ -53,6 +54,8 @@ def prepare_launch(cfg: Config) -> list[str]:
         # Jobs that share a node must not share a port; clients are not given ports of this range.
         port = 10000 + int(os.environ.get('SLURM_JOB_ID', 0)) % 20000
         os.environ.setdefault('MASTER_PORT', str(port))
+    # mmengine's port for mpi.
+    os.environ.setdefault('MASTER_PORT', '29500')
     return [] if has_gpu() else _use_gloo(cfg)
 
 
