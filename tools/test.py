@@ -17,6 +17,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.utils import apply_to
 
 # A script has only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -185,12 +186,18 @@ class LabelMapHook(Hook):
     def before_test(self, runner) -> None:
         """Settle the file of each image."""
         self.paths = output_paths(_images(runner), self.out_dir)
+        # Where the classes are some of those in the files, they are numbered anew.
+        mapping = runner.test_loop.dataloader.dataset.metainfo.get('label_map') or {}
+        self.numbers = np.arange(2**16, dtype=np.uint16)
+        for old, new in mapping.items():
+            if new != 255:
+                self.numbers[new] = old
 
     def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         """Write the maps of a batch."""
         for sample in outputs:
             labels = sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint16)
-            labels += bool(sample.get('reduce_zero_label'))
+            labels = self.numbers[labels] + bool(sample.get('reduce_zero_label'))
             labels = labels if labels.max() > 255 else labels.astype(np.uint8)
             write_picture(self.paths[sample.img_path], labels)
 
@@ -236,7 +243,9 @@ def main(argv=None):
             optimize_for_inference(runner.model)
         metrics = runner.test()
         if args.out_item == 'metrics' and is_main_process():
-            mmengine.dump(metrics, args.out)
+            # YAML has no numbers of NumPy.
+            plain = apply_to(metrics, lambda x: isinstance(x, np.generic), lambda x: x.item())
+            mmengine.dump(plain, args.out)
 
 
 if __name__ == '__main__':

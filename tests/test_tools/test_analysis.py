@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -39,7 +40,7 @@ def test_diagonal_is_the_metric(workplace, capsys, text, data, extra, metric):
     save_weights(config, 'model.pth')
     for path in Path('ade/annotations/validation').iterdir() if extra else ():
         save(path, np.asarray(Image.open(path)) % 3)
-    test_tool.main(['tiny.py', 'model.pth', '--out', 'work_dirs/m.json', '--out-item', 'metrics'])
+    test_tool.main(['tiny.py', 'model.pth', '--out', 'work_dirs/m.yaml', '--out-item', 'metrics'])
     before = os.listdir()
     capsys.readouterr()
     confusion_matrix.main(['tiny.py', 'model.pth', '--out', 'matrices/m.PNG'])
@@ -51,7 +52,7 @@ def test_diagonal_is_the_metric(workplace, capsys, text, data, extra, metric):
     head, *rows = csv.reader(Path('matrices/m.csv').read_text().splitlines())
     assert head[1:] == [row[0] for row in rows]
     counts = np.array([row[1:] for row in rows]).astype(int)
-    expected = json.loads(Path('work_dirs/m.json').read_text())[metric]
+    expected = yaml.safe_load(Path('work_dirs/m.yaml').read_text())[metric]
     assert 100 * counts.trace() / counts.sum() == pytest.approx(expected, abs=0.01)
     assert (counts[1].sum() == 0) == bool(extra)
     with Image.open('matrices/m.png') as picture:

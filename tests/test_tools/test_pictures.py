@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -40,6 +41,20 @@ def test_maps_and_pictures_of_equal_names_stay_apart(segmentor, capfd):
     said = ''.join(capfd.readouterr())
     assert '5 pictures in shown' in said
     assert '5 label maps in maps' in said
+
+
+def test_maps_of_some_classes_are_numbered_as_in_the_files(tmp_path):
+    class Some(list):
+        metainfo = dict(label_map={0: 255, 4: 0, 13: 1})
+        get_data_info = list.__getitem__
+
+    loader = SimpleNamespace(dataset=Some([dict(img_path='0.jpg')]))
+    hook = test_tool.LabelMapHook(str(tmp_path))
+    hook.before_test(SimpleNamespace(test_loop=SimpleNamespace(dataloader=loader)))
+    sample = SegDataSample(metainfo=dict(img_path='0.jpg', reduce_zero_label=True))
+    sample.pred_sem_seg = PixelData(data=torch.tensor([[[0, 1]]]))
+    hook.after_test_iter(None, 0, outputs=[sample])
+    assert np.asarray(Image.open(tmp_path / '0.png')).tolist() == [[5, 14]]
 
 
 def test_a_segmentor_writes_nothing_among_its_data(segmentor, refused):
