@@ -90,6 +90,10 @@ def test_classes_without_a_pixel_are_named(root, capsys):
     code, (_, note) = verify(capsys)
     assert code == 0
     assert ('1 of 2 classes' in note, 'a (0)' in note, 'b (1)' in note) == (True, False, True)
+    # Nothing to learn from is a fault in training alone.
+    save('map/8.png', 255 * np.ones((16, 16)))
+    assert verify(capsys)[0] == 1
+    assert verify_dataset.main(['config.py', '--dataloaders', 'val_dataloader']) == 0
 
 
 def test_pictures_that_are_not_taken_are_listed(root, capsys):

@@ -196,7 +196,8 @@ def main(argv=None) -> int:
         for name in distinct(cfg, args.dataloaders):
             with building(cfg), naming_empty(cfg, name):
                 # In training, a map without a label is a fault too.
-                dataset = GuardedDataset(only_loading(cfg[name].dataset), seed=0, max_bad_samples=0)
+                allowed = 0 if name == 'train_dataloader' else None
+                dataset = GuardedDataset(only_loading(cfg[name].dataset), seed=0, max_bad_samples=allowed)
             datasets[f'{name}.dataset'] = dataset
             faults, notes = verify(dataset, args.workers)
             report[name] = dict(samples=len(dataset), faults=faults, notes=notes)
