@@ -35,6 +35,12 @@ def check_output(folder: str, data: Iterable[str] = ()) -> None:
     check_folder(folder)
 
 
+def check_figure(out: str, data: Iterable[str] = ()) -> None:
+    """Make the folder of a figure OUT.png; InputError as for a folder, or if that file is another's."""
+    check_output(osp.dirname(out) or '.', data)
+    _check_ours(f'{out}.png')
+
+
 def stem(out: str) -> str:
     """OUT of a tool that writes OUT.png, OUT.csv and others, where OUT may end in one of these suffixes."""
     base, suffix = osp.splitext(out)
@@ -54,9 +60,8 @@ def output_paths(images: Iterable[str], folder: str, root: str | None = None) ->
     stems = [osp.splitext(name)[0] for name in names]
     names = names if len(set(stems)) < len(stems) else stems
     paths = {image: f'{name}.png' for image, name in zip(images, names, strict=True)}
-    for path in filter(osp.exists, paths.values()):
-        if not _is_ours(path):
-            raise InputError(f'{path} exists and was not written by this tool; choose another folder')
+    for path in paths.values():
+        _check_ours(path)
     return paths
 
 
@@ -65,11 +70,14 @@ def counted(number: int, noun: str) -> str:
     return f'{number} {noun}{"s" * (number != 1)}'
 
 
-def _is_ours(path: str) -> bool:
-    if not osp.isfile(path):
-        return False
-    with open(path, 'rb') as file:
-        return f'Software\0{SOFTWARE}'.encode() in file.read(200)
+def _check_ours(path: str) -> None:
+    if osp.exists(path):
+        start = b''
+        if osp.isfile(path):
+            with open(path, 'rb') as file:
+                start = file.read(200)
+        if f'Software\0{SOFTWARE}'.encode() not in start:
+            raise InputError(f'{path} exists and was not written by this tool; choose another name or folder')
 
 
 def write_picture(path: str, picture: np.ndarray) -> None:

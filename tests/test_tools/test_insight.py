@@ -93,12 +93,16 @@ def test_titles_are_complete_and_the_legend_hides_nothing():
         assert not legend.get_window_extent().overlaps(panel.get_window_extent())
 
 
-def test_gate_memory(tmp_path, capsys):
+def test_gate_memory(tmp_path, capsys, refused):
     rows, printed = call(gate_memory, tmp_path, capsys, '--cfg-options', 'model.out_indices=[0,2]')
     places = [[int(row[name]) for name in ('stage', 'block', 'height', 'width')] for row in rows]
     assert places == [[0, 0, 16, 24], [1, 0, 8, 12], [2, 0, 4, 6], [2, 1, 4, 6]]
     assert all(float(row['q25']) <= float(row['median']) <= float(row['q75']) for row in rows)
     assert 'stage 2, block 1: tau' in printed
+    # A figure may be replaced, a picture of somebody else not.
+    call(gate_memory, tmp_path, capsys)
+    Image.new('RGB', (9, 9)).save(tmp_path / 'photo.png')
+    assert 'photo.png exists' in refused(gate_memory, PICO, '--out', tmp_path / 'photo')
 
 
 def test_histograms_name_paths_and_spread_one_peak_over_the_axis():

@@ -10,7 +10,6 @@ OUT.csv.
 
 import argparse
 import json
-import os.path as osp
 import re
 import statistics
 import sys
@@ -25,7 +24,7 @@ from rich.table import Column, Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
-from tools.outputs import check_output, stem
+from tools.outputs import check_figure, stem
 from tools.visualization.figures import save_figure
 
 # One of them is what a run is about.
@@ -187,7 +186,7 @@ def main(argv=None):
         Console().print(summarize(runs))
         if args.out:
             figure, rows, missing = draw(runs, args.keys)
-            check_output(osp.dirname(args.out) or '.')
+            check_figure(args.out)
             print(f'{", ".join(args.keys)}: {save_figure(figure, rows, args.out)}')
             for line in missing:
                 print(line, file=sys.stderr)

@@ -8,7 +8,6 @@ metric of the config ignores are not counted.
 """
 
 import argparse
-import os.path as osp
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +25,7 @@ from mmvisiongru.config import get_config
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import add_config_options, one_line_errors
 from mmvisiongru.launch.prepare import TESTING, prepare_test
-from tools.outputs import check_output, data_folders, stem
+from tools.outputs import check_figure, data_folders, stem
 from tools.visualization.figures import save_figure
 
 # With more classes the values in the cells cannot be read.
@@ -117,7 +116,7 @@ def merge_args(cfg: Config, args) -> None:
         raise InputError('a confusion matrix is for classifiers and segmentors, not for detectors of mmdet')
     cfg.launcher = 'none'
     cfg.work_dir = args.work_dir
-    check_output(osp.dirname(args.out) or '.', data_folders(cfg))
+    check_figure(args.out, data_folders(cfg))
 
 
 def parse_args(argv=None):

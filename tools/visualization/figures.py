@@ -9,6 +9,7 @@ from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.text import Text
 
 from tools.deployment.painting import find_font
+from tools.outputs import SOFTWARE
 
 
 def save_figure(figure: Figure, rows: Iterable[Iterable], out: str) -> str:
@@ -21,7 +22,7 @@ def save_figure(figure: Figure, rows: Iterable[Iterable], out: str) -> str:
     with warnings.catch_warnings():
         # What is missing has been said in one line.
         warnings.filterwarnings('ignore', 'Glyph .* missing')
-        figure.savefig(f'{out}.png', dpi=200)
+        figure.savefig(f'{out}.png', dpi=200, metadata=dict(Software=SOFTWARE))
         figure.savefig(f'{out}.pdf')
     with open(f'{out}.csv', 'w', newline='', encoding='utf-8') as file:
         csv.writer(file).writerows(rows)

@@ -11,7 +11,6 @@ has the quartiles of every block. The image is prepared as in a test of the conf
 """
 
 import argparse
-import os.path as osp
 import sys
 from pathlib import Path
 
@@ -27,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.models.layers import MinGRU2D
-from tools.outputs import check_output, stem
+from tools.outputs import check_figure, stem
 from tools.visualization.figures import save_figure
 from tools.visualization.images import add_backbone_options, backbone_and_images
 
@@ -142,7 +141,7 @@ def main(argv=None):
     with one_line_errors(args.debug):
         backbone, (image,), (shown,) = backbone_and_images(args, 1)
         memories = gate_memories(backbone, image)
-        check_output(osp.dirname(args.out) or '.')
+        check_figure(args.out)
     rows = summarise(memories, backbone.depths)
     table = [[f'{value:.4g}' if isinstance(value, float) else value for value in row] for row in rows]
     written = save_figure(draw(shown, memories, rows), [HEAD, *table], args.out)

@@ -29,7 +29,7 @@ from mmvisiongru.errors import InputError
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.measure import progress_bar
 from mmvisiongru.models import VisionGRU
-from tools.outputs import check_output, counted, stem
+from tools.outputs import check_figure, counted, stem
 from tools.visualization.figures import save_figure
 from tools.visualization.images import add_backbone_options, backbone_and_images
 
@@ -121,7 +121,7 @@ def main(argv=None):
         if args.number < 1:
             raise InputError(f'--number must be at least 1, got {args.number}')
         backbone, images, _ = backbone_and_images(args, args.number)
-        check_output(osp.dirname(args.out) or '.', [args.img] if args.img and osp.isdir(args.img) else [])
+        check_figure(args.out, [args.img] if args.img and osp.isdir(args.img) else [])
         with progress_bar() as bar:
             fields = receptive_fields(backbone, bar.track(images, description='images'))
     sides = [[central_side(field, share) for share in SHARES] for field in fields]
