@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / 'tools'
 # The keys that decide about the result of a run. Others say how it is logged, saved and protected.
 DECISIVE = ('model', 'data_preprocessor', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'custom_hooks')
+OPTIONAL = (('test_cfg', 'fp16'), ('env_cfg', 'tf32'), ('randomness', 'diff_rank_seed'))
 REQUIRED = ('model', 'train_dataloader', 'test_dataloader', 'optim_wrapper', 'train_cfg')
 # Seconds between two looks at the processes.
 POLL = 1.0
@@ -89,12 +90,15 @@ def fingerprint(cfg: Config, gpus: int = 1) -> str:
     # The constructor only groups the parameters; the settings of each group are in `paramwise_cfg`.
     parts['optim_wrapper'] = {k: v for k, v in cfg.optim_wrapper.items() if k != 'constructor'}
     # Left out when unset, so that older results keep their fingerprint.
-    parts |= {key: cfg[key] for key in ('load_from', 'load_coverage') if cfg.get(key)}
+    places = [(cfg, key) for key in ('load_from', 'load_coverage', 'sync_bn')]
+    places += [(cfg.get(part) or {}, key) for part, key in OPTIONAL]
+    parts |= {key: place[key] for place, key in places if place.get(key)}
     if (cfg.get('auto_scale_lr') or {}).get('enable'):
         parts['auto_scale_lr'] = cfg.auto_scale_lr
     for split in ('train', 'test'):
         loader = cfg[f'{split}_dataloader']
         parts[split] = [loader.get('batch_size'), loader.get('sampler'), loader.dataset]
+        parts[split] += [loader[key] for key in ('drop_last', 'batch_sampler') if loader.get(key)]
     text = json.dumps([parts, gpus, cfg.get('test_evaluator')], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -194,7 +198,10 @@ def run_all(
             slots = [None if process in ended else process for process in slots]
             watch([process for process in slots if process], [process.run for process in ended])
     finally:
-        for process in filter(None, slots):
+        left = [*filter(None, slots)]
+        for process in left:
+            process.child.terminate()
+        for process in left:
             process.stop()
 
 
@@ -242,10 +249,10 @@ class Process:
         return True
 
     def stop(self) -> None:
-        """End the process; the run resumes from its latest checkpoint another time."""
-        self.child.terminate()
+        """Wait for the end of the process; the run resumes from its latest checkpoint another time."""
         try:
-            self.child.wait(20)
+            # torchrun gives its workers 30 s.
+            self.child.wait(40)
         except subprocess.TimeoutExpired:
             self.child.kill()
             self.child.wait()

@@ -130,7 +130,7 @@ def test_result_of_other_settings_is_refused(folder):
     for option in ('train_dataloader.num_workers', 'default_hooks.logger.interval', 'randomness.seed'):
         training.plan(*arguments, {option: 7})
     for option in ('optim_wrapper.optimizer.lr', 'train_dataloader.batch_size', 'model.head.num_classes',
-                   'load_from'):  # fmt: skip
+                   'load_from', 'train_dataloader.drop_last', 'env_cfg.tf32'):  # fmt: skip
         with pytest.raises(InputError, match='other settings'):
             training.plan(*arguments, {option: 7})
 
