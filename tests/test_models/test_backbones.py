@@ -202,30 +202,22 @@ def test_gradients_have_the_strides_of_their_parameters(options, memory_format, 
 @pytest.mark.parametrize(
     ('kind', 'total', 'known'),
     [
-        (
-            VisionGRU,
-            5,
-            {
-                0: ['stem.conv1.weight', 'pos_embed'],
-                3: ['stages.2.downsample.conv.weight', 'stages.2.blocks.0.norm1.weight'],
-                4: ['stages.2.blocks.1.mlp.fc2.bias'],
-                5: ['stages.3.downsample.norm.bias', 'stages.3.blocks.0.mixer.in_proj.weight'],
-                6: ['out_norms.0.weight', 'out_norms.3.bias'],
-            },
-        ),
-        (
-            VRWKV,
-            3,
-            {
-                0: ['pos_embed', 'patch_embed.projection.weight'],
-                1: ['layers.0.ln0.weight', 'layers.0.att.spatial_decay'],
-                3: ['layers.2.gamma2'],
-                4: ['ln1.weight', 'out_norms.2.weight'],
-            },
-        ),
+        (VisionGRU, 5, {
+            0: ['stem.conv1.weight', 'pos_embed'],
+            3: ['stages.2.downsample.conv.weight', 'stages.2.blocks.0.norm1.weight'],
+            4: ['stages.2.blocks.1.mlp.fc2.bias'],
+            5: ['stages.3.downsample.norm.bias', 'stages.3.blocks.0.mixer.in_proj.weight'],
+            6: ['out_norms.0.weight', 'out_norms.3.bias'],
+        }),
+        (VRWKV, 3, {
+            0: ['pos_embed', 'patch_embed.projection.weight'],
+            1: ['layers.0.ln0.weight', 'layers.0.att.spatial_decay'],
+            3: ['layers.2.gamma2'],
+            4: ['ln1.weight', 'out_norms.2.weight'],
+        }),
     ],
     ids=['VisionGRU', 'VRWKV'],
-)
+)  # fmt: skip
 def test_layer_depth_rises_through_the_network(kind, total, known, prefix):
     options = dict(pos_embed='absolute') if kind is VisionGRU else {}
     model = small(kind, out_norm_cfg=dict(type='LN'), **options)

@@ -124,11 +124,3 @@ def test_compiled_backward(name):
     with enable(torch.compile(backend='aot_eager', fullgraph=True)):
         out.backward()
     torch.testing.assert_close([x.grad for x in leaves], list(ref))
-
-
-@EACH
-def test_traced_graph_holds_the_operator(name):
-    operator, _, tensors = operator_and_reference(name)
-    assert f'mmvisiongru::{name.split()[0]}' in str(
-        torch.jit.trace(lambda *x: operator(*x), tuple(tensors)).graph
-    )

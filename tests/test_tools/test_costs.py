@@ -152,12 +152,6 @@ def test_peak_memory_is_that_of_the_call():
     assert statistics.median(peaks) == pytest.approx(size, rel=0.1)
 
 
-def test_a_device_that_cannot_be_used(capsys):
-    with pytest.raises(SystemExit, match='2'):
-        benchmark.main([PICO, '--device', 'cuda:99'])
-    assert '--device: device cuda:99 cannot be used' in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ('tool', 'arguments', 'message'),
     [
