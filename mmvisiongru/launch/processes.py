@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from mmvisiongru.config import replace_sync_bn, type_name
-from mmvisiongru.errors import InputError
+from mmvisiongru.errors import InputError, in_one_line
 
 # For each launcher what starts it, and the variables with rank, number of processes, and rank on the node.
 LAUNCHERS = {
@@ -67,7 +67,10 @@ def _use_gloo(cfg: Config) -> list[str]:
         nodes = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         os.environ['MASTER_ADDR'] = nodes[0]
     timeout = datetime.timedelta(seconds=dist_cfg.get('timeout', 1800))
-    torch.distributed.init_process_group('gloo', timeout=timeout)
+    try:
+        torch.distributed.init_process_group('gloo', timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f'the processes cannot find each other: {in_one_line(error)}') from error
     # A gloo thread that needs the interpreter during its shutdown, to free a last tensor, aborts the process
     # (pytorch/pytorch#190489): give them a moment before.
     atexit.register(time.sleep, 0.5)
