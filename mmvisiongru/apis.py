@@ -72,7 +72,11 @@ def get_model(
     classes = (loaded and loaded.meta.get('dataset_meta')) or dataset_meta(cfg)
     set_inference_attributes(model, cfg, pipeline_of(cfg, 'test_dataloader'), classes)
     score_in_float32(model)
-    model.to(device, dtype)
+    model.to(device)
+    # 16 bits would round the mean of images.
+    parts = [part for name, part in model.named_children() if name != 'data_preprocessor']
+    for part in parts if hasattr(model, 'data_preprocessor') else [model]:
+        part.to(dtype)
     # eval() of a backbone of mmpretrain returns nothing.
     model.eval()
     return optimize_for_inference(model) if optimize else model

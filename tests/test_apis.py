@@ -71,6 +71,10 @@ def trained(tmp_path):
     return classifier, str(tmp_path / 'x.pth')
 
 
+def test_means_of_images_are_not_rounded_to_16_bits():
+    assert get_model(PICO, dtype=torch.bfloat16).data_preprocessor.mean.dtype == torch.float32
+
+
 def test_a_backbone_of_mmpretrain_and_a_class():
     assert not get_model('mmpretrain.ConvNeXt:atto', optimize=True).training
     backbone = get_model(Config(dict(model=dict(type=VisionGRU, arch='pico', scan_backend='torch'))))

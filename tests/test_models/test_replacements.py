@@ -127,6 +127,11 @@ def test_scores_are_not_rounded_to_16_bits(weights):
     torch.testing.assert_close(scores, expected.float(), rtol=1e-6, atol=1e-6)
 
 
+def test_scores_that_the_next_head_of_a_cascade_reads_stay_as_they_are():
+    cascade = nn.ModuleDict(dict(decode_head=nn.ModuleList([head(), head()])))
+    assert score_in_float32(cascade) == [cascade.decode_head[1].conv_seg]
+
+
 def test_convolutions_are_restored():
     model = head()
     conv = model.conv_seg
