@@ -197,11 +197,12 @@ pipeline.insert(1, dict(type='AdjustGamma'))
         assert setting in note
 
 
-def test_grey_models_are_refused(here):
+def test_models_that_are_not_exported(here):
     grey = "model['backbone']['in_channels'] = 1\ndata_preprocessor.update(mean=[127.0], std=[60.0])\n"
-    model = make_checkpoint(here, CLASSIFICATION, grey)
-    with pytest.raises(InputError, match='in_channels is 1'):
-        Deployed(model, False, ['scores'])
+    several = "model['head']['type'] = 'MultiLabelLinearClsHead'\n"
+    for more, message in ((grey, 'in_channels is 1'), (several, 'MultiLabelLinearClsHead')):
+        with pytest.raises(InputError, match=message):
+            Deployed(make_checkpoint(here, CLASSIFICATION, more), False, ['scores'])
 
 
 @pytest.mark.parametrize('name', ['grey.png', 'grey.tif', 'colour.png'])
