@@ -52,9 +52,7 @@ def prepare_launch(cfg: Config) -> list[str]:
         os.environ[name] = os.environ[variable]
     if launcher == 'slurm':
         # Jobs that share a node must not share a port; clients are not given ports of this range.
-        port = 10000 + int(os.environ.get('SLURM_JOB_ID', 0)) % 20000
-        os.environ.setdefault('MASTER_PORT', str(port))
-    # mmengine's port for mpi.
+        os.environ.setdefault('MASTER_PORT', str(10000 + int(os.environ.get('SLURM_JOB_ID', 0)) % 20000))
     os.environ.setdefault('MASTER_PORT', '29500')
     return [] if has_gpu() else _use_gloo(cfg)
 

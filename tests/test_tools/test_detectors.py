@@ -183,6 +183,7 @@ def test_verify_names_boxes_outside_and_images_without(capsys):
         ({'model.roi_head.bbox_roi_extractor.out_channels': 32}, 'bbox_roi_extractor.out_channels=64'),
         ({'model.roi_head.bbox_head.num_classes': 80}, 'model.roi_head.bbox_head.num_classes=2'),
         ({'train_dataloader.dataset.ann_file': 'none.json'}, 'none.json'),
+        ({'optim_wrapper.type': 'AmpOptimWrapper'}, 'bfloat16'),
         ({'val_evaluator.ann_file': 'toy/train.json'}, 'val_evaluator.ann_file=toy/val.json'),
         ({'train_dataloader.dataset.metainfo.classes': ('square', 'disc')}, 'disc'),
         # mmdet numbers categories in the order of the file.

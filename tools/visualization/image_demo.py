@@ -60,8 +60,6 @@ def load_model(cfg: Config, args) -> nn.Module:
     device = args.device or get_device()
     optimize = device == 'cpu' and not args.no_optimize
     model = get_model(cfg, args.checkpoint, device, getattr(torch, args.dtype), optimize)
-    # Means of images would lose digits.
-    model.data_preprocessor.float()
     if 'module' in cfg.model:
         return MODELS.build(dict(cfg.model, module=model))
     if hasattr(model, 'postprocess_result'):
@@ -218,6 +216,8 @@ def main(argv=None):
         if args.pred_out and not args.pred_out.endswith(('.csv', '.json')):
             raise InputError(f'--pred-out must end in .csv or .json, got {args.pred_out}')
         cfg = prepare_config(args, ('model', 'test_dataloader', 'default_scope'))
+        if args.dtype != 'float32' and cfg.default_scope == 'mmdet':
+            raise InputError('--dtype is not for detectors: 16 bits move their boxes by several pixels')
         images = find_images(args.img)
         root = args.img if osp.isdir(args.img) else None
         data = {*data_folders(cfg), *([root] if root else [])}
