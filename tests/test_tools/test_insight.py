@@ -82,17 +82,6 @@ def test_receptive_field(tmp_path, capsys):
     assert f'map 3: 50% within {sides[3][0]}' in printed
 
 
-def test_titles_are_complete_and_the_legend_hides_nothing():
-    fields = [torch.rand(48, 64) for _ in range(2)]
-    figure = receptive_field.draw(fields, [[0.1, 0.4, 0.9]] * 2)
-    figure.draw_without_rendering()
-    (legend,) = figure.legends
-    for panel in figure.axes[:2]:
-        title = panel.title.get_window_extent()
-        assert all(figure.bbox.contains(*corner) for corner in title.corners())
-        assert not legend.get_window_extent().overlaps(panel.get_window_extent())
-
-
 def test_gate_memory(tmp_path, capsys, refused):
     rows, printed = call(gate_memory, tmp_path, capsys, '--cfg-options', 'model.out_indices=[0,2]')
     places = [[int(row[name]) for name in ('stage', 'block', 'height', 'width')] for row in rows]

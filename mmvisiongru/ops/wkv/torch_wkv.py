@@ -1,4 +1,4 @@
-r"""Torch backend: Bi-WKV in linear time by two levels of recurrences, for any device, dtype and length.
+r"""Torch backend: Bi-WKV in linear time by two levels of recurrences, for any device with float64.
 
 With x_t = e^{k_t - m}, m = max_t k_t, and z = [x v, x], a token needs
 
