@@ -153,11 +153,10 @@ def with_interval(values: Sequence[float], possible: Bounds, digits: int, sign: 
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """Names without the words at their end that all of them share."""
+    """Names without the words behind the first that all of them share."""
     words = [name.split('_') for name in names]
-    while len(words) > 1 and all(len(w) > 1 and w[-1] == words[0][-1] for w in words):
-        words = [w[:-1] for w in words]
-    return ['_'.join(w) for w in words]
+    shared = set.intersection(*map(set, words)) if len(names) > 1 else set()
+    return ['_'.join([first, *(w for w in more if w not in shared)]) for first, *more in words]
 
 
 def draw(results: Results) -> None:
@@ -171,7 +170,7 @@ def draw(results: Results) -> None:
     size = (19, 1.5 + 0.6 * max(len(configs), 4))
     figure, axes = plt.subplots(1, 4, figsize=size, layout='constrained')
     first, names = values_of(results, configs[0]), labels(configs)
-    for i, (config, name) in enumerate(zip(configs, names, strict=True)):
+    for i, config in enumerate(configs):
         values, color = values_of(results, config), f'C{i % 10}'
         _draw_interval(axes[0], i, list(values.values()), bounds(metric), color)
         _draw_interval(axes[1], i, paired(values, first) if i else [], difference_bounds(metric), color)
@@ -180,16 +179,16 @@ def draw(results: Results) -> None:
                 if run[key]:
                     look = dict(color=color, alpha=0.5, linewidth=0.8, marker=marker)
                     axis.plot(*zip(*run[key], strict=True), **look)
-        # One entry per config in the legend.
-        axes[2].plot([], [], color=color, label=name)
     axes[0].set(yticks=range(len(names)), yticklabels=names, xlabel=metric)
-    axes[1].set(yticks=range(len(names)), yticklabels=[], xlabel=f'difference to {names[0]}, same seed')
+    axes[1].set(yticks=range(len(names)), yticklabels=[], xlabel='difference to the first, same seed')
+    for i, label in enumerate(axes[0].get_yticklabels()):
+        # In place of a legend.
+        label.set_color(f'C{i % 10}')
     axes[1].axvline(0, color='gray', linewidth=0.8)
     axes[2].set(xlabel='iteration', ylabel='training loss')
     axes[3].set(xlabel='iteration', ylabel=metric)
     for axis in axes[2:]:
         axis.locator_params(axis='x', nbins=5)
-    axes[2].legend(fontsize='small')
     for axis in axes[:2]:
         axis.set_ylim(len(names) - 0.5, -0.5)
     for axis in axes:
