@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 import mmvisiongru.registry
 from mmvisiongru.config import DATALOADERS, KNOWN_KEYS, datasets, parts, type_name
 from mmvisiongru.errors import InputError, did_you_mean, in_one_line
-from mmvisiongru.launch.processes import has_gpu
 from mmvisiongru.mmcv_ops import import_mmdet, provide_ops
 
 ROOTS = [r for r in vars(mmengine.registry).values() if isinstance(r, Registry) and r.parent is None]
@@ -41,10 +40,6 @@ def check_config(cfg: Config, dataloaders: Iterable[str] = ()) -> None:
         warnings.simplefilter('ignore')
         if cfg.get('default_scope') == 'mmdet':
             import_mmdet()
-            wrapper, test = (cfg.get(key) or {} for key in ('optim_wrapper', 'test_cfg'))
-            amp = 'Amp' in type_name(wrapper) or test.get('fp16')
-            if amp and ('bfloat16' in str(wrapper.get('dtype')) or not has_gpu()):
-                raise InputError('detectors need float32, or float16 on a GPU: bfloat16 moves their boxes')
         check_names(cfg)
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings('ignore', message=message)

@@ -17,7 +17,7 @@ from mmvisiongru.errors import InputError, did_you_mean, in_one_line
 from mmvisiongru.files import check_folder
 from mmvisiongru.launch.checks import check_config
 from mmvisiongru.launch.model_checks import check_built
-from mmvisiongru.launch.processes import prepare_launch
+from mmvisiongru.launch.processes import has_gpu, prepare_launch
 from mmvisiongru.launch.schedule import build_schedule
 
 # Top-level keys without which a config is for something else.
@@ -92,6 +92,11 @@ def prepare_test(cfg: Config, checkpoint: str) -> Runner:
 
 def _prepare(cfg: Config, dataloaders: Iterable[str], trial: float | None = None) -> Runner:
     check_config(cfg, dataloaders)
+    wrapper = cfg.optim_wrapper if 'train_dataloader' in dataloaders else {}
+    amp = 'Amp' in type_name(wrapper) if wrapper else (cfg.get('test_cfg') or {}).get('fp16')
+    rounded = not has_gpu() or 'bfloat16' in str(wrapper.get('dtype'))
+    if amp and rounded and cfg.get('default_scope') == 'mmdet':
+        raise InputError('mmdet needs float32, or float16 on a GPU: bfloat16 moves boxes by several pixels')
     refuse_pickled_code()
     if cfg.get('load_from') and cfg.get('resume') != 'auto':
         check_file(cfg.load_from)

@@ -200,7 +200,10 @@ def test_mistakes_are_named_before_training(changes, named):
     assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize(('tool', 'option'), [(test, '--tta'), (export, 'x.onnx'), (matrix, '--out=x')])
+REFUSED = [(test, '--tta'), (test, '--amp'), (export, 'x.onnx'), (matrix, '--out=x')]
+
+
+@pytest.mark.parametrize(('tool', 'option'), REFUSED)
 def test_what_is_not_for_detectors_is_refused(tool, option, refused):
     assert 'mmdet' in refused(tool, 'toy.py', 'run/epoch_2.pth', option)
 
