@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / 'tools'
 # The keys that decide about the result of a run. Others say how it is logged, saved and protected.
 DECISIVE = ('model', 'data_preprocessor', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'custom_hooks')
+# These do too, but few configs have them.
 OPTIONAL = (('test_cfg', 'fp16'), ('env_cfg', 'tf32'), ('randomness', 'diff_rank_seed'))
 REQUIRED = ('model', 'train_dataloader', 'test_dataloader', 'optim_wrapper', 'train_cfg')
 # Seconds between two looks at the processes.

@@ -32,8 +32,7 @@ class Deployed(nn.Module):
             raise InputError(f'outputs must be different ones of {OUTPUTS}, got {", ".join(outputs)}')
         if segmentor and model.out_channels == 1:
             raise InputError('a segmentor of one output channel (a threshold) is not exported: train with 2')
-        kinds = {kind.__name__ for kind in type(getattr(model, 'head', None)).__mro__}
-        if not segmentor and 'ClsHead' not in kinds:
+        if not segmentor and 'ClsHead' not in {kind.__name__ for kind in type(model.head).__mro__}:
             raise InputError(f'{type(model.head).__name__} is not exported: heads of one class an image are')
         if (channels := image_channels(model)) != 3:
             raise InputError(f'only models of 3-channel images are exported, in_channels is {channels}')

@@ -42,8 +42,8 @@ def score_in_float32(model: nn.Module) -> list[nn.Conv2d]:
     cascades = [m.decode_head for m in model.modules() if hasattr(m, 'decode_head')]
     # Their scores are what the next head reads.
     earlier = {head for heads in cascades if isinstance(heads, nn.ModuleList) for head in heads[:-1]}
-    for head in {*model.modules()} - earlier:
-        conv = getattr(head, 'conv_seg', None)
+    for head in model.modules():
+        conv = None if head in earlier else getattr(head, 'conv_seg', None)
         if type(conv) is nn.Conv2d and conv.padding_mode == 'zeros':
             conv.__class__ = WideConv2d
             changed.append(conv)
