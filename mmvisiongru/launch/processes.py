@@ -60,14 +60,14 @@ def prepare_launch(cfg: Config) -> list[str]:
 def _use_gloo(cfg: Config) -> list[str]:
     dist_cfg = cfg.setdefault('env_cfg', {}).setdefault('dist_cfg', {})
     dist_cfg['backend'] = 'gloo'
-    if cfg.launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
-        command = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
-        nodes = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        os.environ['MASTER_ADDR'] = nodes[0]
     timeout = datetime.timedelta(seconds=dist_cfg.get('timeout', 1800))
     try:
+        if cfg.launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
+            command = ['scontrol', 'show', 'hostnames', os.environ.get('SLURM_NODELIST', '')]
+            nodes = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+            os.environ['MASTER_ADDR'] = nodes[0]
         torch.distributed.init_process_group('gloo', timeout=timeout)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError, subprocess.SubprocessError) as error:
         raise InputError(f'the processes cannot find each other: {in_one_line(error)}') from error
     # A gloo thread that needs the interpreter during its shutdown, to free a last tensor, aborts the process
     # (pytorch/pytorch#190489): give them a moment before.

@@ -82,6 +82,7 @@ def test_with_gpu_all_is_left_to_mmengine(started, monkeypatch):
     ('launcher', 'env', 'message'),
     [
         ('slurm', {'RANK': '0'}, r'launcher slurm needs SLURM_PROCID .* tools/slurm_train.sh'),
+        ('slurm', {**SLURM, 'PATH': ''}, 'cannot find each other: .*scontrol'),
         ('none', {'WORLD_SIZE': '2'}, r'add --launcher pytorch'),
         ('mpi', {f'OMPI_COMM_WORLD_{n}': '0' for n in ('RANK', 'SIZE', 'LOCAL_RANK')}, 'needs MASTER_ADDR'),
         ('torch', {}, r"launcher must be none, pytorch, slurm, mpi, got 'torch'"),
