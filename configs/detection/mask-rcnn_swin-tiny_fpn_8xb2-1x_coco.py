@@ -13,3 +13,5 @@ model = dict(
     ),
     neck=dict(in_channels=[96, 192, 384, 768]),
 )
+# As in Swin's own recipe.
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.0))))

@@ -8,7 +8,7 @@ model = dict(
         type='mmpretrain.ConvNeXt',
         arch='tiny',
         out_indices=(0, 1, 2, 3),
-        # The head wants maps.
+        # The decode head needs maps, not pooled vectors.
         gap_before_final_norm=False,
     ),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
