@@ -4,5 +4,5 @@ _base_ = './visiongru-base_8xb128_in1k_released.py'
 
 # bfloat16 has the range of float32: no loss scaling. GPUs before Ampere: 'float16', 'dynamic'.
 optim_wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=1.0)
-# Convolutions of 16-bit types are fastest so.
+# Convolutions in 16 bits are fastest on channels-last tensors.
 channels_last = True

@@ -1,6 +1,7 @@
 """A folder for each class below train/ and val/, 96 x 96, 32 images a batch.
 
-A leaf sets `data_root` of the three data sets and the number of classes, here and of the head.
+A config that inherits from this sets `data_root` of the three data sets, and the number of classes here and
+in the head.
 """
 
 data_root = 'data/folders'

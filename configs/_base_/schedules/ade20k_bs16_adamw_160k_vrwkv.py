@@ -1,7 +1,7 @@
 """160k iterations at global batch 16 as the released Vision-RWKV was trained, but for the precision.
 
-Vectors and biases have no weight decay. The layers of the backbone learn the more slowly the earlier they
-are: `layer_decay_rate` is 0.95 for VRWKV-T, 0.85 for S, 0.8 for B, 0.9 for L, and lr 6e-5 but for T.
+Vectors and biases have no weight decay. Earlier layers of the backbone have a smaller learning rate:
+`layer_decay_rate` is 0.95 for VRWKV-T, 0.85 for S, 0.8 for B and 0.9 for L. All but T have lr 6e-5.
 """
 
 optim_wrapper = dict(
@@ -12,7 +12,7 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
-    # Until the last iteration, which `train_cfg.max_iters` sets; a run of less than 1500 fails here.
+    # Until the last iteration, which `train_cfg.max_iters` sets; for a shorter one see --trial.
     dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=1500),
 ]
 

@@ -8,7 +8,7 @@ model = dict(
         type='mmpretrain.ConvNeXt',
         arch=dict(depths=[3, 3, 4, 3], channels=[24, 48, 96, 192]),
         out_indices=(0, 1, 2, 3),
-        # The head wants maps.
+        # The decode head needs maps, not pooled vectors.
         gap_before_final_norm=False,
     ),
 )
