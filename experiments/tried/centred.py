@@ -1,4 +1,4 @@
-"""VisionGRU with other initial values than those of the released model, for docs/results.md only."""
+"""VisionGRU with other initial values than those of the released model, for experiments/NOTES.md only."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""VisionGRU with LayerScale (CaiT, arXiv:2103.17239), 0.1 at the start; for docs/results.md only."""
+"""VisionGRU with LayerScale (CaiT, arXiv:2103.17239), 0.1 at the start; for experiments/NOTES.md only."""
 
 from mmpretrain.models.utils import LayerScale
 from torch import nn

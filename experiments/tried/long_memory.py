@@ -1,4 +1,4 @@
-"""VisionGRU whose gates remember long from the start; for docs/results.md only."""
+"""VisionGRU whose gates remember long from the start; for experiments/NOTES.md only."""
 
 import math
 from collections.abc import Sequence
