@@ -34,7 +34,10 @@ def model_zoo() -> str:
     for folder in ('classification', 'segmentation', 'detection', 'ablations', 'peers'):
         index = yaml.safe_load((ROOT / 'configs' / folder / 'metafile.yml').read_text(encoding='utf-8'))
         lines += [f'## {folder.capitalize()}', '']
-        lines += ['| config | image | params (M) | FLOPs (G) | metric |', '|---|---|---|---|---|']
+        lines += [
+            '| config | image | params (M) | FLOPs (G) | metric | weights |',
+            '|---|---|---|---|---|---|',
+        ]
         for entry in index['Models']:
             metadata = entry['Metadata']
             metrics = {k: v for result in entry.get('Results', []) for k, v in result['Metrics'].items()}
@@ -44,6 +47,7 @@ def model_zoo() -> str:
                 f'{metadata["Parameters"] / 1e6:.2f}',
                 f'{metadata["FLOPs"] / 1e9:.3g}',
                 ', '.join(f'{name}: {value}' for name, value in metrics.items()),
+                f'`{Path(entry["Weights"]).stem}`' if 'Weights' in entry else '',
             )
             lines.append(f'| {" | ".join(cells)} |')
         lines.append('')
