@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import mmvisiongru
-from tests.harness import ROOT
+from tests.harness import ROOT, versions
 
 MAINTAINED = {'torch': '2.15.0', 'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6',
               'onedl-mmsegmentation': '1.4.2', 'onedl-mmpretrain': '1.3.6'}  # fmt: skip
@@ -107,13 +107,7 @@ def test_wheel_requires_nothing_that_another_family_provides(distributions):
 
 def fake_stack(monkeypatch, stack, files='__init__.py'):
     """Let it look as if only these distributions were installed; a folder without files is a namespace."""
-
-    def version(name):
-        if name not in stack:
-            raise metadata.PackageNotFoundError(name)
-        return stack[name]
-
-    monkeypatch.setattr(metadata, 'version', version)
+    monkeypatch.setattr(metadata, 'version', versions(stack))
     monkeypatch.setattr(mmvisiongru, 'sys', SimpleNamespace(modules={}))
     there = {module for module, (_, names) in mmvisiongru._STACK.items() if stack.keys() & {*names}}
     spec = SimpleNamespace(origin=files)

@@ -20,3 +20,14 @@ def need_mmseg() -> None:
     """Skip a test of a segmentor where there can be none."""
     if lacks_mmseg():
         pytest.skip('mmsegmentation 1.2 needs mmcv with compiled operators')
+
+
+def versions(found: dict[str, str]):
+    """In the place of metadata.version(), as if only these distributions were installed."""
+
+    def version(name):
+        if name not in found:
+            raise metadata.PackageNotFoundError(name)
+        return found[name]
+
+    return version

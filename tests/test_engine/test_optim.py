@@ -8,7 +8,7 @@ from mmengine.optim import build_optim_wrapper
 from mmpretrain.engine import LearningRateDecayOptimWrapperConstructor
 
 from mmvisiongru.errors import InputError
-from tests.harness.config_builders import CLASSIFIER, UPERNET, build_model, load, scope
+from tests.harness.config_builders import CLASSIFIER, build_model, load, scope
 from tests.harness.toy import run, toy_runner
 
 GROUPED = 'mmvisiongru.GroupedOptimWrapperConstructor'
@@ -75,22 +75,6 @@ def test_layer_decay_of_a_classifier_is_that_of_mmpretrain():
     assert rates == pytest.approx([1e-3 * 0.8**n for n in range(15, -1, -1)])
     assert settings(ours, model)['backbone.stages.0.blocks.1.mixer.in_proj.weight'][0] == rates[2]
     assert len(ours.param_groups) == 32
-
-
-def test_layer_decay_of_a_segmentor():
-    cfg = load(UPERNET.replace('.py', '_layer-decay.py'))
-    model = build_model(cfg)
-    found = settings(optimizer_of(cfg, model), model)
-    classifier = build_model(load(CLASSIFIER))
-    same = settings(optimizer_of(load(CLASSIFIER), classifier, layer_decay_rate=0.9), classifier)
-    for name, (lr, _) in found.items():
-        expected = same[name][0] / 1e-3 if name.startswith('backbone.') else 1.0
-        assert lr == pytest.approx(6e-5 * expected, rel=1e-12), name
-    assert found['backbone.stem.conv1.weight'][0] == pytest.approx(6e-5 * 0.9**15)
-    assert found['backbone.stages.3.blocks.1.mlp.fc1.weight'] == (pytest.approx(6e-5 * 0.9), 0.01)
-    assert found['decode_head.conv_seg.weight'] == (6e-5, 0.01)
-    # Norms are spared weight decay as without layer-wise decay.
-    assert found['backbone.stem.norm1.weight'][1] == 0
 
 
 def test_backbone_that_does_not_count_its_layers():

@@ -24,7 +24,7 @@ from mmvisiongru.launch.checks import check_config, check_data
 from mmvisiongru.launch.model_checks import heads
 from mmvisiongru.launch.options import add_config_options
 from mmvisiongru.mmcv_ops import import_mmdet
-from tests.harness import ROOT
+from tests.harness import ROOT, versions
 from tests.harness.config_builders import DETECTORS, LEAVES, load
 
 UPERNET = 'visiongru-tiny_upernet_8xb2-160k_ade20k-512x512'
@@ -189,13 +189,10 @@ def test_data_sets_of_several_kinds(here, dataset, message):
     ],
 )
 def test_missing_operators_are_named_with_the_command_that_compiles_them(found, command, monkeypatch):
-    def version(name):
-        if name != found[0]:
-            raise metadata.PackageNotFoundError(name)
-        return found[1]
-
     missing = Mock(side_effect=ModuleNotFoundError("No module named 'mmcv._ext'", name='mmcv._ext'))
-    fake = SimpleNamespace(version=version, PackageNotFoundError=metadata.PackageNotFoundError)
+    fake = SimpleNamespace(
+        version=versions(dict([found])), PackageNotFoundError=metadata.PackageNotFoundError
+    )
     monkeypatch.setattr(mmvisiongru.errors, 'metadata', fake)
     monkeypatch.setattr(SEGMENTORS, 'import_from_location', missing)
     with pytest.raises(InputError) as error:

@@ -24,32 +24,21 @@ def model():
     return MODELS.build(cfg)
 
 
-def sample(size) -> SegDataSample:
-    labels = PixelData(data=torch.randint(0, 3, (1, *size)))
-    return SegDataSample(gt_sem_seg=labels, metainfo=dict(ori_shape=size, img_shape=size, pad_shape=size))
-
-
 @pytest.mark.parametrize('size', SIZES)
-def test_training(model, size):
+def test_all_values_are_finite(model, size):
     torch.manual_seed(0)
-    model.train()
-    data = dict(inputs=[torch.randint(0, 256, (3, *size), dtype=torch.uint8) for _ in range(2)])
-    data = model.data_preprocessor(dict(data, data_samples=[sample(size), sample(size)]), True)
-    losses = model(**data, mode='loss')
+    shapes = dict(ori_shape=size, img_shape=size, pad_shape=size)
+    labels = [PixelData(data=torch.randint(0, 3, (1, *size))) for _ in range(2)]
+    samples = [SegDataSample(gt_sem_seg=label, metainfo=shapes) for label in labels]
+    data = dict(inputs=list(torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)), data_samples=samples)
+    losses = model.train()(**model.data_preprocessor(data, True), mode='loss')
     loss = sum(v for k, v in losses.items() if 'loss' in k)
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-
-
-@pytest.mark.parametrize('size', SIZES)
-@pytest.mark.parametrize('mode', ['whole', 'slide'])
-def test_testing(model, size, mode):
-    torch.manual_seed(0)
-    model.eval()
-    model.test_cfg = Config(dict(mode=mode, crop_size=(32, 32), stride=(21, 21)))
-    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
-    with torch.no_grad():
-        (result,) = model.test_step(dict(inputs=[image], data_samples=[sample(size)]))
-    assert result.pred_sem_seg.data.shape == (1, *size)
-    assert result.seg_logits.data.isfinite().all()
+    for mode in ('whole', 'slide'):
+        model.eval().test_cfg = Config(dict(mode=mode, crop_size=(32, 32), stride=(21, 21)))
+        with torch.no_grad():
+            results = model.test_step(data)
+        assert [result.pred_sem_seg.data.shape for result in results] == [(1, *size)] * 2
+        assert all(result.seg_logits.data.isfinite().all() for result in results)

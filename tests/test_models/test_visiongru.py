@@ -111,6 +111,7 @@ def test_matches_with_options(options):
 @pytest.mark.parametrize('size', [(32, 32), (64, 40), (95, 27), (1, 1)], ids=str)
 def test_positional_embedding(size, monkeypatch):
     # A grid of 8 x 8 is that of a 32 x 32 image; other maps get it interpolated.
+    assert visiongru.POS_EMBED_GRID == 224 // 4
     monkeypatch.setattr(visiongru, 'POS_EMBED_GRID', 8)
     model = small(pos_embed='absolute').double()
     assert model.pos_embed.shape == (1, 8, 8, 8)

@@ -12,7 +12,7 @@ from mmvisiongru.models import VRWKV, VRWKVAdapter
 from mmvisiongru.models.layers.deformable import DeformableAttention
 from mmvisiongru.models.layers.rwkv_mix import q_shift
 from tests.harness.backbones import SMALL, image, small
-from tests.harness.vrwkv import CASES, FIXTURE, LIMITS, assert_original, original, released_state, results
+from tests.harness.vrwkv import CASES, FIXTURE, LIMITS, assert_original, original, results
 
 RELEASED = [pair for pair in CASES if '{}/case{}/released/logits'.format(*pair) in FIXTURE.files]
 
@@ -202,17 +202,3 @@ def test_last_tokens_go_to_all_maps_as_released_for_detection():
             inputs['last'][i] - inputs['each'][i], added[0] - added[1], rtol=0, atol=1e-5
         )
         assert (i < 3) == bool((tokens[3] - tokens[i]).abs().max() > 1e-2)
-
-
-def test_released_segmentor_loads_by_init_cfg(tmp_path):
-    # Without the factors of the branches, which tiny's classifier lacks.
-    state = {k: v for k, v in released_state('adapter').items() if '.gamma' not in k or 'injector' in k}
-    torch.save(dict(state_dict=state | {'decode_head.conv_seg.bias': torch.zeros(3)}), tmp_path / 'x.pth')
-    init = dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth'), prefix='backbone.')
-    options = SMALL[VRWKVAdapter]
-    arch = dict(options['arch'], embed_dims=16, num_heads=2)
-    model = VRWKVAdapter(**{**options, 'arch': arch}, img_size=64, init_cfg=init)
-    model.init_weights()
-    for key, value in model.state_dict().items():
-        wanted = torch.full((16,), 0.5) if f'backbone.{key}' not in state else state[f'backbone.{key}']
-        assert torch.equal(value, wanted), key

@@ -71,27 +71,6 @@ def test_opcheck(name, device):
         torch.library.opcheck(getattr(OPS, name).default, tuple(moved))
 
 
-@ON_EACH_DEVICE
-@pytest.mark.parametrize('candidate', ['g', 'linear'])
-def test_gradcheck_of_the_scan(device, candidate):
-    tensors = normal(2, 7, 2, dtype=torch.float64, number=2)
-    tensors += normal(1, 3, 4, len(PATHS) * 4, dtype=torch.float64, number=1)
-    *sequence, projected = (x.to(device).requires_grad_() for x in tensors)
-    for backend in runnable_backends(device, torch.float64):
-        options = dict(candidate=candidate, backend=backend)
-        for reverse in (False, True):
-            assert torch.autograd.gradcheck(partial(mingru_scan, reverse=reverse, **options), sequence)
-        assert torch.autograd.gradcheck(partial(mingru_scan_2d, paths=PATHS, **options), projected)
-
-
-@ON_EACH_DEVICE
-@pytest.mark.parametrize('distance', ['paper', 'released'])
-def test_gradcheck_of_bi_wkv(device, distance):
-    tensors = [x.to(device).requires_grad_() for x in inputs(2, 7, 2, torch.float64)[:4]]
-    for backend in wkv_backends(device, torch.float64, distance):
-        assert torch.autograd.gradcheck(partial(bi_wkv, distance=distance, backend=backend), tensors)
-
-
 # ---- compilers: modules with something to do around the operators, and the same by definition
 
 

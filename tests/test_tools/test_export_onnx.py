@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import mmcv
@@ -21,6 +20,7 @@ from mmvisiongru.deployment.verify import TOLERANCE, random_images
 from mmvisiongru.deployment.wrapper import Deployed
 from mmvisiongru.errors import InputError
 from mmvisiongru.models import VisionGRU
+from tests.harness import versions
 from tests.harness.small_runs import CLASSIFICATION, SEGMENTATION, TOOLS, make_checkpoint, save
 from tools.deployment import benchmark_onnx, demo_onnx, export
 from tools.deployment.describe import describe
@@ -172,14 +172,8 @@ def test_input_that_cannot_be_used(fails, monkeypatch):
     fails('--output', 'labels', 'labels', named=['got labels, labels'])
     fails('--shape', '-1', '50', named=['--shape', '-1'])
     fails('--cfg-options', 'model.head.num_classes=5', named=['small.pth', 'head.fc.weight', '(2, 16)'])
-    versions = {'torch': '2.6.0', 'onnx': '1.20', 'onnxruntime': '1.23'}
-
-    def version(name):
-        if name not in versions:
-            raise metadata.PackageNotFoundError(name)
-        return versions[name]
-
-    monkeypatch.setattr(deployment.metadata, 'version', version)
+    found = {'torch': '2.6.0', 'onnx': '1.20', 'onnxruntime': '1.23'}
+    monkeypatch.setattr(deployment.metadata, 'version', versions(found))
     fails(named=['torch>=2.7 (found 2.6.0)', 'onnxscript>=0.5.4', 'pip install'])
     with pytest.raises(InputError, match='torch>=2'):
         deployment.export.export(None, ())

@@ -57,14 +57,6 @@ def test_print_config_refuses_what_training_refuses(segmentor, capsys, refused, 
     assert printed['log_processor'] == dict(by_epoch=False)
 
 
-def test_scripts_take_the_name_of_a_config(workplace, capsys):
-    with pytest.raises(SystemExit, match='2'):
-        print_config.main(['visiongru-pico_1xb64_digits'])
-    captured = capsys.readouterr()
-    assert 'mmvisiongru.VisionGRU' in captured.out
-    assert 'train_dataloader.dataset.data_root' in captured.err
-
-
 def test_print_config_in_an_8_bit_locale(tmp_path):
     (tmp_path / 'a.py').write_text("note = 'Größe'\n", encoding='utf-8')
     env = environment() | dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')
