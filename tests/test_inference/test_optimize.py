@@ -225,9 +225,10 @@ def test_weights_can_be_loaded(name):
     [
         lambda model: model(image()),
         lambda model: maps(model.train(), image()),
-        lambda model: torch.export.export(model, (image(),)),
+        torch.no_grad()(lambda model: torch.export.export(model, (image(),))),
+        torch.no_grad()(lambda model: torch.jit.trace(model, (image(),))),
     ],
-    ids=['with gradients', 'in training mode', 'exported'],
+    ids=['with gradients', 'in training mode', 'exported', 'traced'],
 )
 def test_is_for_inference_alone(call):
     with pytest.raises(Exception, match=r'optimize_for_inference.*torch\.no_grad'):
@@ -245,6 +246,10 @@ def twice(layer, part):
 
 def hooked(layer, part):
     getattr(layer, part).register_forward_hook(lambda module, args, out: 2 * out)
+
+
+def before(layer, part):
+    getattr(layer, part).register_forward_pre_hook(lambda module, args: (2 * args[0],))
 
 
 class Twice(nn.Linear):
@@ -286,6 +291,7 @@ MIXER, MLP = {'TiledBlock', 'TiledMinGRU2D'}, {'TiledBlock', 'FusedMLP'}
 CHANGES = {
     'hook on in_proj': (hooked, 'mixer', 'in_proj', MIXER),
     'hook on the MLP': (hooked, 'block', 'mlp', MLP),
+    'hook before the MLP': (before, 'block', 'mlp', MLP),
     'hook in the stem': (hooked, 'stem', 'norm1', {'TiledStem'}),
     'patched mixer': (twice, 'block', 'mixer', MIXER),
     'subclass': (replaced(lambda fc: Twice(8, 64, bias=False)), 'mixer', 'in_proj', MIXER),

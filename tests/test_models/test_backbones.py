@@ -144,7 +144,7 @@ def test_drop_path_drops_each_branch_of_each_sample(kind, options):
     assert torch.allclose(out, out[:1], atol=1e-5)
 
 
-@pytest.mark.parametrize('frozen_stages', [-1, 2])
+@pytest.mark.parametrize('frozen_stages', [-1, 0])
 @every_kind
 def test_with_cp(kind, frozen_stages):
     grads, calls = [], []
@@ -154,7 +154,7 @@ def test_with_cp(kind, frozen_stages):
             mixer = block.mixer if kind is VisionGRU else block.att
             mixer.register_forward_hook(lambda *_, with_cp=with_cp: calls.append(with_cp))
         torch.manual_seed(0)
-        x = image(33, 46, batch=4).requires_grad_()
+        x = image(33, 46, batch=4).requires_grad_(frozen_stages < 0)
         backward(model(x))
         grads.append([x.grad, *(p.grad for p in model.parameters() if p.requires_grad)])
     for a, b in zip(*grads, strict=True):

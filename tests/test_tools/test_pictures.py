@@ -52,9 +52,9 @@ def test_maps_of_some_classes_are_numbered_as_in_the_files(tmp_path):
     hook = test_tool.LabelMapHook(str(tmp_path))
     hook.before_test(SimpleNamespace(test_loop=SimpleNamespace(dataloader=loader)))
     sample = SegDataSample(metainfo=dict(img_path='0.jpg', reduce_zero_label=True))
-    sample.pred_sem_seg = PixelData(data=torch.tensor([[[0, 1]]]))
+    sample.pred_sem_seg = PixelData(data=torch.tensor([[[0, 1], [1, 1]]]))
     hook.after_test_iter(None, 0, outputs=[sample])
-    assert np.asarray(Image.open(tmp_path / '0.png')).tolist() == [[5, 14]]
+    assert np.asarray(Image.open(tmp_path / '0.png')).tolist() == [[5, 14], [14, 14]]
 
 
 def test_a_segmentor_writes_nothing_among_its_data(segmentor, refused):
