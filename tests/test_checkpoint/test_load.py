@@ -4,7 +4,10 @@ import io
 import os
 import pickle
 import runpy
+import threading
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -203,3 +206,20 @@ def test_each_tool_loads_once(workplace, loads):
     model = init_model(config, path, device='cpu')
     assert [call['weights_only'] for call in loads] == [True]
     assert model.dataset_meta['classes'] == ('wall', 'building', 'sky')
+
+
+def test_no_checkpoint_of_an_address_runs_code(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    plain_attack(tmp_path / 'a.pth', tmp_path / 'made')
+    torch.save({'w': torch.ones(2)}, tmp_path / 'b.pth')
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        address = f'http://127.0.0.1:{server.server_port}'
+        try:
+            with pytest.raises(InputError, match=r'a\.pth asks for'):
+                read_checkpoint(f'{address}/a.pth')
+            assert read_checkpoint(f'{address}/b.pth').state_dict['w'].tolist() == [1, 1]
+        finally:
+            server.shutdown()
+    assert not (tmp_path / 'made').exists()

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import nn
 
+from mmvisiongru import checkpoint
 from mmvisiongru.checkpoint import Checkpoint, check_weights, load_weights
 from mmvisiongru.errors import InputError
 from mmvisiongru.models import VisionGRU
@@ -114,3 +116,23 @@ def test_stated_coverage():
         check_weights(Model(), saved(weights), coverage=1.0)
     weights['fc.bias'] = torch.zeros(2)
     assert check_weights(Model(), saved(weights), 1.0) == lines[1:]
+
+
+class Translating(BaseModule):
+    """Loads weights of other names, as some backbones of mmpretrain do."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.fc = nn.Linear(1, 1)
+
+    def init_weights(self):
+        state = torch.load(self.init_cfg['checkpoint'])
+        self.fc.load_state_dict({name.removeprefix('linear.'): value for name, value in state.items()})
+
+
+def test_a_part_that_translates_names_is_left_to_itself(tmp_path):
+    torch.save({'linear.weight': torch.ones(1, 1), 'linear.bias': torch.ones(1)}, tmp_path / 'a.pth')
+    model = Translating(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth')))
+    with checkpoint.pretrained(model):
+        model.init_weights()
+    assert model.fc.bias == 1

@@ -234,3 +234,18 @@ def test_the_scaled_lr_knows_of_accumulation(tmp_path, counts, batch_size, expec
     rows = re.findall(r'^ +([\d.e-]+) +([\d.]+) +(\d+) +(\d+)$', text, re.MULTILINE)
     rows = sorted([*map(float, row)] for row in rows)
     assert rows == [pytest.approx([0.05 * expected, *row]) for row in ([0, 2, 16], [0.05, 4, 58])]
+
+
+def test_a_folder_of_damaged_checkpoints_is_not_trained_afresh(tmp_path):
+    run(tmp_path, iters=3)
+    (tmp_path / 'iter_3.pth').write_bytes(b'')
+    with pytest.raises(InputError, match=rf'{tmp_path}; .*iter_3\.pth'):
+        toy_runner(tmp_path, iters=6, resume=True).train()
+
+
+def test_a_validation_cut_off_at_the_end_is_left_out(tmp_path):
+    with pytest.raises(RuntimeError, match='a fault of this rank'):
+        toy_runner(tmp_path, iters=8, interval=2, fault=dict(at=8, what='fail', during='val')).train()
+    runner = toy_runner(tmp_path, iters=8, interval=2, resume=True)
+    runner.train()
+    assert len(runner.message_hub.get_scalar('val/acc').data[0]) == 1

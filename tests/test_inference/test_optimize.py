@@ -305,6 +305,11 @@ CHANGES = {
 }  # fmt: skip
 
 
+def test_a_model_elsewhere_is_not_converted():
+    model = optimize_for_inference(VisionGRU(ARCH, out_indices=(0,)).to('meta'))
+    assert not any(isinstance(module, InferenceForm) for module in model.modules())
+
+
 @pytest.mark.parametrize('name', CHANGES)
 def test_a_changed_layer_stays_as_it_is(name):
     change, layer, part, lost = CHANGES[name]

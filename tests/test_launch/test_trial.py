@@ -142,3 +142,17 @@ def test_a_schedule_of_another_length_is_noted(work):
 def test_what_a_scheduler_says_without_an_end_is_compared_too(scheduler, fits):
     notes = check_schedule(Config(dict(train_cfg=dict(max_epochs=20), param_scheduler=[scheduler])), 2000, 20)
     assert [note.split(' ')[0] for note in notes] == ['param_scheduler.0'] * (not fits)
+
+
+@pytest.mark.parametrize(
+    ('scheduler', 'scaled'),
+    [
+        (dict(type='MultiStepLR', milestones=[8, 11]), dict(milestones=[4, 5])),
+        (dict(type='StepLR', step_size=5), dict(step_size=2)),
+        (dict(type='CosineAnnealingLR', T_max=12), dict(T_max=6)),
+    ],
+)
+def test_what_a_scheduler_says_without_an_end_is_scaled_too(scheduler, scaled):
+    cfg = Config(dict(param_scheduler=[scheduler]))
+    fit_schedule(cfg, 0.5, 60, 6)
+    assert cfg.param_scheduler == [scheduler | scaled]

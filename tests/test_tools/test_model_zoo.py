@@ -26,7 +26,9 @@ def test_openmmlab_reads_the_index_and_finds_every_config():
 )
 def test_metafile_and_readme_are_up_to_date(folder):
     """If this fails: python tools/misc/update_model_zoo.py."""
-    for path, text in zoo.update(folder).items():
+    updated = zoo.update(folder)
+    assert updated
+    for path, text in updated.items():
         assert path.read_text() == text
 
 

@@ -151,6 +151,7 @@ def test_labels_of_turned_images(root, capsys):
     ('setting', 'named'),
     [
         ("val_dataloader = dict(dataset=dict(metainfo=dict(classes=('a', 'c'))))", 'b, c'),
+        ("val_dataloader = dict(dataset=dict(metainfo=dict(classes=('b', 'a'))))", 'order'),
         (MODEL, 'decode_head.num_classes=2'),
     ],
 )
