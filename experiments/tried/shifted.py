@@ -1,4 +1,4 @@
-"""VisionGRU whose candidate is g - 0.5, which is 0 at 0 like the linear one; for experiments/NOTES.md only."""
+"""VisionGRU whose candidate is g - 0.5, 0 at 0 like the linear one; for experiments/NOTES.md only."""
 
 from functools import partial
 

@@ -65,11 +65,11 @@ class Backbone(BaseModule):
     ):
         super().__init__(init_cfg=init_cfg)
         indices = (out_indices,) if isinstance(out_indices, int) else out_indices
-        if not indices or not all(-parts <= i < parts for i in indices):
+        if not indices or not all(isinstance(i, Integral) and -parts <= i < parts for i in indices):
             raise ValueError(f'out_indices must be {what} in [{-parts}, {parts}), got {out_indices!r}')
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
-        if not -1 <= frozen_stages <= parts:
+        if not (isinstance(frozen_stages, Integral) and -1 <= frozen_stages <= parts):
             raise ValueError(f'frozen_stages must be in [-1, {parts}], got {frozen_stages}')
         self.what, self.frozen_stages, self.drop_path_rate = what, frozen_stages, drop_path_rate
         self.out_indices = tuple(sorted({i % parts for i in indices}))

@@ -185,6 +185,8 @@ class VisionGRU(Backbone):
         arch = self._settings_of(arch)
         if set(arch) != {'embed_dims', 'depths'}:
             raise ValueError(f"an arch dict has the keys 'embed_dims' and 'depths', got {sorted(arch)}")
+        if not all(isinstance(value, Sequence) for value in arch.values()):
+            raise ValueError(f'embed_dims and depths of an arch have a number for each stage, got {arch}')
         embed_dims, depths = tuple(arch['embed_dims']), tuple(arch['depths'])
         if len(embed_dims) != len(depths) or not depths:
             raise ValueError(f'arch has {len(embed_dims)} embed_dims for the stages, {len(depths)} depths')

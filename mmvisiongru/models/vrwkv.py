@@ -141,6 +141,8 @@ class VRWKV(Backbone):
         img_size, patch_size = tuple(to_2tuple(img_size)), tuple(to_2tuple(patch_size))
         check_positive(in_channels=in_channels, hidden_ratio=hidden_ratio)
         check_positive(img_size=img_size, patch_size=patch_size)
+        if not len(img_size) == len(patch_size) == 2:
+            raise ValueError(f'img_size and patch_size are (height, width), got {img_size} and {patch_size}')
         check_choice('distance', distance, DISTANCES)
         BACKENDS[distance].check(wkv_backend)
 
@@ -161,8 +163,20 @@ class VRWKV(Backbone):
         if not needed <= set(arch) <= needed | set(self.arch_options):
             options = tuple(self.arch_options)
             raise ValueError(f"an arch has 'embed_dims', 'depth' and maybe {options}, got {sorted(arch)}")
+        arch = self.arch_options | dict(arch)
+        for name, kinds in (('embed_dims', int), ('depth', int), ('layer_scale', (int, float, type(None)))):
+            if not isinstance(arch[name], kinds) or isinstance(arch[name], bool):
+                raise ValueError(f'{name} of an arch must be a number, got {arch[name]!r}')
         check_positive(embed_dims=arch['embed_dims'], depth=arch['depth'])
-        return self.arch_options | dict(arch)
+        for name in ('post_norm', 'key_norm'):
+            check_choice(name, arch[name], (False, True))
+        return arch
+
+    def _freeze_stages(self) -> None:
+        super()._freeze_stages()
+        # The norm of the last layer's map, which the adapter does not have.
+        if self.frozen_stages == self.depth and hasattr(self, 'ln1'):
+            self.ln1.eval().requires_grad_(False)
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> tokens for the layers, (B, ceil(H / patch), ceil(W / patch), C)."""

@@ -14,7 +14,8 @@ def with_gradient(
     """Register a custom operator's gradient, with its shapes, and FLOPs; return the function to call it by.
 
     ``torch.library`` registers gradients that compilers understand, but ``torch.func`` does not, and forward
-    mode drops tangents silently. Outside of a graph the operator is therefore called by a ``Function``.
+    mode drops tangents silently. Outside of a graph the operator is therefore called by a ``Function``;
+    a ``jvp`` within a compiled function is not noticed, and its tangent is zero.
 
     Args:
         name (str): Name of the operator, without its namespace.

@@ -111,7 +111,7 @@ def test_frozen_stages(kind, frozen_stages):
         first, *rest = name.split('.')
         if first in ('stages', 'layers', 'out_norms'):
             return bool(rest) and int(rest[0]) < number
-        return first in ('stem', 'patch_embed', 'pos_embed') and number >= 0
+        return number >= (3 if first == 'ln1' else 0) and first in ('stem', 'patch_embed', 'pos_embed', 'ln1')
 
     for name, module in model.named_modules():
         assert module.training is not frozen(name), name
@@ -311,7 +311,9 @@ BAD_ARGUMENTS = {
         (dict(drop_path_rate=1.0), r'1\.0'),
         (dict(out_indices=(0, -5)), r'\(0, -5\)'),
         (dict(out_indices=()), r'\(\)'),
+        (dict(out_indices=(1.0,)), r'\(1\.0,\)'),
         (dict(frozen_stages=5), 'got 5'),
+        (dict(arch=dict(embed_dims=8, depths=1)), "'embed_dims': 8"),
         (dict(scan_backend='warp'), "'warp'"),
     ],
     VRWKV: [
@@ -319,7 +321,11 @@ BAD_ARGUMENTS = {
         (dict(arch=dict(embed_dims=8)), r"'depth'.* got \['embed_dims'\]"),
         (layers(VRWKV, heads=3), "'heads'"),
         (layers(VRWKV, depth=0), 'depth.*positive'),
+        (layers(VRWKV, embed_dims=[8]), r'embed_dims.* \[8\]'),
+        (layers(VRWKV, layer_scale=False), 'layer_scale.* False'),
+        (layers(VRWKV, post_norm='no'), "post_norm.* 'no'"),
         (dict(patch_size=(16, 0)), '16, 0'),
+        (dict(img_size=(32,)), r'\(32,\)'),
         (dict(out_indices=(3,)), r'\[-3, 3\), got \(3,\)'),
         (dict(distance='euclid'), "'paper', 'released'.* got 'euclid'"),
         (dict(wkv_backend='warp'), "got 'warp'"),
@@ -327,6 +333,7 @@ BAD_ARGUMENTS = {
     VRWKVAdapter: [
         (layers(VRWKVAdapter, depth=6), 'depth.* 4, got 6'),
         (layers(VRWKVAdapter, num_heads=5), 'heads .* got 5 for 12'),
+        (layers(VRWKVAdapter, num_heads=0), 'heads .* got 0'),
         (layers(VRWKVAdapter, head=1), "'head'"),
         (dict(points=0), 'got 0'),
     ],

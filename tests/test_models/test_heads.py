@@ -184,9 +184,10 @@ def test_accuracy_of_one_channel_and_of_ties():
     assert pixel_accuracy(torch.zeros(1, 4, 40, 3), torch.zeros(1, 40, 3, dtype=torch.long), 255, None) == 0
 
 
-def test_other_convolutions_are_refused():
-    with pytest.raises(ValueError, match=r"conv_cfg.*ConvWS2d.*mmseg's"):
-        build(UPerHead, WIDTHS, conv_cfg=dict(type='ConvWS'))
+@pytest.mark.parametrize('conv_cfg', [dict(type='ConvWS'), dict(type='Conv2d', padding_mode='reflect')])
+def test_other_convolutions_are_refused(conv_cfg):
+    with pytest.raises(ValueError, match=r"conv_cfg.*(ConvWS2d|reflect).*mmseg's"):
+        build(UPerHead, WIDTHS, conv_cfg=conv_cfg)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ class DeformableAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, levels: int, points: int, value_ratio: float):
         super().__init__()
         width = int(dim * value_ratio)
-        if width % num_heads:
+        if width < 1 or num_heads < 1 or width % num_heads:
             raise ValueError(f'heads must divide the width of the values, got {num_heads} for {width}')
         self.num_heads, self.levels, self.points = num_heads, levels, points
         self.sampling_offsets = nn.Linear(dim, num_heads * levels * points * 2)

@@ -37,10 +37,10 @@ class JoinedConv2d(nn.Conv2d):
     @classmethod
     def replace(cls, conv: nn.Module, mode: str, align_corners: bool) -> 'JoinedConv2d':
         """A layer with the parameters of a plain ``nn.Conv2d``; a ``conv_cfg`` that gives another raises."""
-        if type(conv) is not nn.Conv2d:
+        if type(conv) is not nn.Conv2d or conv.padding_mode != 'zeros':
             raise ValueError(
-                f'heads of mmvisiongru convolve with nn.Conv2d, but conv_cfg gives {type(conv).__name__}; '
-                "use mmseg's head of the same name"
+                'heads of mmvisiongru convolve with nn.Conv2d and a padding of zeros, but conv_cfg gives '
+                f"{conv}; use mmseg's head of the same name"
             )
         sizes = conv.in_channels, conv.out_channels, conv.kernel_size
         # On the meta device no random values are drawn, so the random state is that of mmseg's head.

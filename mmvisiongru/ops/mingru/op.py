@@ -151,7 +151,7 @@ def mingru_scan(
     check_sequences(gate, hidden, 'gate and hidden')
     check_choice('candidate', candidate, CANDIDATES)
     BACKENDS.check(backend)
-    return _scan(gate, hidden, reverse, candidate, backend)
+    return _scan(gate, hidden, bool(reverse), candidate, backend)
 
 
 def mingru_scan_2d(
