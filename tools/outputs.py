@@ -36,9 +36,11 @@ def check_output(folder: str, data: Iterable[str] = ()) -> None:
 
 
 def check_figure(out: str, data: Iterable[str] = ()) -> None:
-    """Make the folder of a figure OUT.png; InputError as for a folder, or if that file is another's."""
+    """Make the folder of a figure OUT; InputError as for a folder, or if one of its files is another's."""
     check_output(osp.dirname(out) or '.', data)
-    _check_ours(f'{out}.png')
+    # Only a picture can be marked: OUT.pdf and OUT.csv are ours where OUT.png is.
+    for suffix in ('png', 'pdf', 'csv'):
+        _check_ours(f'{out}.{suffix}', f'{out}.png')
 
 
 def stem(out: str) -> str:
@@ -61,7 +63,7 @@ def output_paths(images: Iterable[str], folder: str, root: str | None = None) ->
     names = names if len(set(stems)) < len(stems) else stems
     paths = {image: f'{name}.png' for image, name in zip(images, names, strict=True)}
     for path in paths.values():
-        _check_ours(path)
+        _check_ours(path, path)
     return paths
 
 
@@ -70,11 +72,11 @@ def counted(number: int, noun: str) -> str:
     return f'{number} {noun}{"s" * (number != 1)}'
 
 
-def _check_ours(path: str) -> None:
+def _check_ours(path: str, picture: str) -> None:
     if osp.exists(path):
         start = b''
-        if osp.isfile(path):
-            with open(path, 'rb') as file:
+        if osp.isfile(picture):
+            with open(picture, 'rb') as file:
                 start = file.read(200)
         if f'Software\0{SOFTWARE}'.encode() not in start:
             raise InputError(f'{path} exists and was not written by this tool; choose another name or folder')

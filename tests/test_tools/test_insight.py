@@ -89,10 +89,11 @@ def test_gate_memory(tmp_path, capsys, refused):
     assert places == [[0, 0, 16, 24], [1, 0, 8, 12], [2, 0, 4, 6], [2, 1, 4, 6]]
     assert all(float(row['q25']) <= float(row['median']) <= float(row['q75']) for row in rows)
     assert 'stage 2, block 1: tau' in printed
-    # A figure may be replaced, a picture of somebody else not.
+    # A figure may be replaced, a file of somebody else not.
     call(gate_memory, tmp_path, capsys)
-    Image.new('RGB', (9, 9)).save(tmp_path / 'photo.png')
-    assert 'photo.png exists' in refused(gate_memory, PICO, '--out', tmp_path / 'photo')
+    for suffix in ('png', 'pdf', 'csv'):
+        (tmp_path / f'mine-{suffix}.{suffix}').write_text('x')
+        assert f'.{suffix} exists' in refused(gate_memory, PICO, '--out', tmp_path / f'mine-{suffix}')
 
 
 def test_histograms_name_paths_and_spread_one_peak_over_the_axis():
