@@ -137,8 +137,8 @@ def main(argv=None):
         cfg = get_config(args.config, args.cfg_options, TESTING)
         merge_args(cfg, args)
         matrix, classes = confusion_matrix(prepare_test(cfg, args.checkpoint))
-    rows = [[name, *row] for name, row in zip(classes, matrix.tolist(), strict=True)]
-    written = save_figure(draw(matrix, classes), [['true \\ predicted', *classes], *rows], args.out)
+        rows = [[name, *row] for name, row in zip(classes, matrix.tolist(), strict=True)]
+        written = save_figure(draw(matrix, classes), [['true \\ predicted', *classes], *rows], args.out)
     print('\n'.join(worst_confusions(matrix, classes)))
     print(f'{matrix.trace() / matrix.sum():.2%} of {matrix.sum()} on the diagonal: {written}')
 

@@ -8,12 +8,16 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.text import Text
 
+from mmvisiongru.files import new_file
 from tools.deployment.painting import find_font
 from tools.outputs import SOFTWARE
 
 
 def save_figure(figure: Figure, rows: Iterable[Iterable], out: str) -> str:
-    """Write a figure as OUT.png (200 dpi) and OUT.pdf, its table as OUT.csv; give the names."""
+    """Write a figure as OUT.png (200 dpi) and OUT.pdf, its table as OUT.csv; give the names.
+
+    InputError if one cannot be written, as on a full disk.
+    """
     texts = figure.findobj(Text)
     fontManager.addfont(font := find_font(text.get_text() for text in texts))
     families = ['DejaVu Sans', FontProperties(fname=font).get_name()]
@@ -22,8 +26,10 @@ def save_figure(figure: Figure, rows: Iterable[Iterable], out: str) -> str:
     with warnings.catch_warnings():
         # What is missing has been said in one line.
         warnings.filterwarnings('ignore', 'Glyph .* missing')
-        figure.savefig(f'{out}.png', dpi=200, metadata=dict(Software=SOFTWARE))
-        figure.savefig(f'{out}.pdf')
-    with open(f'{out}.csv', 'w', newline='', encoding='utf-8') as file:
+        with new_file(f'{out}.png') as unfinished:
+            figure.savefig(unfinished, format='png', dpi=200, metadata=dict(Software=SOFTWARE))
+        with new_file(f'{out}.pdf') as unfinished:
+            figure.savefig(unfinished, format='pdf')
+    with new_file(f'{out}.csv') as unfinished, open(unfinished, 'w', newline='', encoding='utf-8') as file:
         csv.writer(file).writerows(rows)
     return ', '.join(f'{out}.{suffix}' for suffix in ('png', 'pdf', 'csv'))

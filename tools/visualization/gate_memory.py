@@ -142,9 +142,9 @@ def main(argv=None):
         backbone, (image,), (shown,) = backbone_and_images(args, 1)
         memories = gate_memories(backbone, image)
         check_figure(args.out)
-    rows = summarise(memories, backbone.depths)
-    table = [[f'{value:.4g}' if isinstance(value, float) else value for value in row] for row in rows]
-    written = save_figure(draw(shown, memories, rows), [HEAD, *table], args.out)
+        rows = summarise(memories, backbone.depths)
+        table = [[f'{value:.4g}' if isinstance(value, float) else value for value in row] for row in rows]
+        written = save_figure(draw(shown, memories, rows), [HEAD, *table], args.out)
     for stage, block, _, width, _, median, _, longer in rows:
         share = f'{longer:.0%} above a row of {width}'
         print(f'stage {stage}, block {block}: tau {median:.3g} tokens in the median, {share}')

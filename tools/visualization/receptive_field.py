@@ -124,10 +124,10 @@ def main(argv=None):
         check_figure(args.out, [args.img] if args.img and osp.isdir(args.img) else [])
         with progress_bar() as bar:
             fields = receptive_fields(backbone, bar.track(images, description='images'))
-    sides = [[central_side(field, share) for share in SHARES] for field in fields]
-    rows = [(i, *(f'{100 * side:.1f}' for side in row)) for i, row in enumerate(sides)]
-    head = ('map', *(f'side_of_{share:.0%}' for share in SHARES))
-    written = save_figure(draw(fields, sides), [head, *rows], args.out)
+        sides = [[central_side(field, share) for share in SHARES] for field in fields]
+        rows = [(i, *(f'{100 * side:.1f}' for side in row)) for i, row in enumerate(sides)]
+        head = ('map', *(f'side_of_{share:.0%}' for share in SHARES))
+        written = save_figure(draw(fields, sides), [head, *rows], args.out)
     for i, *row in rows:
         holding = ', '.join(f'{share:.0%} within {side} %' for share, side in zip(SHARES, row, strict=True))
         print(f'map {i}: {holding} of the side of the image')
