@@ -11,6 +11,7 @@ mmseg, or from the source in the row. About 10 minutes on two CPU cores.
 
 import argparse
 import json
+import os.path as osp
 import statistics
 import sys
 from functools import partial
@@ -27,6 +28,8 @@ from mmpretrain import ModelHub
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.models import build_for_inference
 from mmvisiongru import measure
+from mmvisiongru.files import check_folder, write_text
+from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.models.layers.precision import converted_once
 from mmvisiongru.zoo import build_model, model_config
 from tools.analysis_tools.benchmark import PRECISIONS, PRECISIONS_HELP, in_precision
@@ -228,20 +231,19 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+@one_line_errors()
 def main(argv=None):
     """Measure, then write both files."""
     args = parse_args(argv)
     MMLogger.get_instance('mmengine', log_level=ERROR)
-    device, out = torch.device(args.device), Path(args.out)
+    device = torch.device(args.device)
+    check_folder(osp.dirname(args.out) or '.')
     rows = compare(device, args.dtype, args.repeats)
     machine = measure.describe_machine(device) | dict(dtype=args.dtype, repeats=args.repeats)
-    out.parent.mkdir(parents=True, exist_ok=True)
     page = markdown(rows, machine)
-    (out.parent / f'{out.name}.json').write_text(
-        json.dumps(dict(machine=machine, rows=rows), indent=1), encoding='utf-8'
-    )
-    (out.parent / f'{out.name}.md').write_text(page, encoding='utf-8')
     print(page)
+    write_text(f'{args.out}.json', json.dumps(dict(machine=machine, rows=rows), indent=1))
+    write_text(f'{args.out}.md', page)
 
 
 if __name__ == '__main__':
