@@ -12,6 +12,7 @@ device. One that fails on a shape is skipped there, with its message.
 import argparse
 import importlib.util
 import json
+import os.path as osp
 import statistics
 import sys
 import time
@@ -24,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mmvisiongru import measure
-from mmvisiongru.files import write_text
+from mmvisiongru.files import check_folder, write_text
+from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.ops import mingru_scan, runnable_backends
 from mmvisiongru.ops.mingru import BACKENDS
 
@@ -235,12 +237,15 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+@one_line_errors()
 def main(argv=None) -> None:
     """Compare, time, print."""
     args = parse_args(argv)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     functions = implementations(device, dtype, args.names)
     shapes = [tuple(map(int, shape.split('x'))) for shape in args.shapes]
+    if args.json:
+        check_folder(osp.dirname(args.json) or '.')
     rows = []
     with measure.progress_bar() as bar:
         task = bar.add_task('scan', total=2 * len(shapes) * len(functions) * (args.repeats + 1))

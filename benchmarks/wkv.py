@@ -9,6 +9,7 @@ is the peak of forward + backward in tensors of (B, T, C), including k, v and th
 
 import argparse
 import json
+import os.path as osp
 import statistics
 import sys
 from functools import partial
@@ -19,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mmvisiongru import measure
-from mmvisiongru.files import write_text
+from mmvisiongru.files import check_folder, write_text
+from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.ops import bi_wkv
 from mmvisiongru.ops.wkv import runnable_backends
 
@@ -121,11 +123,14 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+@one_line_errors()
 def main(argv=None) -> None:
     """Compare, time, print."""
     args = parse_args(argv)
     device = torch.device(args.device)
     shapes = [tuple(map(int, shape.split('x'))) for shape in args.shapes]
+    if args.json:
+        check_folder(osp.dirname(args.json) or '.')
     rows = []
     with measure.progress_bar() as bar:
         task = bar.add_task('bi_wkv', total=None)

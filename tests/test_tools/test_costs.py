@@ -156,6 +156,8 @@ def test_peak_memory_is_that_of_the_call():
     ('tool', 'arguments', 'message'),
     [
         (get_flops, ['nothing.py'], 'nothing.py does not exist'),
+        (get_flops, [PICO, '--json', '/dev/null/x.json'], '/dev/null/x.json could not be written'),
+        (benchmark, [PICO, '--json', '/dev/null/x.json'], 'folder /dev/null cannot be written'),
         (get_flops, ['resnet50_8xb32_in1'], 'resnet50_8xb32_in1k'),
         (get_flops, [PICO, '--shape', '0'], 'positive'),
         (get_flops, ['mmpretrain.SwinTransformer:tiny', '--shape', '64'], 'window'),

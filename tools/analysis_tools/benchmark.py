@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from mmvisiongru import measure
 from mmvisiongru.errors import InputError
-from mmvisiongru.files import write_text
+from mmvisiongru.files import check_folder, write_text
 from mmvisiongru.inference import optimize_for_inference
 from mmvisiongru.launch.options import SettingsAction, one_line_errors
 from mmvisiongru.models.layers.precision import converted_once
@@ -184,16 +184,18 @@ def main(argv=None):
             name: build_model(model_config(model, args.cfg_options), args.backend).to(args.device)
             for name, model in zip(names, args.models, strict=True)
         }
+        if args.json:
+            check_folder(osp.dirname(args.json) or '.')
         rows = measure_models(models, args)
-    machine = measure.describe_machine(torch.device(args.device)) | dict(
-        dtype=' '.join(args.dtype),
-        backend=args.backend or 'of the config',
-        repeats=args.repeats,
-        optimized=not args.no_optimize,
-    )
-    print_table(rows, machine)
-    if args.json:
-        write_text(args.json, json.dumps(dict(machine=machine, rows=rows), indent=1))
+        machine = measure.describe_machine(torch.device(args.device)) | dict(
+            dtype=' '.join(args.dtype),
+            backend=args.backend or 'of the config',
+            repeats=args.repeats,
+            optimized=not args.no_optimize,
+        )
+        print_table(rows, machine)
+        if args.json:
+            write_text(args.json, json.dumps(dict(machine=machine, rows=rows), indent=1))
 
 
 if __name__ == '__main__':

@@ -89,9 +89,9 @@ def main(argv=None):
         # A size may be too small for a model.
         with building(cfg):
             rows = [dict(model=args.model, shape=shape, **count(model, shape)) for shape in shapes]
-    print_table(rows)
-    if args.json:
-        write_text(args.json, json.dumps(dict(convention='multiply-accumulates', rows=rows), indent=1))
+        print_table(rows)
+        if args.json:
+            write_text(args.json, json.dumps(dict(convention='multiply-accumulates', rows=rows), indent=1))
 
 
 if __name__ == '__main__':

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru import measure
 from mmvisiongru.deployment import check_stack
-from mmvisiongru.files import write_text
+from mmvisiongru.files import check_folder, write_text
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.zoo import build_model
 from tools.deployment.runtimes import has_openvino, onnx_runtime, openvino
@@ -186,13 +186,15 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+@one_line_errors()
 def main(argv=None):
     """Measure and print."""
     args = parse_args(argv)
     MMLogger.get_instance('mmengine', log_level=ERROR)
-    with one_line_errors():
-        check_stack()
-        rows, notes = compare(args.model, args.sizes, args.repeats)
+    check_stack()
+    if args.json:
+        check_folder(osp.dirname(args.json) or '.')
+    rows, notes = compare(args.model, args.sizes, args.repeats)
     machine = measure.describe_machine(torch.device('cpu')) | dict(model=args.model, repeats=args.repeats)
     # Where there is no terminal to fit, names matter more than 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 140)
