@@ -171,5 +171,8 @@ def test_a_run_without_a_metric_is_named_and_the_others_are_drawn(tmp_path, caps
     assert out.stat().st_size > 1000
     (named,) = capsys.readouterr().err.splitlines()
     assert (tmp_path / 'curves.csv').read_text().count(runs[0]) == 2
-    assert runs[1] in named
-    assert 'mIoU' in named
+    assert (runs[1] in named, 'mIoU' in named) == (True, True)
+    # A name in the legend, or the path where two have the same.
+    same = dict.fromkeys(('a/x', 'b/x', 'c/y'), analyze_logs.read_run(runs[0]))
+    legend = analyze_logs.draw(same, ['loss'])[0].axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ['a/x', 'b/x', 'y']

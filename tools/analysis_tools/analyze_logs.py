@@ -147,7 +147,7 @@ def draw(runs: dict[str, tuple[dict, dict]], keys: list[str]) -> tuple[Figure, l
     """One panel a key, one line a run; its table; a line for each run that lacks a key."""
     figure = Figure(figsize=(5 * len(keys), 4), layout='constrained')
     axes, rows = figure.subplots(1, len(keys), squeeze=False), [('run', 'key', 'iteration', 'value')]
-    missing = []
+    missing, names = [], [Path(run).name for run in runs]
     for key, axis in zip(keys, axes[0], strict=True):
         found, without = curves(runs, key)
         missing += without
@@ -157,9 +157,8 @@ def draw(runs: dict[str, tuple[dict, dict]], keys: list[str]) -> tuple[Figure, l
             marker = 'osd^v'[i % 5] if len(values) < 30 else None
             style = ('-', '--', ':', '-.')[i % 4]
             rows += [(run, key, *point) for point in values.items()]
-            axis.plot(
-                *zip(*values.items(), strict=True), linestyle=style, marker=marker, label=Path(run).name
-            )
+            label = names[i] if names.count(names[i]) == 1 else run
+            axis.plot(*zip(*values.items(), strict=True), linestyle=style, marker=marker, label=label)
         axis.set(xlabel='iteration', ylabel=key)
         axis.grid(True, alpha=0.3)
         axis.legend(fontsize='small')
