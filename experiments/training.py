@@ -125,7 +125,7 @@ def plan(
         raise InputError(f'configs to compare must have different names, got {", ".join(names)}')
     text = ' '.join(f'{key}={value}'.replace(', ', ',') for key, value in (options or {}).items())
     runs = []
-    for seed in seeds:
+    for seed in dict.fromkeys(seeds):
         for config, name in zip(configs, names, strict=True):
             cfg = get_config(config, options, REQUIRED)
             cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)

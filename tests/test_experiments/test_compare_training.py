@@ -185,7 +185,7 @@ def test_each_job_has_gpus_of_its_own_and_this_interpreter(tmp_path, monkeypatch
 
 def test_seed_in_a_setting(folder):
     options = {'load_from': 'seed_{seed}.pth'}
-    runs = training.plan(['narrow.py'], [3, 4], Results(folder / 'out'), folder / 'work', options)
+    runs = training.plan(['narrow.py'], [3, 4, 3], Results(folder / 'out'), folder / 'work', options)
     assert [Config.fromfile(run.config).load_from for run in runs] == ['seed_3.pth', 'seed_4.pth']
 
 
