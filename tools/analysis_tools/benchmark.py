@@ -35,7 +35,7 @@ from mmvisiongru import measure
 from mmvisiongru.errors import InputError
 from mmvisiongru.files import check_folder, write_text
 from mmvisiongru.inference import optimize_for_inference
-from mmvisiongru.launch.options import SettingsAction, one_line_errors
+from mmvisiongru.launch.options import SettingsAction, at_least_one, one_line_errors
 from mmvisiongru.models.layers.precision import converted_once
 from mmvisiongru.zoo import build_model, image_channels, model_config
 
@@ -52,8 +52,8 @@ def parse_args(argv=None):
     parser.add_argument(
         'models', nargs='+', help='configs by file or name, models of mmpretrain or mmseg, or backbones'
     )
-    parser.add_argument('--sizes', nargs='+', type=int, default=[224], help='sides of the square image')
-    parser.add_argument('--batch-size', type=int, default=1)
+    parser.add_argument('--sizes', nargs='+', type=at_least_one, default=[224], help='sides of square images')
+    parser.add_argument('--batch-size', type=at_least_one, default=1)
     parser.add_argument('--mode', choices=['inference', 'train', 'both'], default='inference')
     parser.add_argument(
         '--dtype',

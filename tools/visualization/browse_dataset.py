@@ -19,7 +19,7 @@ from mmengine.registry import DATASETS, init_default_scope
 # A script has only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmvisiongru.launch.model_checks import naming_empty
-from mmvisiongru.launch.options import add_config_options, one_line_errors
+from mmvisiongru.launch.options import add_config_options, at_least_one, one_line_errors
 from mmvisiongru.launch.prepare import building, prepare_config
 from tools.outputs import check_output, counted, data_folders, output_paths, write_picture
 from tools.visualization.drawing import as_rgb, draw_sample
@@ -51,7 +51,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_config_options(parser)
     parser.add_argument('--split', choices=['train', 'val', 'test'], default='train')
-    parser.add_argument('--number', type=int, default=16, help='number of images, spread over the split')
+    parser.add_argument('--number', type=at_least_one, default=16, help='images, spread over the split')
     parser.add_argument('--out', default='work_dirs/browse', help='folder for the pictures')
     parser.add_argument('--seed', type=int, default=0, help='seed of the augmentation')
     return parser.parse_args(argv)
