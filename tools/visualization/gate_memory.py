@@ -6,8 +6,9 @@ A state is h_t = keep_t h_{t-1} + ..., keep_t = sigmoid(-gate_t). A constant gat
 tau = -1 / ln(keep) = 1 / softplus(gate) tokens.
 
 OUT.png and OUT.pdf show, for the last block of each stage, a map of tau (geometric mean over channels and
-paths) and its histogram over tokens and channels, beside the length of a row and of the complete map. OUT.csv
-has the quartiles of every block. The image is prepared as in a test of the config.
+paths) and its histogram over tokens and channels, beside the length of a row or column, as
+the paths run, and of the map. OUT.csv has the quartiles of every block. The image is prepared as in a test of
+the config.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from tools.outputs import check_figure, stem
 from tools.visualization.figures import save_figure
 from tools.visualization.images import add_backbone_options, backbone_and_images
 
-HEAD = ('stage', 'block', 'height', 'width', 'q25', 'median', 'q75', 'longer_than_a_row')
+HEAD = ('stage', 'block', 'height', 'width', 'q25', 'median', 'q75', 'longer_than_a_line')
 # Largest ratio of the 99 % and the 1 % quantile for a linear axis: one peak.
 LINEAR = 10
 
@@ -72,15 +73,23 @@ def gate_memories(backbone: nn.Module, image: Tensor) -> list[tuple[tuple[str, .
     return memories
 
 
+def lines_of(paths: tuple[str, ...], height: int, width: int) -> dict[str, int]:
+    """Tokens of a line of each kind of path: of a row, of a column, or of both."""
+    lengths = dict(row=width, column=height)
+    return {kind: lengths[kind] for kind in dict.fromkeys(path.split('_')[0] for path in paths)}
+
+
 def summarise(memories: list, depths) -> list[tuple]:
-    """One row of HEAD for each block: the quartiles of tau, and the share that spans a row of the map."""
+    """One row of HEAD for each block: the quartiles of tau, and the share that spans the line of its path."""
     places = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
     rows = []
     # Stages behind the last map that the backbone returns do not run.
-    for place, (_, tau) in zip(places, memories, strict=False):
+    for place, (paths, tau) in zip(places, memories, strict=False):
         height, width = tau.shape[:2]
+        lines = lines_of(paths, height, width)
+        line = torch.tensor([lines[path.split('_')[0]] for path in paths])[:, None]
         quartiles = np.quantile(tau.numpy(), (0.25, 0.5, 0.75)).tolist()
-        rows.append((*place, height, width, *quartiles, float((tau > width).float().mean())))
+        rows.append((*place, height, width, *quartiles, float((tau > line).float().mean())))
     return rows
 
 
@@ -96,20 +105,22 @@ def draw(image, memories: list, rows: list[tuple]) -> Figure:
     for panel in axes[0]:
         panel.set(xticks=[], yticks=[])
     for (top, bottom), i in zip(axes[:, 1:].T, last, strict=True):
-        (paths, tau), (stage, block, height, width, *_) = memories[i], rows[i]
+        (paths, tau), (stage, block, *_) = memories[i], rows[i]
         shown = top.imshow(tau.clamp(min=1e-2).log().mean((2, 3)).exp().numpy(), cmap='viridis')
         figure.colorbar(shown, ax=top, shrink=0.8, format='%.4g')
         top.set_title(f'stage {stage}, block {block}')
-        draw_histogram(bottom, paths, tau.numpy(), {'row': width, 'map': height * width})
+        draw_histogram(bottom, paths, tau.numpy())
     axes[1, 0].legend(*bottom.get_legend_handles_labels(), loc='center', title='scan path')
     return figure
 
 
-def draw_histogram(panel, paths: tuple[str, ...], tau: np.ndarray, lengths: dict[str, int]) -> None:
-    """Histogram of tau for each path, with lengths in tokens marked; linear where there is one peak."""
+def draw_histogram(panel, paths: tuple[str, ...], tau: np.ndarray) -> None:
+    """Histogram of tau for each path, beside the tokens of a line and the map; linear where one peak is."""
+    height, width = tau.shape[:2]
+    lines = lines_of(paths, height, width)
     low, high = np.quantile(tau, (0.01, 0.99))
     linear = high < LINEAR * low
-    ends = (0.8 * low, 1.2 * high) if linear else (low / 2, 2 * max(high, lengths['row']))
+    ends = (0.8 * low, 1.2 * high) if linear else (low / 2, 2 * max(high, *lines.values()))
     bins = (np.linspace if linear else np.geomspace)(*ends, 49)
     for p, path in enumerate(paths):
         style = ('-', '--', ':', '-.')[p % 4]
@@ -118,7 +129,9 @@ def draw_histogram(panel, paths: tuple[str, ...], tau: np.ndarray, lengths: dict
     if not linear:
         panel.set_xscale('log')
         panel.xaxis.set_minor_formatter(NullFormatter())
-    for (name, length), side in zip(lengths.items(), ('right', 'left'), strict=True):
+    lengths = lines | dict(map=height * width)
+    # A row and a column may be as long: their names are on either side.
+    for (name, length), side in zip(lengths.items(), ('right', 'left', 'left'), strict=False):
         if bins[0] < length < bins[-1]:
             panel.axvline(length, color='tab:red', linewidth=1)
             style = dict(rotation=90, va='top', ha=side, color='tab:red')
@@ -145,8 +158,9 @@ def main(argv=None):
         rows = summarise(memories, backbone.depths)
         table = [[f'{value:.4g}' if isinstance(value, float) else value for value in row] for row in rows]
         written = save_figure(draw(shown, memories, rows), [HEAD, *table], args.out)
-    for stage, block, _, width, _, median, _, longer in rows:
-        share = f'{longer:.0%} above a row of {width}'
+    for (paths, _), (stage, block, height, width, _, median, _, longer) in zip(memories, rows, strict=True):
+        lines = ' or '.join(f'a {kind} of {n}' for kind, n in lines_of(paths, height, width).items())
+        share = f'{longer:.0%} above {lines}'
         print(f'stage {stage}, block {block}: tau {median:.3g} tokens in the median, {share}')
     print(f'seen at {image.shape[3]} x {image.shape[2]}: {written}')
 
