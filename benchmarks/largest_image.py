@@ -15,6 +15,7 @@ import argparse
 import csv
 import math
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,8 @@ STEP = 32
 # Seconds. A faster image is measured twice, and the faster time counts.
 SHORT = 10
 FITS, MEMORY, TIME = 'fits', 'memory', 'time'
+# What a process says before its image.
+READY = 'ready'
 
 
 def sides(first: int = 512, last: int = 8192) -> list[int]:
@@ -48,8 +51,8 @@ def sides(first: int = 512, last: int = 8192) -> list[int]:
     return [STEP * round(first * 2 ** (i / 2) / STEP) for i in range(number + 1)]
 
 
-def measure_side(key: str, side: int, device: str, memory: float) -> dict:
-    """Outcome, seconds and peak memory of one image; the outcome alone if it does not fit."""
+def measure_side(key: str, side: int, device: str, memory: float, ready: Callable[[], None]) -> dict:
+    """Outcome, seconds and peak memory of one image, after ``ready``; only the outcome if it does not fit."""
     device, limit = torch.device(device), int(memory * 2**30)
     if device.type == 'cuda':
         torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info(device)[1], device)
@@ -59,6 +62,7 @@ def measure_side(key: str, side: int, device: str, memory: float) -> dict:
         model = build_for_inference(key, device)
         # The first call also compiles and allocates.
         inference(model, torch.randn(1, 3, 224, 224, device=device))
+        ready()
         run = partial(timed, partial(inference, model, torch.randn(1, 3, side, side, device=device)), device)
         seconds = []
         peak = measure.peak_memory(lambda: seconds.append(run()), device) / 2**20
@@ -73,7 +77,7 @@ def measure_side(key: str, side: int, device: str, memory: float) -> dict:
 
 def send_side(end: Connection, *args) -> None:
     """:func:`measure_side` for a process whose parent holds the other end of the pipe."""
-    end.send(measure_side(*args))
+    end.send(measure_side(*args, ready=partial(end.send, READY)))
 
 
 def timed(function: Callable[[], object], device: torch.device) -> float:
@@ -86,7 +90,7 @@ def timed(function: Callable[[], object], device: torch.device) -> float:
 
 
 def in_process(name: str, side: int, args) -> dict:
-    """:func:`measure_side` in a new process, which is killed after the time limit."""
+    """:func:`measure_side` in a new process, which is killed after the time limit for its image."""
     row = dict(model=name, side=side, megapixels=side * side / 1e6)
     context = get_context('spawn')
     results, end = context.Pipe(duplex=False)
@@ -94,7 +98,17 @@ def in_process(name: str, side: int, args) -> dict:
     process = context.Process(target=send_side, args=arguments)
     process.start()
     end.close()
-    found = results.recv() if results.poll(60 * args.minutes) else dict(outcome=TIME)
+    try:
+        found = results.recv()
+        if found == READY:
+            found = results.recv() if results.poll(60 * args.minutes) else dict(outcome=TIME)
+    except EOFError:
+        process.join()
+        # The system kills what needs more memory than there is.
+        if process.exitcode != -signal.SIGKILL:
+            code = f'its process ended with exit code {process.exitcode}'
+            raise InputError(f'{name}, {side} x {side}: {code}; see what it printed') from None
+        found = dict(outcome=MEMORY)
     process.kill()
     process.join()
     if 'seconds' in found:
@@ -201,14 +215,13 @@ def main(argv=None):
     machine = f'# {measure.in_words(machine)}'
     with one_line_errors():
         rows = read(table, machine)
-    for name in OVER_SIZES:
-        for side in wanted(name, rows, args.sides):
-            row = in_process(name, side, args)
-            rows.append(row)
-            append(table, row, machine)
-            print(
-                f'{name}, {side} x {side}: {row["outcome"]}, {row.get("seconds", math.nan):.2f} s', flush=True
-            )
+        for name in OVER_SIZES:
+            for side in wanted(name, rows, args.sides):
+                row = in_process(name, side, args)
+                rows.append(row)
+                append(table, row, machine)
+                seconds = row.get('seconds', math.nan)
+                print(f'{name}, {side} x {side}: {row["outcome"]}, {seconds:.2f} s', flush=True)
     plot(rows, args.memory, out.parent / f'{out.name}.png')
 
 
