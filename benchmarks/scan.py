@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmvisiongru import measure
+from mmvisiongru.errors import InputError
 from mmvisiongru.files import check_folder, write_text
 from mmvisiongru.launch.options import one_line_errors
 from mmvisiongru.ops import mingru_scan, runnable_backends
@@ -66,18 +67,25 @@ def accelerated(gate, hidden):
     return scan(keep, new)[..., :length].transpose(1, 2)
 
 
+# The module of each of the others, whether it needs a GPU, and the function.
+OTHERS = {
+    'minGRU-pytorch': ('minGRU_pytorch', False, log_space),
+    'fla hgrn': ('fla', True, hgrn),
+    'accelerated-scan': ('accelerated_scan', True, accelerated),
+}
+# One step of Python per token: the definition, not a competitor.
+NAMES = (*(name for name in BACKENDS if name != 'reference'), *OTHERS)
+
+
 def implementations(device: torch.device, dtype: torch.dtype, wanted: list[str]) -> dict:
-    """Our backends, and the others that are installed and run on the device."""
+    """Our backends, and the others that are installed and run on the device; InputError for unknown names."""
+    if unknown := [name for name in wanted if name not in NAMES]:
+        raise InputError(f'--names {unknown[0]}: there are {", ".join(NAMES)}')
     found = {name: partial(mingru_scan, backend=name) for name in runnable_backends(device, dtype)}
-    if importlib.util.find_spec('minGRU_pytorch'):
-        found['minGRU-pytorch'] = log_space
-    if device.type == 'cuda' and importlib.util.find_spec('fla'):
-        found['fla hgrn'] = hgrn
-    if device.type == 'cuda' and importlib.util.find_spec('accelerated_scan'):
-        found['accelerated-scan'] = accelerated
-    # One step of Python per token: the definition, not a competitor.
-    found.pop('reference', None)
-    return {name: f for name, f in found.items() if not wanted or name in wanted}
+    for name, (module, needs_gpu, function) in OTHERS.items():
+        if importlib.util.find_spec(module) and (device.type == 'cuda' or not needs_gpu):
+            found[name] = function
+    return {name: function for name, function in found.items() if name in (wanted or NAMES)}
 
 
 def gradients(function, gate, hidden, cotangent):
@@ -188,7 +196,7 @@ def copy_bandwidth(device: torch.device, size: int = 1 << 28) -> float:
 
 
 def print_table(rows: list[dict], baseline: str, bandwidth: float) -> None:
-    """Print the rows; ratios are to ``baseline``, shares to the bandwidth of a copy."""
+    """Print the rows; ratios are to ``baseline``, if it ran, shares to the bandwidth of a copy."""
     table = Table(
         'shape',
         'scan',
@@ -208,15 +216,15 @@ def print_table(rows: list[dict], baseline: str, bandwidth: float) -> None:
     )
     base = {row['shape']: row for row in rows if row['name'] == baseline}
     for row in rows:
-        b = base.get(row['shape'], row)
+        b = base.get(row['shape'], {})
         cells = [f'{row[k]:.0e}' for k in ('h', 'd_gate', 'd_hidden')]
         for kind in ('forward', 'train'):
             host = row[kind + '_host_ms']
             # Above 100 %, the host is what a loop of calls waits for.
             cells += [f'{row[kind + "_ms"]:.2f}', '-' if host is None else f'{host / row[kind + "_ms"]:.0%}']
-            cells += [f'{b[kind + "_ms"] / row[kind + "_ms"]:.1f}']
+            cells.append(f'{b[kind + "_ms"] / row[kind + "_ms"]:.1f}' if b else '-')
             cells.append(f'{row[kind + "_bytes_per_s"] / bandwidth:.0%}')
-        memory, base_memory = row['train_peak_mb'], b['train_peak_mb']
+        memory, base_memory = row['train_peak_mb'], b.get('train_peak_mb')
         # The allocator may have kept enough from earlier passes: there is no ratio to zero.
         cells += [f'{memory:.0f}', f'{memory / base_memory:.2f}' if base_memory else '-']
         table.add_row('x'.join(map(str, row['shape'])), row['name'], *cells)

@@ -25,6 +25,11 @@ def test_scan_rows(tmp_path, capsys):
         # Gate, hidden and h of float32, 37 * 24 elements.
         assert row['forward_bytes_per_s'] * row['forward_ms'] / 1e3 == pytest.approx(3 * 4 * 37 * 24)
     assert '2x37x12' in capsys.readouterr().out
+    # Neither a time of the host nor a ratio of what did not run.
+    benchmark_scan.print_table([dict(rows[0], shape=(2, 37, 12))], 'absent', 1e9)
+    assert capsys.readouterr().out.split().count('-') == 5
+    with pytest.raises(SystemExit, match='2'):
+        benchmark_scan.main([*SMALL, '--names', 'troch'])
 
 
 def test_wrong_backend_is_never_timed(monkeypatch):
