@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 # A script has only its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from experiments.training_report import interval, paired
+from experiments.training_report import UNBOUNDED, paired, with_interval
 from mmvisiongru.config import get_config
 from mmvisiongru.files import write_text
 from mmvisiongru.launch.options import SettingsAction, one_line_errors
@@ -170,9 +170,9 @@ def markdown(runs: list[dict], settings: dict) -> str:
     for scan in SCANS:
         found = [run for run in runs if run['scan'] == scan]
         values, losses = [run['value'] for run in found], [run['loss'][-1][1] for run in found]
-        lines.append(f'| {scan} | {len(found)} | {with_interval(values)} | {with_interval(losses)} |')
+        lines.append(f'| {scan} | {len(found)} | {shown(values)} | {shown(losses)} |')
     pairs = [difference(runs, key) for key in (lambda run: run['value'], lambda run: run['loss'][-1][1])]
-    lines.append(f'| log - linear | {len(pairs[0])} | {" | ".join(map(with_interval, pairs))} |')
+    lines.append(f'| log - linear | {len(pairs[0])} | {" | ".join(map(shown, pairs))} |')
     return '\n'.join(lines) + '\n'
 
 
@@ -210,9 +210,9 @@ def difference(runs: list[dict], key: Callable[[dict], float]) -> list[float]:
     return paired(log, linear)
 
 
-def with_interval(values: list[float]) -> str:
+def shown(values: list[float]) -> str:
     """Mean with the ends of its 95 % interval, or nothing."""
-    return '{:.4g} [{:.4g}, {:.4g}]'.format(*interval(values)) if values else ''
+    return with_interval(values, UNBOUNDED, '.4g') if values else ''
 
 
 def parse_args(argv=None):
@@ -254,7 +254,7 @@ def main(argv=None):
                 print(f'{scan}, seed {seed}: {run["metric"]} {run["value"]:.2f}', flush=True)
                 kept['runs'].append(run)
                 write_text(str(path), json.dumps(kept, indent=1) + '\n')
-    write_text(str(out / 'README.md'), markdown(kept['runs'], settings))
+        write_text(str(out / 'README.md'), markdown(kept['runs'], settings))
     draw(kept['runs'], out / 'results.png')
 
 

@@ -102,7 +102,7 @@ def markdown(results: Results, outstanding: Sequence[str]) -> str:
 def row(results: Results, name: str, first: str, p: float | None) -> str:
     """Row of a config; what is not known is empty."""
     config, metric = results.configs[name], metric_of(results)
-    values, digits = values_of(results, name), decimals(metric)
+    values, form = values_of(results, name), f'.{decimals(metric)}f'
     differences = paired(values, values_of(results, first)) if name != first else []
     fewer = f' ({len(differences)} seeds)' if len(differences) < len(values) else ''
     cells = [
@@ -110,8 +110,8 @@ def row(results: Results, name: str, first: str, p: float | None) -> str:
         cost(config, 'parameters', 1e6, 2),
         cost(config, 'macs', 1e6, 1),
         str(len(values)),
-        with_interval([*values.values()], bounds(metric), digits),
-        with_interval(differences, difference_bounds(metric), digits, '+') + fewer if differences else '',
+        with_interval([*values.values()], bounds(metric), form),
+        with_interval(differences, difference_bounds(metric), f'+{form}') + fewer if differences else '',
         '' if p is None else f'{p:.2g}',
         cost(config, 'step_seconds', 1e-3, 0),
         cost(config, 'step_memory', 2**20, 0),
@@ -124,32 +124,39 @@ def cost(config: dict, key: str, unit: float, digits: int) -> str:
     return f'{float(config[key]) / unit:.{digits}f}' if config.get(key) else ''
 
 
-def p_values(results: Results) -> dict[str, float]:
-    """Probability of each difference to the first config if there were none, corrected for their number.
+def p_value(differences: Sequence[float]) -> float:
+    """Probability of differences by a t test if their mean were zero; NaN where there is no test.
 
-    Two-sided paired t tests with the correction of Holm (1979); configs with fewer than two pairs have none.
+    There is none for fewer than two, for NaN, and for a constant, which leaves nothing to compare it with.
     """
     from scipy.stats import ttest_1samp
 
+    # Without any difference there is no statistic, and no evidence of one.
+    if len(differences) > 1 and not any(differences):
+        return 1.0
+    if len(differences) < 2 or math.isclose(min(differences), max(differences)):
+        return math.nan
+    return float(ttest_1samp(differences, 0).pvalue)
+
+
+def p_values(results: Results) -> dict[str, float]:
+    """Probability of each difference to the first config if there were none, corrected for their number.
+
+    Two-sided paired t tests with the correction of Holm (1979); configs without a test have none.
+    """
     names = results.trained()
     pairs = {name: paired(values_of(results, name), values_of(results, names[0])) for name in names[1:]}
-    # Without any difference there is no statistic, and no evidence of one.
-    tested = {
-        name: ttest_1samp(values, 0).pvalue if any(values) else 1.0
-        for name, values in pairs.items()
-        if len(values) > 1
-    }
+    tested = {name: p for name, values in pairs.items() if not math.isnan(p := p_value(values))}
     corrected, largest = {}, 0.0
     for rank, name in enumerate(sorted(tested, key=tested.get)):
         largest = corrected[name] = max(largest, min(1.0, (len(tested) - rank) * tested[name]))
     return corrected
 
 
-def with_interval(values: Sequence[float], possible: Bounds, digits: int, sign: str = '') -> str:
-    """Mean with the ends of its interval, e.g. '43.20 [42.11, 44.29]'."""
+def with_interval(values: Sequence[float], possible: Bounds, form: str) -> str:
+    """Mean with the ends of its interval, each in a format, e.g. '43.20 [42.11, 44.29]' for '.2f'."""
     mean, low, high = interval(values, possible)
-    ends = '' if math.isnan(low) else f' [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]'
-    return f'{mean:{sign}.{digits}f}{ends}'
+    return f'{mean:{form}}' + ('' if math.isnan(low) else f' [{low:{form}}, {high:{form}}]')
 
 
 def labels(names: Sequence[str]) -> list[str]:
