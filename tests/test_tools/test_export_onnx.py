@@ -144,8 +144,12 @@ def fails(here, refused):
     return call
 
 
-def test_fixed_size_and_a_file_that_differs(fails, monkeypatch):
-    export.main(['small.py', 'small.pth', 'fixed.onnx', '--shape', '37', '50', '--output', 'logits'])
+def test_fixed_size_and_a_file_that_differs(fails, refused, monkeypatch, capsys):
+    options = ['small.py', 'small.pth', 'fixed.onnx', '--output', 'logits', '--eval', '--shape']
+    export.main([*options, '32', '32'])
+    table = rows(capsys.readouterr().out)
+    assert table['ONNX Runtime'] == table['torch'] != []
+    assert '1 x 3 x 37 x 50, got 1 x 3 x 32 x 32' in refused(export, *options, '37', '50')
     session = onnx_runtime('fixed.onnx')
     assert session(np.zeros((1, 3, 37, 50), np.float32))['logits'].shape == (1, 2)
     if has_openvino():
@@ -171,6 +175,8 @@ def test_input_that_cannot_be_used(fails, monkeypatch):
     fails('--output', 'boxes', named=['boxes', 'labels', 'logits', 'scores'])
     fails('--output', 'labels', 'labels', named=['got labels, labels'])
     fails('--shape', '-1', '50', named=['--shape', '-1'])
+    Path('index.html').write_text('x')
+    fails('--web', '.', named=['index.html exists'])
     fails('--cfg-options', 'model.head.num_classes=5', named=['small.pth', 'head.fc.weight', '(2, 16)'])
     found = {'torch': '2.6.0', 'onnx': '1.20', 'onnxruntime': '1.23'}
     monkeypatch.setattr(deployment.metadata, 'version', versions(found))

@@ -145,11 +145,16 @@ def evaluate_files(args, cfg: Config, checkpoint: Checkpoint, files: dict[str, s
         runs['OpenVINO'] = openvino(args.out)
     cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.out))[0])
     cfg.load_from, cfg.resume, cfg.launcher = args.checkpoint, False, 'none'
+    if args.shape:
+        cfg.test_dataloader.batch_size = 1
     # torch refuses persistent_workers without workers.
     if not cfg.test_dataloader.num_workers:
         cfg.test_dataloader.persistent_workers = False
     with building(cfg):
         runner = build_runner(cfg)
+        first = runner.test_dataloader.dataset[0]['inputs'][None].float().numpy()
+    # Rather than fail after the evaluation of torch.
+    runs['ONNX Runtime'](first)
     runner.loaded = checkpoint
     table = evaluate(runner, runs)
     names = list(table['torch'])
@@ -176,6 +181,9 @@ def main(argv=None):
         checkpoint = read_checkpoint(args.checkpoint)
         for folder in filter(None, (osp.dirname(args.out) or '.', args.web)):
             check_folder(folder)
+        page = Path(args.web or '.', 'index.html')
+        if args.web and page.exists() and 'demo.js' not in page.read_text(encoding='utf-8', errors='replace'):
+            raise InputError(f'{page} exists and was not written by this tool; choose another folder')
         files = write(args, cfg, checkpoint)
         if args.web:
             write_page(args.web, args.out, args.sample, args.runtime)

@@ -7,10 +7,14 @@ import numpy as np
 import torch
 
 from mmvisiongru.deployment.verify import Run
+from mmvisiongru.errors import InputError
 
 
 def onnx_runtime(path: str) -> Run:
-    """A file in ONNX Runtime, on as many threads as torch uses: a function from images to outputs by name."""
+    """A file in ONNX Runtime, on as many threads as torch uses: a function from images to outputs by name.
+
+    It raises InputError for images of another size than that of the file, if that has one.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -19,7 +23,16 @@ def onnx_runtime(path: str) -> Run:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     names = [output.name for output in session.get_outputs()]
-    return lambda images: dict(zip(names, session.run(None, {'images': images}), strict=True))
+    # Names stand for what is free.
+    wanted = session.get_inputs()[0].shape
+
+    def run(images):
+        if any(isinstance(n, int) and n != m for n, m in zip(wanted, images.shape, strict=True)):
+            takes, got = (' x '.join(map(str, shape)) for shape in (wanted, images.shape))
+            raise InputError(f'{path} takes images of {takes}, got {got}; set --shape to these or omit it')
+        return dict(zip(names, session.run(None, {'images': images}), strict=True))
+
+    return run
 
 
 def openvino(path: str, precision: str = 'f32') -> Run:
