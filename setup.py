@@ -11,6 +11,8 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 # What OpenMMLab tools look for in `<package>/.mim`.
 MIM = ('configs', 'tools', 'weights', 'model-index.yml')
+# What runs in a clone only.
+CLONE = ('run_tests.sh', 'quickstart.*', 'make_env.sh', 'publish_weights.py', 'update_model_zoo.py')
 # A build folder in the tree would carry files of an older build into the next wheel.
 BUILD = tempfile.TemporaryDirectory()
 
@@ -21,7 +23,7 @@ def copy_mim(package):
         source, target = ROOT / name, package / '.mim' / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__', '*.pyc'))
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__', '*.pyc', *CLONE))
         else:
             shutil.copyfile(source, target)
 
