@@ -56,6 +56,9 @@ def test_weights_are_published_as_they_were_tested(segmentor, monkeypatch, refus
     options = ('tiny', '--commit', 'abc', '--terms', 'free')
     folder.mkdir()
     (folder / 'tiny-01234567.pth').touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(publish_weights, 'measure', lambda *_: ({'coco/bbox_mAP': 0.5}, {}))
+        assert 'tested by coco/bbox_mAP' in refused(publish_weights, segmentor, 'fits.pth', *options)
     publish_weights.main([segmentor, 'fits.pth', *options])
     # In place of the older one.
     (path,) = folder.glob('*.pth')

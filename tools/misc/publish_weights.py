@@ -90,6 +90,9 @@ def main(argv=None):
     with one_line_errors():
         weights = in_half(read_checkpoint(args.checkpoint).state_dict)
         metrics, dataset_meta = measure(args.config, args.cfg_options, weights)
+        if not metrics.keys() & LABELS.keys():
+            wanted = ' or '.join(LABELS)
+            raise InputError(f'{args.config} is tested by {", ".join(metrics)}, none of which is {wanted}')
         head = ['git', '-C', str(FOLDER.parent), 'rev-parse', '--short', 'HEAD']
         meta = dict(
             name=args.name,
