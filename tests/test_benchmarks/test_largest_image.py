@@ -3,14 +3,10 @@
 import csv
 import math
 import multiprocessing
-import os
-import signal
-import time
 
 import pytest
 
 from benchmarks import largest_image
-from mmvisiongru.errors import InputError
 
 PICO = 'mmvisiongru.VisionGRU:pico'
 
@@ -71,14 +67,6 @@ def test_table_that_was_begun_goes_on(pretend, tmp_path):
     assert not calls
 
 
-def child(end, key, side, *_):
-    """Takes longer to start than an image may take, and dies of a signal unless it is 0."""
-    time.sleep(1)
-    end.send(largest_image.READY)
-    os.kill(os.getpid(), side)
-    end.send(dict(outcome='fits'))
-
-
 def test_real_process_fits_and_is_refused(tmp_path, monkeypatch):
     # Imported once for both.
     server = multiprocessing.get_context('forkserver')
@@ -93,9 +81,3 @@ def test_real_process_fits_and_is_refused(tmp_path, monkeypatch):
     assert largest_image.in_process('A', 11520, args)['outcome'] == 'memory'
     args.minutes = 1e-4
     assert largest_image.in_process('A', 1024, args)['outcome'] == 'time'
-    monkeypatch.setattr(largest_image, 'send_side', child)
-    args.minutes = 0.015
-    for side, outcome in ((0, 'fits'), (signal.SIGKILL, 'memory')):
-        assert largest_image.in_process('A', side, args)['outcome'] == outcome
-    with pytest.raises(InputError, match=r'A, 15 x 15: .* exit code -15'):
-        largest_image.in_process('A', signal.SIGTERM, args)

@@ -25,7 +25,6 @@ def test_scan_rows(tmp_path, capsys):
         # Gate, hidden and h of float32, 37 * 24 elements.
         assert row['forward_bytes_per_s'] * row['forward_ms'] / 1e3 == pytest.approx(3 * 4 * 37 * 24)
     assert '2x37x12' in capsys.readouterr().out
-    # Neither a time of the host nor a ratio of what did not run.
     benchmark_scan.print_table([dict(rows[0], shape=(2, 37, 12))], 'absent', 1e9)
     assert capsys.readouterr().out.split().count('-') == 5
     with pytest.raises(SystemExit, match='2'):
@@ -73,8 +72,7 @@ def test_device_and_host_are_timed_apart(monkeypatch, host, device):
     monkeypatch.setattr(measure, 'synchronize', gpu.wait)
     monkeypatch.setattr(measure.time, 'perf_counter', lambda: gpu.now)
     times, hosts = benchmark_scan.launched_times({'scan': gpu.call}, torch.device('cuda'), repeats=3)
-    assert times['scan'] == pytest.approx([device] * 3)
-    assert hosts['scan'] == pytest.approx([host] * 3)
+    assert times['scan'] + hosts['scan'] == pytest.approx([device] * 3 + [host] * 3)
     # A clock around a call shows both.
     (both, *_) = measure.interleaved_times({'scan': gpu.call}, torch.device('cuda'), repeats=3)['scan']
     assert both == pytest.approx(host + device)

@@ -1,7 +1,6 @@
 """experiments/compare_training.py: real runs of seconds, stopped, failing and finished before."""
 
 import json
-import math
 import multiprocessing
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -152,8 +151,7 @@ def test_p_values_are_corrected_for_the_number_of_comparisons(tmp_path):
     differences = dict(
         first=(0, 0, 0), same=(0, 0, 0), near=(0.2, -0.1, 0.3), far=(-4.1, -3.9, -4.2), apart=(1.0, 2.0, 4.0)
     )
-    # Neither is tested, nor makes the others less certain.
-    untested = dict(constant=(0.1, 0.1, 0.1), unknown=(0.0, math.nan, 1.0))
+    untested = dict(constant=(0.1, 0.1, 0.1), unknown=(0.0, np.nan, 1.0))
     for name, values in (differences | untested).items():
         results.expect(name, 'x', '')
         for seed, value in enumerate(values):

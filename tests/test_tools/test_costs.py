@@ -58,8 +58,7 @@ def test_figures_of_the_paper():
 
 def test_attention_is_counted():
     """12 layers of 12 C^2 n + 2 n^2 C, of which counters of modules see the first term only."""
-    channels, side = 384, 1248 // 16
-    tokens = side**2 + 1
+    channels, side, tokens = 384, 1248 // 16, (1248 // 16) ** 2 + 1
     patches = side**2 * 3 * 16 * 16 * channels
     found = count(build_model(DEIT).to('meta'), (1248, 1248))
     assert found['macs_attention'] == 12 * 2 * tokens**2 * channels
@@ -85,8 +84,7 @@ def test_sizes_reach_the_file(tmp_path, capsys):
 def test_wrapper_for_test_time_augmentation_counts_one_view(capsys):
     get_flops.main([TTA])
     out = ' '.join(capsys.readouterr().out.split())
-    assert '60.48 M parameters' in out
-    assert '512 x 512' in out
+    assert ('60.48 M parameters' in out, '512 x 512' in out) == (True, True)
 
 
 def test_height_comes_before_width():
@@ -123,8 +121,7 @@ def test_rows_say_what_was_measured(tmp_path):
 def test_dtypes_side_by_side_and_one_channel(tmp_path):
     dtypes = ['float32', 'bfloat16', 'bfloat16-weights']
     found = rows(tmp_path, '--sizes', '32', '--dtype', *dtypes, '--cfg-options', 'model.in_channels=1')
-    names = [f'{name}, {dtype}' for name in (PICO, ATTO) for dtype in dtypes]
-    assert [row['model'] for row in found] == names
+    assert [row['model'] for row in found] == [f'{name}, {d}' for name in (PICO, ATTO) for d in dtypes]
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'bfloat16-weights'])

@@ -53,8 +53,7 @@ def test_time_constants_are_those_of_the_scan():
     seen = []
     mixer.in_proj.register_forward_hook(lambda module, inputs, out: seen.append(out))
     ((paths, tau),) = gate_memories(backbone, torch.randn(1, 3, 12, 20))
-    assert paths == ('row', 'row_reverse')
-    assert tau.shape == (3, 5, 2, 16)
+    assert (paths, tau.shape) == (('row', 'row_reverse'), (3, 5, 2, 16))
     gates = seen[0].view(3, 5, 2, 2, 16)[1, 2, 1, 1, 3].double().detach().expand(1, 41, 1).contiguous()
     # A state of 1 that nothing is added to, after 40 tokens.
     hidden = torch.zeros_like(gates)
@@ -102,12 +101,10 @@ def test_histograms_name_paths_and_spread_one_peak_over_the_axis():
     memories = [(('row', 'column_reverse'), tau) for tau in (narrow, wide)]
     rows = gate_memory.summarise(memories, [1, 1])
     assert rows[0][4:] == pytest.approx((1.5, 1.5, 1.525, 0))
-    # A row has 6 tokens, a column 4.
     assert rows[1][7] == pytest.approx(((wide[:, :, 0] > 6).sum() + (wide[:, :, 1] > 4).sum()) / 384)
     figure = gate_memory.draw(np.zeros((8, 8, 3), np.uint8), memories, rows)
     first, second = (axes for axes in figure.axes if axes.get_xlabel())
-    assert (first.get_xscale(), second.get_xscale()) == ('linear', 'log')
-    assert first.get_xlim()[1] < 3
+    assert (first.get_xscale(), second.get_xscale(), first.get_xlim()[1] < 3) == ('linear', 'log', True)
     assert [text.get_text().strip() for text in second.texts] == ['row: 6', 'column: 4', 'map: 24']
     legend = next(axes.get_legend() for axes in figure.axes if axes.get_legend())
     assert [text.get_text() for text in legend.get_texts()] == ['row', 'column_reverse']
