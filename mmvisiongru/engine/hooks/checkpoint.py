@@ -2,14 +2,13 @@
 
 import os
 import os.path as osp
-from inspect import isroutine
 
-import numpy as np
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import CheckpointHook
 
+from mmvisiongru.checkpoint import to_plain
 from mmvisiongru.engine.optim import is_accumulating
-from mmvisiongru.errors import InputError
+from mmvisiongru.errors import InputError, some
 from mmvisiongru.files import check_folder, is_local, lock_folder, write_text
 from mmvisiongru.registry import HOOKS
 
@@ -31,7 +30,7 @@ class AtomicCheckpointHook(CheckpointHook):
         if self.args:
             raise TypeError(f'unexpected argument {", ".join(map(repr, self.args))}')
         # `saved` is the iteration of the last checkpoint.
-        self.locks, self.overdue, self.saved = [], False, None
+        self.locks, self.overdue, self.saved, self.unreadable = [], False, None, set()
 
     def before_train(self, runner) -> None:
         """Fail now if another training writes to the folder, or if checkpoints could not be resumed."""
@@ -59,12 +58,15 @@ class AtomicCheckpointHook(CheckpointHook):
         self.locks, self.saved = [], None
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Replace what only mmengine and numpy can read; averages of the log begin anew on resuming."""
-        states = {name for name in checkpoint if name.endswith('state_dict')}
-        checkpoint.update({name: _to_plain(checkpoint[name]) for name in checkpoint.keys() - states})
+        """Replace or leave out what is no plain data; averages of the log begin anew on resuming."""
+        checkpoint['message_hub']['log_scalars'], unreadable = {}, []
+        others = {name: checkpoint.pop(name) for name in [*checkpoint] if not name.endswith('state_dict')}
+        checkpoint.update(to_plain(others, 'checkpoint', unreadable))
         info, keys = (checkpoint['message_hub'][name] for name in ('runtime_info', 'resumed_keys'))
-        keys = {key: keys[key] for key in keys.keys() & info.keys()}
-        checkpoint['message_hub'] = dict(log_scalars={}, runtime_info=info, resumed_keys=keys)
+        checkpoint['message_hub']['resumed_keys'] = {key: keys[key] for key in keys.keys() & info.keys()}
+        if unreadable := set(unreadable) - self.unreadable:
+            self.unreadable |= unreadable
+            runner.logger.warning(f'not saved, as it is no plain data: {some(sorted(unreadable))}')
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
         """Save what is due, now or since an earlier iteration."""
@@ -137,16 +139,3 @@ class AtomicCheckpointHook(CheckpointHook):
         path = self.file_backend.join_path(self.out_dir, name)
         if is_main_process() and self.file_backend.isfile(path):
             self.file_backend.remove(path)
-
-
-def _to_plain(node):
-    """Replace numpy values in a nest of dicts, lists and tuples, and leave functions out."""
-    if isinstance(node, (np.generic, np.ndarray)):
-        return node.tolist()
-    if isinstance(node, dict):
-        # mmengine's OneCycleLR has one of its own in its state.
-        return {key: _to_plain(value) for key, value in node.items() if not isroutine(value)}
-    if isinstance(node, (list, tuple)):
-        # A named tuple becomes a plain one: a reader would have to trust its class.
-        return (list if isinstance(node, list) else tuple)(map(_to_plain, node))
-    return node

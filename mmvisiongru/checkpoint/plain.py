@@ -1,0 +1,51 @@
+"""Make what a run saves readable as data only."""
+
+from inspect import isroutine
+from io import BytesIO
+
+import numpy as np
+import torch
+
+BUILT_IN = (dict, list, tuple, set, bool, int, float, complex, str, bytes)
+# Takes the place of what is left out.
+UNREADABLE = object()
+
+
+def to_plain(node, place: str, unreadable: list[str]):
+    """Replace values of numpy, and of classes derived from built-in types, in a nest of collections.
+
+    What ``torch.load(path, weights_only=True)`` would refuse to read is left out, with the entry of the dict
+    that holds it, and its place is added to ``unreadable``. Functions are left out without that.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from mmvisiongru.checkpoint import to_plain
+        >>> to_plain(dict(loss=np.float64(0.5), best=Path('a.pth')), 'meta', unreadable := [])
+        {'loss': 0.5}
+        >>> unreadable
+        ['meta.best']
+    """
+    if isinstance(node, (np.generic, np.ndarray)):
+        node = node.tolist()
+    kind = next((each for each in BUILT_IN if isinstance(node, each)), None)
+    if kind is dict:
+        # mmengine's OneCycleLR has a function of its own in its state.
+        items = [(k, v, f'{place}.{k}') for k, v in node.items() if not isroutine(v)]
+        items = [(to_plain(k, name, unreadable), to_plain(v, name, unreadable)) for k, v, name in items]
+        return {k: v for k, v in items if k is not UNREADABLE and v is not UNREADABLE}
+    if kind in (list, tuple, set):
+        # A named tuple becomes a plain one: a reader would have to trust its class.
+        children = [to_plain(child, place, unreadable) for child in node]
+        return UNREADABLE if any(child is UNREADABLE for child in children) else kind(children)
+    if kind or node is None or torch.is_tensor(node):
+        # str() of an enumeration would give its name.
+        return node if type(node) is kind or not kind else (str.__str__ if kind is str else kind)(node)
+    try:
+        torch.save(node, file := BytesIO())
+        torch.load(BytesIO(file.getvalue()), weights_only=True)
+    # What cannot be saved fails in any way, too.
+    except Exception:
+        unreadable.append(place)
+        return UNREADABLE
+    return node
