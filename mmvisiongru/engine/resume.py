@@ -137,7 +137,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
-    """Seeds each iteration, and validates first if the run was stopped between a checkpoint and validation.
+    """Seeds each iteration, and validates first if the checkpoint was saved before a validation that was due.
 
     Needs ``runner_type='mmvisiongru.ReliableRunner'``, whose samples are seeded too.
     """
@@ -145,10 +145,10 @@ class ExactResumeHook(Hook):
     priority = 'LOWEST'
 
     def before_train(self, runner) -> None:
-        """Make up for a validation that the checkpoint cannot contain: it is saved before."""
+        """Make up for a validation that the checkpoint does not contain: it is saved before, as a rule."""
         loop, val_loop = runner.train_loop, runner.val_loop
         # In the middle of an epoch, nothing is due.
-        if not runner.iter or val_loop is None or getattr(loop, 'done', 0):
+        if not runner.iter or val_loop is None or getattr(loop, 'done', 0) or runner.validated:
             return
         by_iter = isinstance(loop, IterBasedTrainLoop)
         done, last = (loop.iter, loop.max_iters) if by_iter else (loop.epoch, loop.max_epochs)

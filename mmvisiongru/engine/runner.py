@@ -43,7 +43,7 @@ class ReliableRunner(Runner):
 
     # Read already, for load_checkpoint(), which mmengine calls once.
     loaded: Checkpoint | None = None
-    looked = False
+    looked = validated = False
     # Bad samples that a dataloader may skip; None in an evaluation.
     may_skip: int | None = None
     # Parts of the model whose forward is compiled at present, each with its own.
@@ -204,7 +204,8 @@ class ReliableRunner(Runner):
         meta = checkpoint.get('meta', {})
         # mmengine would run this text as a program on resuming.
         meta.pop('config', None)
-        self.position, schedulers = meta.get('position'), checkpoint.get('param_schedulers', ())
+        self.position, self.validated = meta.get('position'), meta.get('validated', False)
+        schedulers = checkpoint.get('param_schedulers', ())
         lists = schedulers.values() if isinstance(schedulers, dict) else [schedulers]
         self.saved_schedulers = sum(map(len, lists))
         return checkpoint

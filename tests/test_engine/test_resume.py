@@ -194,12 +194,20 @@ def test_other_settings_of_the_same_length_are_named_or_followed(tmp_path):
     assert {lr for lr, _ in watched(tmp_path / 'no schedule', resume=True, **more)[1].rates} == {0.05}
 
 
-def test_a_schedule_with_a_function_in_its_state(tmp_path):
-    cycle = dict(param_scheduler=[dict(type='OneCycleLR', eta_max=0.1, total_steps=18, by_epoch=False)])
-    run(tmp_path / 'whole', **cycle)
-    run(tmp_path / 'killed', 8, **cycle)
-    run(tmp_path / 'killed', resume=True, **cycle)
-    assert_same(tmp_path / 'whole', tmp_path / 'killed')
+@pytest.mark.parametrize(
+    ('by_epoch', 'scheduler'),
+    [
+        # One with a function in its state, and one that takes a step after each validation.
+        (False, dict(type='OneCycleLR', eta_max=0.1, total_steps=18, by_epoch=False)),
+        (True, dict(type='ReduceOnPlateauLR', monitor='acc', rule='greater', patience=0)),
+    ],
+)
+def test_schedules_with_a_state_of_their_own(tmp_path, by_epoch, scheduler):
+    more = dict(by_epoch=by_epoch, param_scheduler=[scheduler])
+    run(tmp_path / 'whole', **more)
+    run(tmp_path / 'killed', 14, **more)
+    run(tmp_path / 'killed', resume=True, **more)
+    assert_same(tmp_path / 'whole', tmp_path / 'killed', by_epoch)
 
 
 @pytest.mark.parametrize('by_epoch', [False, True])

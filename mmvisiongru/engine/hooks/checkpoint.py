@@ -29,8 +29,9 @@ class AtomicCheckpointHook(CheckpointHook):
         # mmengine keeps what it does not know and fails at the first save.
         if self.args:
             raise TypeError(f'unexpected argument {", ".join(map(repr, self.args))}')
-        # `saved` is the iteration of the last checkpoint.
-        self.locks, self.overdue, self.saved, self.unreadable = [], False, None, set()
+        # Iterations of the last checkpoint and of the last validation.
+        self.saved = self.validated = None
+        self.locks, self.overdue, self.unreadable = [], False, set()
 
     def before_train(self, runner) -> None:
         """Fail now if another training writes to the folder, or if checkpoints could not be resumed."""
@@ -55,7 +56,7 @@ class AtomicCheckpointHook(CheckpointHook):
         for lock in self.locks:
             if lock is not None:
                 os.close(lock)
-        self.locks, self.saved = [], None
+        self.locks, self.saved, self.validated = [], None, None
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Replace or leave out what is no plain data; averages of the log begin anew on resuming."""
@@ -111,6 +112,8 @@ class AtomicCheckpointHook(CheckpointHook):
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         names = ('save_optimizer', 'save_param_scheduler', 'by_epoch', 'backend_args')
         settings = {name: getattr(self, name) for name in names}
+        # With new best weights, a checkpoint that was saved before the validation is replaced after it.
+        meta['validated'] = self.validated == meta['iter']
         runner.save_checkpoint(self.out_dir, filename, self.file_client_args, meta=meta, **settings)
         if is_main_process():
             write_text(osp.join(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
@@ -120,6 +123,7 @@ class AtomicCheckpointHook(CheckpointHook):
         # A validation without training has no checkpoint that could be the best.
         if not hasattr(self, 'file_backend'):
             return
+        self.validated = runner.iter
         # mmengine keeps the path of a single metric in an attribute.
         several = hasattr(self, 'best_ckpt_path_dict')
         paths = self.best_ckpt_path_dict if several else vars(self)
