@@ -69,7 +69,8 @@ def read_checkpoint(path: str, resume: bool = False) -> Checkpoint:
 def state_dict_of(content, prefix: str | None = None) -> dict[str, Tensor]:
     """Get the weights in a loaded checkpoint, if any: those under ``prefix``, if one is given, without it.
 
-    Without a prefix, the ``module.`` of a wrapped model is removed, as in mmengine.
+    Without a prefix, the ``module.`` of a wrapped model is removed, as in mmengine. What a module
+    returned from ``get_extra_state()``, which need not be a tensor, is among them.
     """
     state = content.get('state_dict', content) if isinstance(content, dict) else {}
     state = state if isinstance(state, dict) else {}
@@ -77,7 +78,9 @@ def state_dict_of(content, prefix: str | None = None) -> dict[str, Tensor]:
     return {
         key.removeprefix(prefix or 'module.'): value
         for key, value in state.items()
-        if torch.is_tensor(value) and isinstance(key, str) and key.startswith(prefix)
+        if isinstance(key, str)
+        and key.startswith(prefix)
+        and (torch.is_tensor(value) or key.endswith('_extra_state'))
     }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from mmengine.model import BaseTTAModel, PretrainedInit, is_model_wrapper
 from torch import nn
 
@@ -49,10 +50,8 @@ def check_weights(
     """
     model, weights = plain_model(model), state_dict_of(checkpoint.content, prefix)
     source = f'checkpoint {checkpoint.path}' + (f' ({setting})' if setting else '')
-    # Older files lack the counter of batch norm, which mmengine does not miss either.
-    own = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
-    unfit = unfit_keys(own, {k: v for k, v in weights.items() if not k.endswith('num_batches_tracked')})
-    fitting = _fitting(own, weights)
+    own, weights = _compared(model.state_dict()), _compared(weights)
+    unfit, fitting = unfit_keys(own, weights), _fitting(own, weights)
     if not fitting and any('snake_gru.' in key for key in checkpoint.state_dict):
         raise InputError(
             f'{source} is of the released VisionGRU code; convert it with '
@@ -115,6 +114,11 @@ def pretrained(model: nn.Module) -> Iterator[None]:
                 check_weights(module, known[path], 0.0, setting, cfg.get('prefix'))
     with data_only(*known.values()):
         yield
+
+
+def _compared(state: dict) -> dict:
+    """The tensors, without the counter of batch norm, which older files lack and mmengine does not miss."""
+    return {k: v for k, v in state.items() if torch.is_tensor(v) and not k.endswith('num_batches_tracked')}
 
 
 def _fitting(own: dict, state: dict, prefix: str = '') -> int:

@@ -194,15 +194,14 @@ def test_other_settings_of_the_same_length_are_named_or_followed(tmp_path):
     assert {lr for lr, _ in watched(tmp_path / 'no schedule', resume=True, **more)[1].rates} == {0.05}
 
 
-@pytest.mark.parametrize(
-    ('by_epoch', 'scheduler'),
-    [
-        # One with a function in its state, and one that takes a step after each validation.
-        (False, dict(type='OneCycleLR', eta_max=0.1, total_steps=18, by_epoch=False)),
-        (True, dict(type='ReduceOnPlateauLR', monitor='acc', rule='greater', patience=0)),
-    ],
-)
-def test_schedules_with_a_state_of_their_own(tmp_path, by_epoch, scheduler):
+# One has a function in its state, the other takes a step after each validation.
+CYCLE = dict(type='OneCycleLR', eta_max=0.1, total_steps=18, by_epoch=False)
+PLATEAU = dict(type='ReduceOnPlateauLR', monitor='acc', rule='greater', patience=0, by_epoch=True)
+
+
+@pytest.mark.parametrize('scheduler', [CYCLE, PLATEAU])
+def test_schedules_with_a_state_of_their_own(tmp_path, scheduler):
+    by_epoch = scheduler['by_epoch']
     more = dict(by_epoch=by_epoch, param_scheduler=[scheduler])
     run(tmp_path / 'whole', **more)
     run(tmp_path / 'killed', 14, **more)

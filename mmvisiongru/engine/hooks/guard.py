@@ -159,7 +159,9 @@ class GuardHook(Hook):
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Refuse to save non-finite weights, which would replace good ones."""
         states = [*checkpoint['state_dict'].items(), *checkpoint.get('ema_state_dict', {}).items()]
-        lost = [k for k, v in states if v.is_floating_point() and not v.isfinite().all()]
+        # A module may have a state that is no tensor.
+        tensors = ((k, v) for k, v in states if torch.is_tensor(v) and v.is_floating_point())
+        lost = [k for k, v in tensors if not v.isfinite().all()]
         if lost:
             raise InputError(
                 f'iteration {runner.iter + 1}: {len(lost)} tensors of the model are not finite, first '
