@@ -118,11 +118,12 @@ def test_copied_run_leaves_the_best_file_of_the_first_alone(tmp_path, monkeypatc
     assert [path.name for path in copy.glob('best_*.pth')] == ['best_acc_iter_12.pth']
 
 
-def test_a_schedule_that_is_not_saved_and_a_misspelt_argument_are_refused(tmp_path):
+def test_a_schedule_that_is_not_saved_and_a_misspelt_argument_or_metric_are_refused(tmp_path):
     with pytest.raises(TypeError, match='max_keep_ckpt'):
         toy_runner(tmp_path, **{'default_hooks.checkpoint.max_keep_ckpt': 3})
-    with pytest.raises(InputError, match='save_param_scheduler'):
-        toy_runner(tmp_path, **{'default_hooks.checkpoint.save_param_scheduler': False}).train()
+    for key, value in (('save_param_scheduler', False), ('save_best', 'mIoU')):
+        with pytest.raises(InputError, match=rf'default_hooks\.checkpoint\.{key}={value!r}'):
+            toy_runner(tmp_path, **{f'default_hooks.checkpoint.{key}': value}).train()
 
 
 def test_second_run_in_a_folder_is_refused(tmp_path):

@@ -124,6 +124,9 @@ class AtomicCheckpointHook(CheckpointHook):
         if not hasattr(self, 'file_backend'):
             return
         self.validated = runner.iter
+        if missing := [key for key in self.save_best or () if key not in ('auto', *metrics)]:
+            place = 'default_hooks.checkpoint.save_best'
+            raise InputError(f'{place}={missing[0]!r} must be one of the metrics: {", ".join(metrics)}')
         # mmengine keeps the path of a single metric in an attribute.
         several = hasattr(self, 'best_ckpt_path_dict')
         paths = self.best_ckpt_path_dict if several else vars(self)
