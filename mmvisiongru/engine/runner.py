@@ -168,6 +168,8 @@ class ReliableRunner(Runner):
 
         ``resume='auto'`` takes the newest checkpoint in the work dir, and ``load_from`` if there is none.
         """
+        if (choice := self.cfg.get('resume_schedule')) not in (None, 'checkpoint', 'config'):
+            raise InputError(f"resume_schedule={choice!r} must be 'checkpoint' or 'config'")
         notes, resume = [], self._resume
         if resume == 'auto' or (resume and not self._load_from):
             self.loaded, notes = find_checkpoint(self.work_dir)

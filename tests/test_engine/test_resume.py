@@ -149,6 +149,8 @@ def test_with_another_number_of_processes(tmp_path, at):
 
 
 def test_a_schedule_of_another_length_must_be_chosen(tmp_path):
+    with pytest.raises(InputError, match="resume_schedule='confg' must be"):
+        run(tmp_path, **settings(resume_schedule='confg'))
     run(tmp_path, **settings(epochs=2))
     with pytest.raises(InputError, match=r'end=8 \(config: 24\).*--schedule config .*--schedule checkpoint'):
         toy_runner(tmp_path, resume=True, **settings()).train()

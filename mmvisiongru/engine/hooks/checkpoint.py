@@ -130,10 +130,9 @@ class AtomicCheckpointHook(CheckpointHook):
         # mmengine keeps the path of a single metric in an attribute.
         several = hasattr(self, 'best_ckpt_path_dict')
         paths = self.best_ckpt_path_dict if several else vars(self)
-        keys = list(paths) if several else ['best_ckpt_path']
-        old = {key: paths.get(key) for key in keys}
+        old = dict(paths) if several else dict(best_ckpt_path=paths.get('best_ckpt_path'))
         # mmengine would delete the old file before it saves the new one, so its path is hidden meanwhile.
-        paths.update(dict.fromkeys(keys))
+        paths.update(dict.fromkeys(old))
         super()._save_best_checkpoint(runner, metrics)
         for key, path in old.items():
             if paths[key] is None:
