@@ -1,4 +1,4 @@
-"""Checks of a sample: files that decoders accept when they should not, and labels that are no class."""
+"""Checks of samples: lists and files that are accepted when they should not be, labels that are no class."""
 
 import os.path as osp
 from pathlib import Path
@@ -8,9 +8,20 @@ import torch
 from mmengine.structures import BaseDataElement
 from PIL import ExifTags, Image
 
+from mmvisiongru.errors import InputError
 from mmvisiongru.files import is_local
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+
+
+def check_list(path: str, place: str) -> None:
+    """Refuse what the libraries would read as a name in a list of samples, the ``ann_file`` of ``place``."""
+    if path.endswith('.txt') and osp.isfile(path):
+        text = Path(path).read_text(encoding='utf-8', errors='replace')
+        blank = [i for i, line in enumerate(text.splitlines(), 1) if not line.strip()]
+        if blank or text.startswith('\ufeff'):
+            fault = f'a blank line {blank[0]}' if blank else 'a byte order mark'
+            raise InputError(f'{path} ({place}.ann_file) has {fault}; delete it')
 
 
 def check_files(info: dict, upright: bool = True) -> None:

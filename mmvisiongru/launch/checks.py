@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout, suppress
 from importlib import import_module
-from pathlib import Path
 
 import mmengine.registry
 from mmengine.config import Config
@@ -23,6 +22,7 @@ import mmvisiongru.registry
 from mmvisiongru.config import DATALOADERS, KNOWN_KEYS, datasets, parts, type_name
 from mmvisiongru.errors import InputError, did_you_mean, in_one_line
 from mmvisiongru.mmcv_ops import import_mmdet, provide_ops
+from mmvisiongru.sample_checks import check_list
 
 ROOTS = [r for r in vars(mmengine.registry).values() if isinstance(r, Registry) and r.parent is None]
 # Where the class that is meant may be, besides the scope of a config.
@@ -73,7 +73,8 @@ def check_names(cfg: Config) -> None:
 
 def _check_arguments(place: str, node: dict, classes: list[type]) -> None:
     known = {'type', '_scope_', 'priority'}.union(*map(arguments_of, classes))
-    for key in set(node) - known if classes else ():
+    # mmpretrain takes magnitude_key out of what RandAugment chooses from.
+    for key in set(node) - known - {'magnitude_key'} if classes else ():
         hint = did_you_mean(key, known, cutoff=0.75)
         if hint or issubclass(classes[0], Hook):
             hint = hint or f'; it takes {", ".join(sorted(known))}'
@@ -147,12 +148,15 @@ def arguments_of(kind: type) -> set[str]:
 
 def check_sizes(cfg: Config) -> None:
     """Refuse sliding windows without a size, and training images that are padded beyond their crop."""
+    kinds = _find((cfg.get('model') or {}).get('type'), cfg.get('default_scope'))
     for place, node in parts(cfg, 'model'):
-        if place.endswith('test_cfg') and node.get('mode', 'whole') not in ('whole', 'slide'):
-            raise InputError(f"{place}.mode={node['mode']!r} in {cfg.filename} must be 'whole' or 'slide'")
+        setting = f'{place}.mode={(mode := node.get("mode", "whole"))!r} in {cfg.filename}'
+        known = mode in ('whole', 'slide') or any(hasattr(kind, f'{mode}_inference') for kind in kinds)
+        if place.endswith('test_cfg') and not known:
+            raise InputError(f"{setting} must be 'whole' or 'slide'")
         missing = [f'{place}.{key}' for key in ('crop_size', 'stride') if not node.get(key)]
-        if node.get('mode') == 'slide' and missing:
-            raise InputError(f"{place}.mode='slide' in {cfg.filename} needs {' and '.join(missing)}")
+        if mode in ('slide', 'slide_flip') and missing:
+            raise InputError(f'{setting} needs {" and ".join(missing)}')
     crops = [node['crop_size'] for _, node in parts(cfg, 'train_dataloader') if node.get('crop_size')]
     size = ((cfg.get('model') or {}).get('data_preprocessor') or {}).get('size')
     if crops and size:
@@ -186,22 +190,12 @@ def check_data(cfg: Config, dataloaders: Iterable[str]) -> None:
                     'read as data or as a class; delete it'
                 )
         path = osp.join(dataset.get('data_root') or '', ann_file)
-        _check_list(path, place)
+        check_list(path, place)
         key = place.split('.')[0].replace('dataloader', 'evaluator')
         metric = cfg.get(key)
         scored = metric.get('ann_file') if isinstance(metric, dict) else None
         if scored and osp.realpath(scored) != osp.realpath(path):
             raise InputError(f'{key}.ann_file={scored}, but {place} reads {path}; set {key}.ann_file={path}')
-
-
-def _check_list(path: str, place: str) -> None:
-    """Refuse what the libraries would read as a name in a list of samples."""
-    if path.endswith('.txt') and osp.isfile(path):
-        text = Path(path).read_text(encoding='utf-8', errors='replace')
-        blank = [i for i, line in enumerate(text.splitlines(), 1) if not line.strip()]
-        if blank or text.startswith('\ufeff'):
-            fault = f'a blank line {blank[0]}' if blank else 'a byte order mark'
-            raise InputError(f'{path} ({place}.ann_file) has {fault}; delete it')
 
 
 def _folders(dataset: dict) -> dict[str, str]:
