@@ -21,7 +21,7 @@ KNOWN_KEYS = set(inspect.signature(Runner).parameters) - {'cfg'} | {
     'resume_schedule', 'runner_type', 'sync_bn', 'tta_model', 'tta_pipeline',
 }  # fmt: skip
 # Customary names of variables in a config file that come close to a key.
-VARIABLES = {'gallery_dataloader', 'pipeline', 'test_pipeline', 'train_pipeline', 'val_pipeline'}
+VARIABLES = {'gallery_dataloader', 'pipeline', 'test_pipeline', 'train_pipeline', 'tta_cfg', 'val_pipeline'}
 
 
 def config_files() -> dict[str, Path]:

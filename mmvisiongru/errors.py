@@ -1,5 +1,6 @@
 """The error that a user can mend, and the wording of its one line."""
 
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from difflib import get_close_matches
@@ -41,7 +42,9 @@ def in_one_line(error: BaseException, width: int = 300) -> str:
         return no_compiled_operators()
     # str() of a KeyError would put its text in quotes.
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    text = ' '.join(str(text).split())
+    # If there is none, as in an assertion without one, the line of the source says what was expected.
+    source = (frame.line or '' for frame in traceback.extract_tb(error.__traceback__)[-1:])
+    text = ' '.join(str(text).split()) or ''.join(source)
     text = text if len(text) <= width else f'{text[: width - 4]} ...'
     # An assertion of another package speaks of its input, such as an image that cannot be read.
     plain = text and type(error) in (InputError, ValueError, AssertionError)

@@ -17,6 +17,5 @@ from .resume import find_checkpoint
 __all__ = [
     'SCHEME', 'Checkpoint', 'check_file', 'check_weights', 'data_only', 'find_checkpoint',
     'load_checkpoint_file', 'load_weights', 'plain_model', 'pretrained', 'published_weights',
-    'read_checkpoint', 'refuse_pickled_code', 'state_dict_of', 'to_plain', 'unfit_keys',
-    'weights_hash',
+    'read_checkpoint', 'refuse_pickled_code', 'state_dict_of', 'to_plain', 'unfit_keys', 'weights_hash',
 ]  # fmt: skip

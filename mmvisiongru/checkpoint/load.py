@@ -75,12 +75,11 @@ def state_dict_of(content, prefix: str | None = None) -> dict[str, Tensor]:
     state = content.get('state_dict', content) if isinstance(content, dict) else {}
     state = state if isinstance(state, dict) else {}
     prefix = prefix.rstrip('.') + '.' if prefix else ''
+    named = {k: v for k, v in state.items() if isinstance(k, str) and k.startswith(prefix)}
     return {
         key.removeprefix(prefix or 'module.'): value
-        for key, value in state.items()
-        if isinstance(key, str)
-        and key.startswith(prefix)
-        and (torch.is_tensor(value) or key.endswith('_extra_state'))
+        for key, value in named.items()
+        if torch.is_tensor(value) or key.endswith('_extra_state')
     }
 
 

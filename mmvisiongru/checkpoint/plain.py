@@ -18,13 +18,9 @@ def to_plain(node, place: str, unreadable: list[str]):
     that holds it, and its place is added to ``unreadable``. Functions are left out without that.
 
     Examples:
-        >>> from pathlib import Path
-        >>> import numpy as np
         >>> from mmvisiongru.checkpoint import to_plain
-        >>> to_plain(dict(loss=np.float64(0.5), best=Path('a.pth')), 'meta', unreadable := [])
-        {'loss': 0.5}
-        >>> unreadable
-        ['meta.best']
+        >>> to_plain(dict(best=0.5, seen=range(3)), 'meta', unreadable := []), unreadable
+        ({'best': 0.5}, ['meta.seen'])
     """
     if isinstance(node, (np.generic, np.ndarray)):
         node = node.tolist()
@@ -44,7 +40,6 @@ def to_plain(node, place: str, unreadable: list[str]):
     try:
         torch.save(node, file := BytesIO())
         torch.load(BytesIO(file.getvalue()), weights_only=True)
-    # What cannot be saved fails in any way, too.
     except Exception:
         unreadable.append(place)
         return UNREADABLE

@@ -50,11 +50,7 @@ def weights_hash(state_dict: dict[str, Tensor]) -> str:
 
 
 def check_hash(path: Path, content: dict) -> None:
-    """Compare published weights with the hash in their file name and metadata.
-
-    Raises:
-        InputError: They differ.
-    """
+    """Refuse published weights that differ from the hash in their file name and metadata."""
     found = weights_hash(content['state_dict'])
     if found[:8] != path.stem.rpartition('-')[2] or found != content['meta']['sha256']:
         raise InputError(f'weights {path} do not have the hash {path.stem[-8:]}; install mmvisiongru again')
