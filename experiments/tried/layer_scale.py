@@ -15,5 +15,5 @@ class LayerScaleVisionGRU(VisionGRU):
         super().__init__(*args, **kwargs)
         for stage in self.stages:
             for block in stage.blocks:
-                block.mixer = nn.Sequential(block.mixer, LayerScale(stage.dim, 0.1))
-                block.mlp = nn.Sequential(block.mlp, LayerScale(stage.dim, 0.1))
+                block.mixer = nn.Sequential(block.mixer, LayerScale(block.norm1.normalized_shape[0], 0.1))
+                block.mlp = nn.Sequential(block.mlp, LayerScale(block.norm1.normalized_shape[0], 0.1))

@@ -1,7 +1,6 @@
 """Make what a run saves readable as data only."""
 
 from inspect import isroutine
-from io import BytesIO
 
 import numpy as np
 import torch
@@ -14,8 +13,8 @@ UNREADABLE = object()
 def to_plain(node, place: str, unreadable: list[str]):
     """Replace values of numpy, and of classes derived from built-in types, in a nest of collections.
 
-    What ``torch.load(path, weights_only=True)`` would refuse to read is left out, with the entry of the dict
-    that holds it, and its place is added to ``unreadable``. Functions are left out without that.
+    Objects that are neither these nor tensors, which a reader would have to trust, are left out with the
+    entry of the dict that holds them, and its place is added to ``unreadable``; functions without that.
 
     Examples:
         >>> from mmvisiongru.checkpoint import to_plain
@@ -37,10 +36,5 @@ def to_plain(node, place: str, unreadable: list[str]):
     if kind or node is None or torch.is_tensor(node):
         # str() of an enumeration would give its name.
         return node if type(node) is kind or not kind else (str.__str__ if kind is str else kind)(node)
-    try:
-        torch.save(node, file := BytesIO())
-        torch.load(BytesIO(file.getvalue()), weights_only=True)
-    except Exception:
-        unreadable.append(place)
-        return UNREADABLE
-    return node
+    unreadable.append(place)
+    return UNREADABLE

@@ -74,9 +74,8 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """An optional downsampling and a run of blocks on maps of one size."""
 
-    def __init__(self, dim: int, downsample: nn.Module | None, blocks: Sequence[nn.Module]):
+    def __init__(self, downsample: nn.Module | None, blocks: Sequence[nn.Module]):
         super().__init__()
-        self.dim = dim
         self.downsample = downsample or nn.Identity()
         self.blocks = nn.Sequential(*blocks)
 
@@ -176,7 +175,7 @@ class VisionGRU(Backbone):
         for i, (dim, depth) in enumerate(zip(self.embed_dims, self.depths, strict=True)):
             downsample = Downsample(self.embed_dims[i - 1], dim) if i else None
             blocks = [Block(dim, mlp_ratio, next(rates), with_cp, **mixer) for _ in range(depth)]
-            self.stages.append(Stage(dim, downsample, blocks))
+            self.stages.append(Stage(downsample, blocks))
         reductions = [4 * 2**i for i in range(len(self.depths))]
         self._build_outputs(self.embed_dims, reductions, out_norm_cfg, out_contiguous)
         self._freeze_stages()
@@ -185,8 +184,6 @@ class VisionGRU(Backbone):
         arch = self._settings_of(arch)
         if set(arch) != {'embed_dims', 'depths'}:
             raise ValueError(f"an arch dict has the keys 'embed_dims' and 'depths', got {sorted(arch)}")
-        if not all(isinstance(value, Sequence) for value in arch.values()):
-            raise ValueError(f'embed_dims and depths of an arch have a number for each stage, got {arch}')
         embed_dims, depths = tuple(arch['embed_dims']), tuple(arch['depths'])
         if len(embed_dims) != len(depths) or not depths:
             raise ValueError(f'arch has {len(embed_dims)} embed_dims for the stages, {len(depths)} depths')

@@ -168,8 +168,6 @@ class VRWKV(Backbone):
             if not isinstance(arch[name], kinds) or isinstance(arch[name], bool):
                 raise ValueError(f'{name} of an arch must be a number, got {arch[name]!r}')
         check_positive(embed_dims=arch['embed_dims'], depth=arch['depth'])
-        for name in ('post_norm', 'key_norm'):
-            check_choice(name, arch[name], (False, True))
         return arch
 
     def _freeze_stages(self) -> None:

@@ -137,8 +137,6 @@ def _is_intact(path: Path) -> bool:
 def _file_name(name: str, compiler: str) -> str:
     files = (SOURCES / f'{name}.cpp', *sorted(SOURCES.glob('*.h')))
     parts = (*(f.read_text('utf-8') for f in files), *FLAGS, compiler, _processor(), torch.__version__)
-    # Earlier versions put another kind of checksum behind their files.
-    parts += ('sha256',)
     return f'{name}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so'
 
 

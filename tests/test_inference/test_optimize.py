@@ -248,10 +248,6 @@ def hooked(layer, part):
     getattr(layer, part).register_forward_hook(lambda module, args, out: 2 * out)
 
 
-def before(layer, part):
-    getattr(layer, part).register_forward_pre_hook(lambda module, args: (2 * args[0],))
-
-
 class Twice(nn.Linear):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -291,7 +287,7 @@ MIXER, MLP = {'TiledBlock', 'TiledMinGRU2D'}, {'TiledBlock', 'FusedMLP'}
 CHANGES = {
     'hook on in_proj': (hooked, 'mixer', 'in_proj', MIXER),
     'hook on the MLP': (hooked, 'block', 'mlp', MLP),
-    'hook before the MLP': (before, 'block', 'mlp', MLP),
+    'pre-hook': (lambda x, _: x.mlp.register_forward_pre_hook(lambda _, y: (2 * y[0],)), 'block', 'mlp', MLP),
     'hook in the stem': (hooked, 'stem', 'norm1', {'TiledStem'}),
     'patched mixer': (twice, 'block', 'mixer', MIXER),
     'subclass': (replaced(lambda fc: Twice(8, 64, bias=False)), 'mixer', 'in_proj', MIXER),

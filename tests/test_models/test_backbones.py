@@ -313,7 +313,6 @@ BAD_ARGUMENTS = {
         (dict(out_indices=()), r'\(\)'),
         (dict(out_indices=(1.0,)), r'\(1\.0,\)'),
         (dict(frozen_stages=5), 'got 5'),
-        (dict(arch=dict(embed_dims=8, depths=1)), "'embed_dims': 8"),
         (dict(scan_backend='warp'), "'warp'"),
     ],
     VRWKV: [
@@ -323,7 +322,6 @@ BAD_ARGUMENTS = {
         (layers(VRWKV, depth=0), 'depth.*positive'),
         (layers(VRWKV, embed_dims=[8]), r'embed_dims.* \[8\]'),
         (layers(VRWKV, layer_scale=False), 'layer_scale.* False'),
-        (layers(VRWKV, post_norm='no'), "post_norm.* 'no'"),
         (dict(patch_size=(16, 0)), '16, 0'),
         (dict(img_size=(32,)), r'\(32,\)'),
         (dict(out_indices=(3,)), r'\[-3, 3\), got \(3,\)'),
