@@ -148,7 +148,7 @@ class ExactResumeHook(Hook):
         """Make up for a validation that the checkpoint does not contain: it is saved before, as a rule."""
         loop, val_loop = runner.train_loop, runner.val_loop
         # In the middle of an epoch, nothing is due.
-        if not runner.iter or val_loop is None or getattr(loop, 'done', 0) or runner.validated:
+        if not runner.iter or val_loop is None or getattr(loop, 'done', 0) or vars(runner).get('validated'):
             return
         by_iter = isinstance(loop, IterBasedTrainLoop)
         done, last = (loop.iter, loop.max_iters) if by_iter else (loop.epoch, loop.max_epochs)

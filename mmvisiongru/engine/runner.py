@@ -43,7 +43,7 @@ class ReliableRunner(Runner):
 
     # Read already, for load_checkpoint(), which mmengine calls once.
     loaded: Checkpoint | None = None
-    looked = validated = False
+    looked = False
     # Bad samples that a dataloader may skip; None in an evaluation.
     may_skip: int | None = None
     # Parts of the model whose forward is compiled at present, each with its own.

@@ -107,8 +107,8 @@ def test_ablation_is_one_key(name):
 
 # Of mmpretrain, so that this project has no copy that could be worse than the original; it has no VRWKV.
 CLASSES = dict(swin='SwinTransformer', convnext='ConvNeXt', deit='VisionTransformer', vrwkv='VRWKV')
-# What follows from the backbone: the widths that heads read, and a pyramid where it has none.
-FOLLOWS = r'model\.(backbone\.|(head|decode_head|auxiliary_head)\.in_channels$|neck)'
+# What follows from it: the widths that heads read, a pyramid where it has none, and what does not decay.
+FOLLOWS = r'model\.(backbone\.|(head|decode_head|auxiliary_head)\.in_channels$|neck)|.*\.relative_position'
 PEERS = configs('peers')
 
 
