@@ -23,8 +23,8 @@ SEGMENTATION = """
         backbone=dict(type='mmvisiongru.VisionGRU', arch=dict(embed_dims=[8, 16, 32, 64], depths=[1] * 4)),
         test_cfg=dict(mode='whole'),
         decode_head=dict(
-            type='FCNHead', in_channels=(8, 64), in_index=(0, 3), input_transform='resize_concat', channels=8,
-            num_convs=1, num_classes=3, norm_cfg=dict(type='SyncBN', requires_grad=True),
+            type='FCNHead', in_channels=64, in_index=3, channels=8, num_convs=1, num_classes=3,
+            norm_cfg=dict(type='SyncBN', requires_grad=True),
         ),
     )
     dataset = dict(
