@@ -41,10 +41,11 @@ def in_one_line(error: BaseException, width: int = 300) -> str:
     if isinstance(error, ImportError) and error.name == 'mmcv._ext':
         return no_compiled_operators()
     # str() of a KeyError would put its text in quotes.
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    # If there is none, as in an assertion without one, the line of the source says what was expected.
-    source = (frame.line or '' for frame in traceback.extract_tb(error.__traceback__)[-1:])
-    text = ' '.join(str(text).split()) or ''.join(source)
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    text = ' '.join(text.split())
+    if not text and error.__traceback__:
+        # As in an assertion without one: the line of the source says what was expected.
+        text = traceback.extract_tb(error.__traceback__)[-1].line or ''
     text = text if len(text) <= width else f'{text[: width - 4]} ...'
     # An assertion of another package speaks of its input, such as an image that cannot be read.
     plain = text and type(error) in (InputError, ValueError, AssertionError)

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 BUILT_IN = (dict, list, tuple, set, bool, int, float, complex, str, bytes)
-# Takes the place of what is left out.
-UNREADABLE = object()
+LEFT_OUT = object()
 
 
 def to_plain(node, place: str, unreadable: list[str]):
@@ -28,13 +27,13 @@ def to_plain(node, place: str, unreadable: list[str]):
         # mmengine's OneCycleLR has a function of its own in its state.
         items = [(k, v, f'{place}.{k}') for k, v in node.items() if not isroutine(v)]
         items = [(to_plain(k, name, unreadable), to_plain(v, name, unreadable)) for k, v, name in items]
-        return {k: v for k, v in items if k is not UNREADABLE and v is not UNREADABLE}
+        return {k: v for k, v in items if k is not LEFT_OUT and v is not LEFT_OUT}
     if kind in (list, tuple, set):
         # A named tuple becomes a plain one: a reader would have to trust its class.
         children = [to_plain(child, place, unreadable) for child in node]
-        return UNREADABLE if any(child is UNREADABLE for child in children) else kind(children)
-    if kind or node is None or torch.is_tensor(node):
-        # str() of an enumeration would give its name.
-        return node if type(node) is kind or not kind else (str.__str__ if kind is str else kind)(node)
-    unreadable.append(place)
-    return UNREADABLE
+        return LEFT_OUT if any(child is LEFT_OUT for child in children) else kind(children)
+    if not kind and node is not None and not torch.is_tensor(node):
+        unreadable.append(place)
+        return LEFT_OUT
+    # str() of an enumeration would give its name.
+    return str.__str__(node) if kind is str else kind(node) if kind else node
